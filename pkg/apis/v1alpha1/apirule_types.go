@@ -1,0 +1,447 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// APIRule exposes lambdas (or Services) through the mesh gateway.
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=apir,categories=lambdamesh
+// +kubebuilder:printcolumn:name="Hosts",type=string,JSONPath=`.spec.hosts`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Programmed",type=string,JSONPath=`.status.conditions[?(@.type=="Programmed")].status`
+// +kubebuilder:printcolumn:name="URLs",type=string,JSONPath=`.status.urls`
+// +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].message`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type APIRule struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec APIRuleSpec `json:"spec"`
+	// +optional
+	Status APIRuleStatus `json:"status,omitempty"`
+}
+
+// APIRuleList is a list of API rules.
+// +kubebuilder:object:root=true
+type APIRuleList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []APIRule `json:"items"`
+}
+
+// APIRuleSpec says which requests go where, and who may make them.
+type APIRuleSpec struct {
+	// Hosts: a label completed with the gateway's domain ("last-order"), a
+	// fully qualified name, or *.name. A host belongs to the oldest APIRule that
+	// claims it.
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=253
+	// +kubebuilder:validation:items:XValidation:rule="self.matches('^([*][.])?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$')",message="a host is a lower-case label (last-order), a full name (orders.example.com) or *.name, without scheme, port or path"
+	Hosts []string `json:"hosts"`
+	// Gateway is the networking.istio.io/v1 Gateway as namespace/name.
+	// +optional
+	// +kubebuilder:default="lambdamesh-system/gateway"
+	// +kubebuilder:validation:MaxLength=127
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",message="gateway is written namespace/name, such as lambdamesh-system/gateway"
+	Gateway string `json:"gateway,omitempty"`
+	// CORS answers preflight requests of browsers.
+	// +optional
+	CORS *CORSPolicy `json:"cors,omitempty"`
+	// Timeout of a request, for rules without one of their own.
+	// +optional
+	// +kubebuilder:default="180s"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('3900s')",message="timeout must be between 1s and 3900s, such as 30s"
+	Timeout *metav1.Duration `json:"timeout,omitempty"`
+	// Rules are tried in order; the first match decides route, backend and
+	// auth together. No match: 404.
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	Rules []Rule `json:"rules"`
+}
+
+// Rule is one kind of request, its backend and its access strategy.
+// +kubebuilder:validation:XValidation:rule="[has(self.noAuth), has(self.jwt), has(self.extAuth)].filter(x, x).size() == 1",message="a rule needs exactly one of noAuth: true, jwt, extAuth"
+// +kubebuilder:validation:XValidation:rule="[has(self.lambda), has(self.service), has(self.backends)].filter(x, x).size() == 1",message="a rule needs exactly one of lambda, service, backends"
+type Rule struct {
+	// Path: {*} is one non-empty segment, {**} zero or more and last, /* is
+	// everything; otherwise literal.
+	// +kubebuilder:validation:MaxLength=1024
+	// +kubebuilder:validation:XValidation:rule="self.startsWith('/') && !self.contains('//') && !self.contains('/../') && !self.contains('/./') && !self.endsWith('/..') && !self.endsWith('/.') && !self.contains('?') && !self.contains('#') && !self.contains('%') && !self.contains(';') && !self.matches('[\\\\x00-\\\\x20\\\\x7f\\\\\\\\]')",message="path begins with / and is written canonically: no //, /./, /../, ?, #, %, ;, backslash or space"
+	// +kubebuilder:validation:XValidation:rule="self == '/*' || (!self.replace('{**}', '').replace('{*}', '').contains('*') && !self.replace('{**}', '').replace('{*}', '').contains('{') && !self.replace('{**}', '').replace('{*}', '').contains('}'))",message="path wildcards are {*} for one segment, {**} for the rest, or /* alone for everything"
+	// +kubebuilder:validation:XValidation:rule="self.split('/').all(s, s == '{*}' || s == '{**}' || !s.contains('{')) && (self.indexOf('{**}') < 0 || self.indexOf('{**}') == size(self) - 4)",message="{*} and {**} stand for whole segments, and {**} only at the end"
+	Path string `json:"path"`
+	// Methods; default all.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=16
+	Methods []HTTPMethod `json:"methods,omitempty"`
+	// Headers that must match, all of them.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	Headers []HeaderMatch `json:"headers,omitempty"`
+
+	// Lambda of this namespace that answers.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Lambda string `json:"lambda,omitempty"`
+	// Service that answers.
+	// +optional
+	Service *ServiceRef `json:"service,omitempty"`
+	// Backends share the requests by weight.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	Backends []WeightedBackend `json:"backends,omitempty"`
+
+	// NoAuth: true lets everybody in.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="self",message="noAuth is true or absent; use jwt or extAuth to restrict a rule"
+	NoAuth *bool `json:"noAuth,omitempty"`
+	// JWT lets bearers of a valid token in.
+	// +optional
+	JWT *JWTAuth `json:"jwt,omitempty"`
+	// ExtAuth asks an external authorizer.
+	// +optional
+	ExtAuth *ExtAuth `json:"extAuth,omitempty"`
+
+	// Rewrite changes path or host on the way to the backend.
+	// +optional
+	Rewrite *Rewrite `json:"rewrite,omitempty"`
+	// Request headers to set or remove before the backend.
+	// +optional
+	Request *HeaderEdits `json:"request,omitempty"`
+	// Response headers to set or remove before the client.
+	// +optional
+	Response *HeaderEdits `json:"response,omitempty"`
+	// Timeout of a request under this rule.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('3900s')",message="timeout must be between 1s and 3900s, such as 10s"
+	Timeout *metav1.Duration `json:"timeout,omitempty"`
+	// Retries of a failed request; default none.
+	// +optional
+	Retries *Retries `json:"retries,omitempty"`
+	// RateLimit of requests under this rule.
+	// +optional
+	RateLimit *RateLimit `json:"rateLimit,omitempty"`
+}
+
+// HTTPMethod of a request (RFC 9110, section 9).
+// +kubebuilder:validation:Enum=GET;HEAD;POST;PUT;PATCH;DELETE;OPTIONS;TRACE
+type HTTPMethod string
+
+// HeaderMatch is a condition on a request header: exactly one of exact,
+// prefix, regex, present.
+// +kubebuilder:validation:XValidation:rule="[has(self.exact), has(self.prefix), has(self.regex), has(self.present)].filter(x, x).size() == 1",message="a header match needs exactly one of exact, prefix, regex, present"
+type HeaderMatch struct {
+	// Name, case-insensitive.
+	// +kubebuilder:validation:MaxLength=128
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9-]+$`
+	Name string `json:"name"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	Exact *string `json:"exact,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=1024
+	Prefix *string `json:"prefix,omitempty"`
+	// Regex (RE2) must match the whole value.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	Regex *string `json:"regex,omitempty"`
+	// Present: true when the header must be there, false when it must not.
+	// +optional
+	Present *bool `json:"present,omitempty"`
+}
+
+// ServiceRef is a port of a Kubernetes Service.
+type ServiceRef struct {
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Name string `json:"name"`
+	// Namespace; default this one.
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	Namespace string `json:"namespace,omitempty"`
+	// Port number of the Service.
+	// +optional
+	// +kubebuilder:default=80
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port int32 `json:"port,omitempty"`
+}
+
+// WeightedBackend is a lambda or Service with its share of the requests.
+// +kubebuilder:validation:XValidation:rule="has(self.lambda) != has(self.service)",message="a backend names either a lambda or a service"
+type WeightedBackend struct {
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Lambda string `json:"lambda,omitempty"`
+	// +optional
+	Service *ServiceRef `json:"service,omitempty"`
+	// Weight relative to the sum of all.
+	// +optional
+	// +kubebuilder:default=1
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=1000000
+	Weight *int32 `json:"weight,omitempty"`
+}
+
+// JWTAuth: any of authentications proves who it is, any of authorizations what
+// they may.
+type JWTAuth struct {
+	// Authentications: issuers whose tokens are taken.
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	Authentications []JWTAuthentication `json:"authentications"`
+	// Authorizations: any entry of the list is enough; inside one entry all
+	// must hold. Empty: every valid token.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	Authorizations []JWTAuthorization `json:"authorizations,omitempty"`
+}
+
+// JWTAuthentication is an issuer and its keys (RFC 7519, RFC 7517).
+// +kubebuilder:validation:XValidation:rule="has(self.jwksUri) != has(self.jwksSecret)",message="an authentication needs exactly one of jwksUri (https://...) and jwksSecret (a Secret here with the key jwks.json)"
+type JWTAuthentication struct {
+	// Issuer: the token's iss.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=1024
+	Issuer string `json:"issuer"`
+	// JWKSURI of the issuer's key set.
+	// +optional
+	// +kubebuilder:validation:MaxLength=2048
+	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.contains('@')",message="jwksUri is an http(s) URL without user information, such as https://issuer.example.com/.well-known/jwks.json"
+	JWKSURI string `json:"jwksUri,omitempty"`
+	// JWKSSecret names a Secret of this namespace whose key jwks.json is the set.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	JWKSSecret string `json:"jwksSecret,omitempty"`
+	// Audiences: the token's aud must name one. Empty: any.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=16
+	Audiences []string `json:"audiences,omitempty"`
+	// FromHeaders: where the token is; default Authorization: Bearer.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=8
+	FromHeaders []TokenHeader `json:"fromHeaders,omitempty"`
+	// FromParams: query parameters the token may be in.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=8
+	// +kubebuilder:validation:items:Pattern=`^[A-Za-z0-9_.-]+$`
+	// +kubebuilder:validation:items:MaxLength=128
+	FromParams []string `json:"fromParams,omitempty"`
+}
+
+// TokenHeader is a request header with a token in it.
+type TokenHeader struct {
+	// +kubebuilder:validation:MaxLength=128
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9-]+$`
+	Name string `json:"name"`
+	// Prefix before the token, "Bearer " for example.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	Prefix string `json:"prefix,omitempty"`
+}
+
+// JWTAuthorization is what a token must claim; all of it.
+type JWTAuthorization struct {
+	// RequiredScopes are looked for in the claims scp, scope and scopes.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=256
+	RequiredScopes []string `json:"requiredScopes,omitempty"`
+	// Audiences: aud must name all of these.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=1024
+	Audiences []string `json:"audiences,omitempty"`
+	// Claims: each named claim must have one of its values.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	// +kubebuilder:validation:MaxItems=16
+	Claims []ClaimMatch `json:"claims,omitempty"`
+}
+
+// ClaimMatch is a claim and the values of which it must have one.
+type ClaimMatch struct {
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	Name string `json:"name"`
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:MaxLength=1024
+	Values []string `json:"values"`
+}
+
+// ExtAuth asks an external authorizer that the operator has configured.
+type ExtAuth struct {
+	// Provider is a name in the control plane's configuration.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Provider string `json:"provider"`
+	// JWT that must hold too.
+	// +optional
+	JWT *JWTAuth `json:"jwt,omitempty"`
+}
+
+// CORSPolicy answers preflight requests (WHATWG Fetch, section 3.2).
+type CORSPolicy struct {
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	AllowOrigins []OriginMatch `json:"allowOrigins"`
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=16
+	AllowMethods []HTTPMethod `json:"allowMethods,omitempty"`
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:Pattern=`^[A-Za-z0-9-]+$`
+	// +kubebuilder:validation:items:MaxLength=128
+	AllowHeaders []string `json:"allowHeaders,omitempty"`
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:Pattern=`^[A-Za-z0-9-]+$`
+	// +kubebuilder:validation:items:MaxLength=128
+	ExposeHeaders []string `json:"exposeHeaders,omitempty"`
+	// +optional
+	AllowCredentials *bool `json:"allowCredentials,omitempty"`
+	// MaxAge a browser may keep the preflight's answer.
+	// +optional
+	MaxAge *metav1.Duration `json:"maxAge,omitempty"`
+}
+
+// OriginMatch is exactly one of exact, prefix, regex.
+// +kubebuilder:validation:XValidation:rule="[has(self.exact), has(self.prefix), has(self.regex)].filter(x, x).size() == 1",message="an origin needs exactly one of exact, prefix, regex"
+type OriginMatch struct {
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=1024
+	Exact *string `json:"exact,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=1024
+	Prefix *string `json:"prefix,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	Regex *string `json:"regex,omitempty"`
+}
+
+// Rewrite changes what the backend sees.
+// +kubebuilder:validation:XValidation:rule="has(self.path) || has(self.host)",message="a rewrite needs path or host"
+type Rewrite struct {
+	// Path that replaces the matched one (the literal part before a wildcard).
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	// +kubebuilder:validation:Pattern=`^/[^?#\s]*$`
+	Path string `json:"path,omitempty"`
+	// Host that replaces the request's.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
+	Host string `json:"host,omitempty"`
+}
+
+// HeaderEdits sets and removes headers.
+type HeaderEdits struct {
+	// SetHeaders: name to value; replaces what was there.
+	// +optional
+	// +kubebuilder:validation:MaxProperties=32
+	// +kubebuilder:validation:XValidation:rule="self.all(k, k.matches('^[A-Za-z0-9-]+$') && size(k) <= 128 && !self[k].contains('\\n') && !self[k].contains('\\r') && size(self[k]) <= 4096)",message="header names are letters, digits and '-'; values have no line breaks and at most 4096 bytes"
+	SetHeaders map[string]string `json:"setHeaders,omitempty"`
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:Pattern=`^[A-Za-z0-9-]+$`
+	// +kubebuilder:validation:items:MaxLength=128
+	RemoveHeaders []string `json:"removeHeaders,omitempty"`
+}
+
+// Retries of a failed request.
+type Retries struct {
+	// Attempts counts the retries, not the first try.
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=10
+	Attempts int32 `json:"attempts"`
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1ms')",message="perTryTimeout must be at least 1ms"
+	PerTryTimeout *metav1.Duration `json:"perTryTimeout,omitempty"`
+	// On: what counts as a failure; default connect-failure, refused-stream.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=8
+	// +kubebuilder:validation:items:Enum="5xx";"gateway-error";"connect-failure";"refused-stream";"reset";"retriable-4xx"
+	On []string `json:"on,omitempty"`
+}
+
+// RateLimit is a token bucket.
+type RateLimit struct {
+	// Requests per Per.
+	// +kubebuilder:validation:Minimum=1
+	Requests int32 `json:"requests"`
+	// Per: the interval, 1s for example.
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s')",message="per must be at least 1s"
+	Per metav1.Duration `json:"per"`
+	// Burst above the rate; default requests.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	Burst *int32 `json:"burst,omitempty"`
+	// Key: one bucket per value; default one for all.
+	// +optional
+	Key *RateLimitKey `json:"key,omitempty"`
+}
+
+// RateLimitKey is exactly one of header, claim, clientIP.
+// +kubebuilder:validation:XValidation:rule="[has(self.header), has(self.claim), has(self.clientIP)].filter(x, x).size() == 1",message="a key needs exactly one of header, claim, clientIP"
+type RateLimitKey struct {
+	// +optional
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9-]+$`
+	// +kubebuilder:validation:MaxLength=128
+	Header string `json:"header,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	Claim string `json:"claim,omitempty"`
+	// +optional
+	ClientIP *bool `json:"clientIP,omitempty"`
+}
+
+// APIRuleStatus is what was observed.
+type APIRuleStatus struct {
+	CommonStatus `json:",inline"`
+	// URLs at which the hosts answer.
+	// +optional
+	// +listType=atomic
+	URLs []string `json:"urls,omitempty"`
+}
+
+// Conditions implements [Object].
+func (r *APIRule) Conditions() *[]metav1.Condition { return &r.Status.CommonStatus.Conditions }
+
+// SetObservedGeneration implements [Object].
+func (r *APIRule) SetObservedGeneration(g int64) { r.Status.ObservedGeneration = g }

@@ -1,0 +1,281 @@
+package v1alpha1
+
+import (
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Subscription has events pushed to a sink, each at least once, until the sink
+// answered 2xx or the event lies in the dead-letter store.
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=sub,categories=lambdamesh
+// +kubebuilder:printcolumn:name="Source",type=string,JSONPath=`.spec.source`
+// +kubebuilder:printcolumn:name="Types",type=string,JSONPath=`.spec.types`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Pending",type=integer,JSONPath=`.status.pending`
+// +kubebuilder:printcolumn:name="Delivered",type=integer,JSONPath=`.status.delivered`
+// +kubebuilder:printcolumn:name="Dead",type=integer,JSONPath=`.status.deadLettered`
+// +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].message`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type Subscription struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec SubscriptionSpec `json:"spec"`
+	// +optional
+	Status SubscriptionStatus `json:"status,omitempty"`
+}
+
+// SubscriptionList is a list of subscriptions.
+// +kubebuilder:object:root=true
+type SubscriptionList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Subscription `json:"items"`
+}
+
+// SubscriptionSpec says which events go where and how hard to try.
+type SubscriptionSpec struct {
+	// Source: an application bound in this namespace, /<namespace>/<lambda>, or
+	// "*" for all that this namespace may read.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="self == '*' || self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$') || self.matches('^/[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",message="source is an application's name, /<namespace>/<lambda>, or *"
+	Source string `json:"source"`
+	// Types of events: dot-separated tokens, `*` for one token, `**` last for
+	// the rest. Overlapping patterns deliver an event once.
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=253
+	// +kubebuilder:validation:items:XValidation:rule="self.split('.').all(t, t == '*' || t == '**' || t.matches('^[^*>\\\\s]+$')) && (self.indexOf('**') < 0 || self.indexOf('**') == size(self) - 2)",message="a type is dot-separated tokens such as order.created.v1; * stands for one token and ** for the rest, at the end only"
+	Types []string `json:"types"`
+	// Filters of the CloudEvents Subscriptions API, section 3.2.4.1: objects with
+	// one of exact, prefix, suffix, all, any, not, sql. All must hold.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:Type=object
+	Filters []apiextensionsv1.JSON `json:"filters,omitempty"`
+	// Sink that the events are pushed to.
+	Sink Sink `json:"sink"`
+	// Delivery: format, concurrency, retry and dead letters.
+	// +optional
+	// +kubebuilder:default={}
+	Delivery Delivery `json:"delivery,omitempty"`
+	// Start: where a new subscription begins.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="start is where the subscription began and cannot change; replay past events with `lambdamesh events replay`, or make a new Subscription"
+	Start *Start `json:"start,omitempty"`
+	// Paused stops deliveries; events wait.
+	// +optional
+	Paused bool `json:"paused,omitempty"`
+}
+
+// Sink is exactly one of lambda, service, uri.
+// +kubebuilder:validation:XValidation:rule="[has(self.lambda), has(self.service), has(self.uri)].filter(x, x).size() == 1",message="a sink needs exactly one of lambda, service, uri"
+type Sink struct {
+	// Lambda of this namespace.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Lambda string `json:"lambda,omitempty"`
+	// Service and path.
+	// +optional
+	Service *SinkService `json:"service,omitempty"`
+	// URI that allowedTargets allow.
+	// +optional
+	// +kubebuilder:validation:MaxLength=2048
+	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.contains('@')",message="uri is an http(s) URL without user information, such as https://hooks.example.com/orders"
+	URI string `json:"uri,omitempty"`
+}
+
+// SinkService is a path on a port of a Service.
+type SinkService struct {
+	ServiceRef `json:",inline"`
+	// Path; default /.
+	// +optional
+	// +kubebuilder:default=/
+	// +kubebuilder:validation:MaxLength=1024
+	// +kubebuilder:validation:Pattern=`^/[^?#\s]*$`
+	Path string `json:"path,omitempty"`
+}
+
+// DeliveryFormat of a push.
+// +kubebuilder:validation:Enum=binary;structured;legacy
+type DeliveryFormat string
+
+// Delivery formats.
+const (
+	// FormatBinary: attributes in ce- headers (CloudEvents HTTP binding 3.1).
+	FormatBinary DeliveryFormat = "binary"
+	// FormatStructured: application/cloudevents+json (HTTP binding 3.2).
+	FormatStructured DeliveryFormat = "structured"
+	// FormatLegacy: KYMA-* headers, the body is data.
+	FormatLegacy DeliveryFormat = "legacy"
+)
+
+// Delivery says how events are pushed.
+type Delivery struct {
+	// Format of the push.
+	// +optional
+	// +kubebuilder:default=binary
+	Format DeliveryFormat `json:"format,omitempty"`
+	// Timeout of one push.
+	// +optional
+	// +kubebuilder:default="30s"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('100ms') && duration(self) <= duration('3900s')",message="timeout must be between 100ms and 3900s, such as 30s"
+	Timeout *metav1.Duration `json:"timeout,omitempty"`
+	// MaxInFlight pushes at once.
+	// +optional
+	// +kubebuilder:default=100
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=10000
+	MaxInFlight *int32 `json:"maxInFlight,omitempty"`
+	// OrderBy is an attribute or extension; events of one value are pushed one
+	// after another. Unset: no order.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]+$`
+	OrderBy string `json:"orderBy,omitempty"`
+	// Retry of a push that was not answered 2xx.
+	// +optional
+	// +kubebuilder:default={}
+	Retry Retry `json:"retry,omitempty"`
+	// DeadLetter: where an exhausted event goes besides the dead-letter store.
+	// +optional
+	DeadLetter *DeadLetter `json:"deadLetter,omitempty"`
+}
+
+// Retry is exponential with jitter; a Retry-After of the sink is honored.
+// +kubebuilder:validation:XValidation:rule="!has(self.minBackoff) || !has(self.maxBackoff) || duration(self.minBackoff) <= duration(self.maxBackoff)",message="minBackoff must not be greater than maxBackoff"
+type Retry struct {
+	// MaxAttempts in all, the first included.
+	// +optional
+	// +kubebuilder:default=10
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	MaxAttempts *int32 `json:"maxAttempts,omitempty"`
+	// MinBackoff before the second attempt.
+	// +optional
+	// +kubebuilder:default="1s"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('10ms') && duration(self) <= duration('24h')",message="minBackoff must be between 10ms and 24h, such as 1s"
+	MinBackoff *metav1.Duration `json:"minBackoff,omitempty"`
+	// MaxBackoff between two attempts.
+	// +optional
+	// +kubebuilder:default="5m"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('10ms') && duration(self) <= duration('24h')",message="maxBackoff must be between 10ms and 24h, such as 5m"
+	MaxBackoff *metav1.Duration `json:"maxBackoff,omitempty"`
+	// MaxAge of an event after it was accepted; older ones become dead letters.
+	// +optional
+	// +kubebuilder:default="24h"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('144h')",message="maxAge must be between 1s and 144h, such as 24h"
+	MaxAge *metav1.Duration `json:"maxAge,omitempty"`
+}
+
+// DeadLetter is an extra sink of exhausted events.
+type DeadLetter struct {
+	Sink Sink `json:"sink"`
+}
+
+// Start is where a new subscription begins: exactly one of from, time,
+// sequence.
+// +kubebuilder:validation:XValidation:rule="[has(self.from), has(self.time), has(self.sequence)].filter(x, x).size() == 1",message="start needs exactly one of from: new|earliest, time, sequence"
+type Start struct {
+	// From new events on, or from the earliest that is stored.
+	// +optional
+	// +kubebuilder:validation:Enum=new;earliest
+	From string `json:"from,omitempty"`
+	// Time of acceptance to begin at.
+	// +optional
+	Time *metav1.Time `json:"time,omitempty"`
+	// Sequence to begin at.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	Sequence *int64 `json:"sequence,omitempty"`
+}
+
+// SubscriptionStatus is what was observed.
+type SubscriptionStatus struct {
+	CommonStatus `json:",inline"`
+	// Pending events that wait for a push.
+	// +optional
+	Pending int64 `json:"pending"`
+	// InFlight pushes, and events that wait for their next attempt.
+	// +optional
+	InFlight int64 `json:"inFlight"`
+	// Delivered events.
+	// +optional
+	Delivered int64 `json:"delivered"`
+	// Redelivered counts attempts after the first.
+	// +optional
+	Redelivered int64 `json:"redelivered"`
+	// DeadLettered events.
+	// +optional
+	DeadLettered int64 `json:"deadLettered"`
+	// LastError of a push.
+	// +optional
+	LastError string `json:"lastError,omitempty"`
+	// OldestPending is when the oldest event that waits was accepted.
+	// +optional
+	OldestPending *metav1.Time `json:"oldestPending,omitempty"`
+}
+
+// EventGrant lets another namespace read events of this one.
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=evg,categories=lambdamesh
+// +kubebuilder:printcolumn:name="Namespaces",type=string,JSONPath=`.spec.namespaces`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type EventGrant struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec EventGrantSpec `json:"spec"`
+	// +optional
+	Status EventGrantStatus `json:"status,omitempty"`
+}
+
+// EventGrantList is a list of event grants.
+// +kubebuilder:object:root=true
+type EventGrantList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []EventGrant `json:"items"`
+}
+
+// EventGrantSpec says who may read which events of this namespace.
+type EventGrantSpec struct {
+	// Namespaces that may subscribe.
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MaxLength=63
+	Namespaces []string `json:"namespaces"`
+	// Lambdas of this namespace whose events they may read; empty: all.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MaxLength=63
+	Lambdas []string `json:"lambdas,omitempty"`
+}
+
+// EventGrantStatus is what was observed.
+type EventGrantStatus struct {
+	CommonStatus `json:",inline"`
+}
+
+// Conditions implements [Object].
+func (s *Subscription) Conditions() *[]metav1.Condition { return &s.Status.CommonStatus.Conditions }
+
+// SetObservedGeneration implements [Object].
+func (s *Subscription) SetObservedGeneration(g int64) { s.Status.ObservedGeneration = g }
+
+// Conditions implements [Object].
+func (g *EventGrant) Conditions() *[]metav1.Condition { return &g.Status.CommonStatus.Conditions }
+
+// SetObservedGeneration implements [Object].
+func (g *EventGrant) SetObservedGeneration(n int64) { g.Status.ObservedGeneration = n }

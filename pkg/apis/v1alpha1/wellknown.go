@@ -1,0 +1,129 @@
+package v1alpha1
+
+// SystemNamespace is where the control plane, the event bus and the connector
+// live, in a cluster and locally.
+const SystemNamespace = "lambdamesh-system"
+
+// DefaultTrustDomain is the SPIFFE trust domain of workload identities; it is
+// Istio's default too.
+const DefaultTrustDomain = "cluster.local"
+
+// Service accounts of the system's own workloads. With the trust domain they
+// make their SPIFFE identities, see [SPIFFEID].
+const (
+	ServiceAccountControlPlane = "controlplane"
+	ServiceAccountGateway      = "gateway"
+	ServiceAccountEventBus     = "eventbus"
+	ServiceAccountConnector    = "connector"
+)
+
+// Services of the system namespace that lambdas call.
+const (
+	ServiceEventBus          = "eventbus"
+	ServiceConnectorOutbound = "connector-outbound"
+	// ServiceHTTPPort is the name of the port of every Service that the mesh
+	// programs; Service, WorkloadEntry and Sidecar agree on it.
+	ServiceHTTPPort = "http"
+	// ServicePort is the port number under that name.
+	ServicePort = 80
+)
+
+// DefaultGateway is the networking.istio.io/v1 Gateway that an APIRule uses
+// when it names none, as namespace/name.
+const DefaultGateway = SystemNamespace + "/gateway"
+
+// Labels.
+const (
+	// LabelManagedBy with [ManagedBy] marks every object we generate, so that
+	// stale ones can be found and pruned.
+	LabelManagedBy = "app.kubernetes.io/managed-by"
+	// ManagedBy is the value of [LabelManagedBy] and the prefix of our field
+	// managers.
+	ManagedBy = "lambdamesh"
+	// LabelLambda carries the Lambda's name on its Deployment, pods, Service
+	// and WorkloadEntries; the Service selects by it.
+	LabelLambda = Group + "/lambda"
+	// LabelReplica is unique per replica; a Sidecar object selects by it.
+	LabelReplica = Group + "/replica"
+	// LabelMember names a system workload (eventbus, connector) on its
+	// WorkloadEntries.
+	LabelMember = Group + "/member"
+	// LabelOwnerNamespace and LabelOwnerName tie a generated object to the
+	// object of ours it was made from where an owner reference cannot (other
+	// namespace).
+	LabelOwnerNamespace = Group + "/owner-namespace"
+	LabelOwnerName      = Group + "/owner-name"
+	// LabelIstioTLSMode set to "istio" tells a client proxy that this endpoint
+	// speaks mutual TLS.
+	LabelIstioTLSMode = "security.istio.io/tlsMode"
+)
+
+// Annotations.
+const (
+	// AnnotationDomain on a networking.istio.io/v1 Gateway completes host
+	// labels of APIRules ("last-order" becomes "last-order.<domain>").
+	AnnotationDomain = Group + "/domain"
+	// AnnotationRuntime on a Deployment's pod template tells which runtime
+	// server it runs.
+	AnnotationRuntime = Group + "/runtime"
+	// AnnotationSourceHash on a Deployment's pod template changes with the
+	// source, so that a change rolls out.
+	AnnotationSourceHash = Group + "/source-hash"
+)
+
+// LocalImagePrefix begins the image of a Deployment whose artifact lies in the
+// local artifact store of `lambdamesh dev`: lambdamesh.local/<runtime>:<hash>.
+const LocalImagePrefix = "lambdamesh.local/"
+
+// XDSTokenAudience is the audience of the service-account tokens with which
+// data planes authenticate to the ADS server.
+const XDSTokenAudience = "lambdamesh-xds"
+
+// HeaderRule is set by the gateway to the id of the rule a request is under,
+// after the client's copies were removed; the sidecar's policy reads it.
+const HeaderRule = "x-lambdamesh-rule"
+
+// HeaderToken carries the bearer token of a jwt route from the gateway to the
+// sidecar's RequestAuthentication under Istio.
+const HeaderToken = "x-lambdamesh-token"
+
+// HeaderClientCert is Envoy's X-Forwarded-Client-Cert: the caller's SPIFFE
+// identity, set by the sidecar. Trust it only on a listener that nothing but
+// the sidecar can reach.
+const HeaderClientCert = "x-forwarded-client-cert"
+
+// Environment of a lambda's process: the contract between the Deployment and
+// the runtime servers.
+const (
+	// EnvListen is where the runtime serves invocations: "unix:/path" or
+	// "tcp:host:port". Unset: tcp on $PORT, else 8080.
+	EnvListen = "LAMBDAMESH_LISTEN"
+	// EnvAdminListen is where it serves /healthz, /readyz and /metrics, in the
+	// same form. Unset: tcp::8081.
+	EnvAdminListen  = "LAMBDAMESH_ADMIN_LISTEN"
+	EnvLambda       = "LAMBDAMESH_LAMBDA"
+	EnvNamespace    = "LAMBDAMESH_NAMESPACE"
+	EnvHandler      = "LAMBDAMESH_HANDLER"
+	EnvTimeout      = "LAMBDAMESH_TIMEOUT"        // a Go duration, "180s"
+	EnvMaxBodyBytes = "LAMBDAMESH_MAX_BODY_BYTES" // decimal bytes
+	// EnvSource is the directory with the lambda's source (or binary).
+	EnvSource = "LAMBDAMESH_SOURCE"
+	// EnvPublishURL is where context.publish posts CloudEvents.
+	EnvPublishURL = "LAMBDAMESH_PUBLISH_URL"
+	// EnvConnectorURL is the base for context.application(name).fetch:
+	// <url>/<application>/<service>/<path>.
+	EnvConnectorURL = "LAMBDAMESH_CONNECTOR_URL"
+	// EnvHTTPProxy is the sidecar's egress listener; runtimes use it for both
+	// URLs and as the default proxy for http.
+	EnvHTTPProxy = "HTTP_PROXY"
+	EnvNoProxy   = "NO_PROXY"
+)
+
+// SPIFFEID returns the identity of a service account, the URI SAN of its
+// workload certificate (SPIFFE-ID, section 2; the path is Istio's).
+func SPIFFEID(trustDomain, namespace, serviceAccount string) string {
+	return "spiffe://" + trustDomain + "/ns/" + namespace + "/sa/" + serviceAccount
+}
+
+// LambdaSource is the CloudEvents source of a lambda's own events.
+func LambdaSource(namespace, lambda string) string { return "/" + namespace + "/" + lambda }
