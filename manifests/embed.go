@@ -5,7 +5,7 @@ import "embed"
 // CRDs holds the generated CustomResourceDefinitions of the group
 // lambdamesh.dev, one YAML document per file in the folder "crds".
 //
-//go:embed crds/*.yaml
+//go:embed crds/lambdamesh.dev_*.yaml
 var CRDs embed.FS
 
 // IstioCRDs holds Istio's CustomResourceDefinitions in the folder "istio", many

@@ -1,0 +1,110 @@
+# `make` lists what there is to do. Everything needs Go, make and git; nothing is
+# installed system-wide. What is expensive to build (Kubernetes' binaries, the
+# tools) is kept by version in the cache that hack/kubernetes/get.sh names.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -X main.version=$(VERSION)
+TOOL := hack/tools/run
+
+# Modules of their own inside the checkout that have tests (the runtimes' SDKs).
+NESTED = $(shell find . -name go.mod -not -path './go.mod' -not -path './hack/*' \
+	-not -path '*/testdata/*' -not -path '*/node_modules/*' -not -path './.lambdamesh/*' -exec dirname {} \;)
+MODULES = . $(NESTED) hack/kubernetes hack/tools hack/tools/lint
+
+# Tests and benchmarks of the whole module, or `make test PKG=./eventbus/...`.
+PKG ?=
+# Further flags for go test: make test ARGS='-run TestPublish -v'.
+ARGS ?=
+
+.PHONY: help
+help: ## List the targets
+	@echo 'Lambdamesh $(VERSION)'
+	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: check-go
+check-go:
+	@command -v go >/dev/null 2>&1 || { \
+		echo 'Lambdamesh is built with Go 1.26 or newer and found none: install it from https://go.dev/dl' >&2; exit 1; }
+	@go list -m >/dev/null 2>&1 || { go list -m || true; \
+		echo "Lambdamesh is built with Go 1.26 or newer; found $$(cd / && go env GOVERSION) at $$(command -v go)." >&2; \
+		echo 'Update it (https://go.dev/dl), or let Go fetch the right one: GOTOOLCHAIN=auto make ...' >&2; exit 1; }
+
+##@ Run and build
+
+.PHONY: run
+run: build ## Build what is missing and run everything here, with the demo of examples/commerce
+	@exec bin/lambdamesh dev --apply examples/commerce $(ARGS)
+
+.PHONY: build
+build: kubernetes ## Build the programs of cmd/ into bin/
+	@mkdir -p bin
+	@CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+.PHONY: kubernetes
+kubernetes: check-go ## Get kube-apiserver, etcd, kube-controller-manager and kubectl (bin/kubectl)
+	@hack/kubernetes/get.sh
+	@mkdir -p bin && ln -sf "$$(hack/kubernetes/get.sh --dir)/kubectl" bin/kubectl
+
+.PHONY: images
+images: check-go ## Build container images to dist/images.tar; KO_DOCKER_REPO=registry/path pushes them instead
+	@VERSION='$(VERSION)' hack/images.sh
+
+##@ Test
+
+.PHONY: test
+test: kubernetes ## Run the unit and integration tests (with -race where a C compiler is); no e2e
+	@hack/test.sh '$(PKG)' '$(NESTED)' $(ARGS)
+
+.PHONY: e2e
+e2e: build ## Drive the built programs from outside
+	@KUBEBUILDER_ASSETS="$$(hack/kubernetes/get.sh --dir)" LAMBDAMESH_BIN='$(CURDIR)/bin' CGO_ENABLED=0 \
+		go test -count=1 -timeout 20m $(ARGS) ./e2e/...
+
+.PHONY: bench
+bench: kubernetes ## Run the benchmarks into dist/bench.txt; BASE=old.txt compares with an earlier run
+	@mkdir -p dist
+	@KUBEBUILDER_ASSETS="$$(hack/kubernetes/get.sh --dir)" CGO_ENABLED=0 \
+		go test -run '^$$' -bench . -benchmem -timeout 30m $(ARGS) $(or $(PKG),./...) >dist/bench.out 2>&1 \
+		|| { cat dist/bench.out; exit 1; }
+	@grep -v 'no test files' dist/bench.out >dist/bench.txt && rm dist/bench.out
+	@$(TOOL) benchstat $(BASE) dist/bench.txt
+
+##@ Generate and verify
+
+.PHONY: generate
+generate: check-go ## Write deepcopy functions, CRDs and their field docs from pkg/apis
+	@$(TOOL) controller-gen object paths=./pkg/apis/...
+	@$(TOOL) controller-gen crd paths=./pkg/apis/... output:crd:dir=manifests/crds
+
+.PHONY: golden
+golden: check-go ## Rewrite the golden files of meshconfig; read the diff before you commit it
+	@CGO_ENABLED=0 go test ./meshconfig/... -run Golden -update
+	@git --no-pager diff --stat -- meshconfig
+
+.PHONY: lint
+lint: check-go ## Lint, the import arrows of the architecture included
+	@CGO_ENABLED=0 $(TOOL) golangci-lint run $(PKG)
+
+.PHONY: fmt
+fmt: check-go ## Format the code
+	@CGO_ENABLED=0 $(TOOL) golangci-lint fmt
+
+.PHONY: tidy
+tidy: check-go ## Tidy every module
+	@for module in $(MODULES); do (cd "$$module" && go mod tidy) || exit 1; done
+
+.PHONY: verify
+verify: generate ## Generate, check the modules and lint; fails when anything is not committed
+	@for module in $(MODULES); do echo "tidy $$module"; (cd "$$module" && go mod tidy -diff) || exit 1; done
+	@$(MAKE) --no-print-directory lint
+	@changes=$$(git status --porcelain) && [ -z "$$changes" ] || { git --no-pager diff --stat; echo "$$changes"; \
+		echo 'verify: these files are not committed (or make generate has just changed them)' >&2; exit 1; }
+
+.PHONY: clean
+clean: ## Remove what builds left in this checkout; the caches stay
+	rm -rf bin dist
