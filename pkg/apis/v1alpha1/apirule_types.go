@@ -70,10 +70,10 @@ type APIRuleSpec struct {
 type Rule struct {
 	// Path: {*} is one non-empty segment, {**} zero or more and last, /* is
 	// everything; otherwise literal.
+	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
-	// +kubebuilder:validation:XValidation:rule="self.startsWith('/') && !self.contains('//') && !self.contains('/../') && !self.contains('/./') && !self.endsWith('/..') && !self.endsWith('/.') && !self.contains('?') && !self.contains('#') && !self.contains('%') && !self.contains(';') && !self.matches('[\\\\x00-\\\\x20\\\\x7f\\\\\\\\]')",message="path begins with / and is written canonically: no //, /./, /../, ?, #, %, ;, backslash or space"
-	// +kubebuilder:validation:XValidation:rule="self == '/*' || (!self.replace('{**}', '').replace('{*}', '').contains('*') && !self.replace('{**}', '').replace('{*}', '').contains('{') && !self.replace('{**}', '').replace('{*}', '').contains('}'))",message="path wildcards are {*} for one segment, {**} for the rest, or /* alone for everything"
-	// +kubebuilder:validation:XValidation:rule="self.split('/').all(s, s == '{*}' || s == '{**}' || !s.contains('{')) && (self.indexOf('{**}') < 0 || self.indexOf('{**}') == size(self) - 4)",message="{*} and {**} stand for whole segments, and {**} only at the end"
+	// +kubebuilder:validation:XValidation:rule="self.startsWith('/') && !self.contains('//') && !self.contains('/../') && !self.contains('/./') && !self.endsWith('/..') && !self.endsWith('/.') && !self.matches('[?#%;\\\\\\\\\\\\x00-\\\\x20\\\\x7f]')",message="path begins with / and is written canonically: no //, /./, /../, ?, #, %, ;, backslash or space"
+	// +kubebuilder:validation:XValidation:rule="self == '/*' || self.matches('^(/([^/{}*]+|[{][*][}]))*(/|/[{][*][*][}])?$')",message="path wildcards stand for whole segments: {*} for one, {**} for the rest and only at the end, or /* alone for everything"
 	Path string `json:"path"`
 	// Methods; default all.
 	// +optional
@@ -367,13 +367,18 @@ type Rewrite struct {
 	Host string `json:"host,omitempty"`
 }
 
+// HeaderValue of a header (RFC 9110, section 5.5).
+// +kubebuilder:validation:MaxLength=4096
+// +kubebuilder:validation:Pattern=`^[^\x00\r\n]*$`
+type HeaderValue string
+
 // HeaderEdits sets and removes headers.
 type HeaderEdits struct {
-	// SetHeaders: name to value; replaces what was there.
+	// SetHeaders: name to value; replaces what was there. A name that is not
+	// letters, digits and '-' is Accepted=False.
 	// +optional
 	// +kubebuilder:validation:MaxProperties=32
-	// +kubebuilder:validation:XValidation:rule="self.all(k, k.matches('^[A-Za-z0-9-]+$') && size(k) <= 128 && !self[k].contains('\\n') && !self[k].contains('\\r') && size(self[k]) <= 4096)",message="header names are letters, digits and '-'; values have no line breaks and at most 4096 bytes"
-	SetHeaders map[string]string `json:"setHeaders,omitempty"`
+	SetHeaders map[string]HeaderValue `json:"setHeaders,omitempty"`
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=32

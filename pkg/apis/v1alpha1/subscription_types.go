@@ -50,7 +50,7 @@ type SubscriptionSpec struct {
 	// +kubebuilder:validation:MaxItems=64
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=253
-	// +kubebuilder:validation:items:XValidation:rule="self.split('.').all(t, t == '*' || t == '**' || t.matches('^[^*>\\\\s]+$')) && (self.indexOf('**') < 0 || self.indexOf('**') == size(self) - 2)",message="a type is dot-separated tokens such as order.created.v1; * stands for one token and ** for the rest, at the end only"
+	// +kubebuilder:validation:items:XValidation:rule="self.matches('^([*][*]|([*]|[^.*>\\\\s]+)([.]([*]|[^.*>\\\\s]+))*([.][*][*])?)$')",message="a type is dot-separated tokens such as order.created.v1; * stands for one token and ** for the rest, at the end only"
 	Types []string `json:"types"`
 	// Filters of the CloudEvents Subscriptions API, section 3.2.4.1: objects with
 	// one of exact, prefix, suffix, all, any, not, sql. All must hold.

@@ -772,7 +772,7 @@ func (in *HeaderEdits) DeepCopyInto(out *HeaderEdits) {
 	*out = *in
 	if in.SetHeaders != nil {
 		in, out := &in.SetHeaders, &out.SetHeaders
-		*out = make(map[string]string, len(*in))
+		*out = make(map[string]HeaderValue, len(*in))
 		for key, val := range *in {
 			(*out)[key] = val
 		}
