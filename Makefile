@@ -89,6 +89,9 @@ golden: check-go ## Rewrite the golden files of meshconfig; read the diff before
 .PHONY: lint
 lint: check-go ## Lint, the import arrows of the architecture included
 	@CGO_ENABLED=0 $(TOOL) golangci-lint run $(PKG)
+	@bad=$$(for file in $$(grep -rl --include='*_test.go' 'time\.Sleep(' $(or $(patsubst %/...,%,$(PKG)),.)); do \
+		grep -q '"testing/synctest"' "$$file" || echo "$$file"; done); [ -z "$$bad" ] || { echo "$$bad" >&2; \
+		echo 'lint: these tests sleep: wait for an event with a deadline, or use testing/synctest' >&2; exit 1; }
 
 .PHONY: fmt
 fmt: check-go ## Format the code
