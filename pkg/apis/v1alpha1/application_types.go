@@ -59,6 +59,14 @@ type ApplicationSpec struct {
 	// +listMapKey=name
 	// +kubebuilder:validation:MaxItems=32
 	Webhooks []Webhook `json:"webhooks,omitempty"`
+	// Publishers are workloads inside the mesh that may publish events in this
+	// application's name, such as an adapter for a system that cannot pair. The
+	// namespace is required: an Application is cluster-scoped.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:XValidation:rule="has(self.namespace)",message="a publisher names its namespace"
+	Publishers []LambdaAccess `json:"publishers,omitempty"`
 }
 
 // ApplicationService is an API, a set of events, or both.
