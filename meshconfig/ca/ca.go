@@ -1,0 +1,232 @@
+package ca
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"net/url"
+	"strings"
+	"time"
+)
+
+const (
+	// DefaultRootTTL is how long a created root lives.
+	DefaultRootTTL = 10 * 365 * 24 * time.Hour
+	// DefaultLeafTTL is how long an issued certificate lives.
+	DefaultLeafTTL = 24 * time.Hour
+	// backdate allows for clocks of peers that are behind ours.
+	backdate = time.Minute
+)
+
+// Config says how certificates are made. The zero value is usable.
+type Config struct {
+	// LeafTTL is how long an issued certificate lives; 0 means DefaultLeafTTL.
+	LeafTTL time.Duration
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// CA signs workload certificates. It is safe for concurrent use.
+type CA struct {
+	cert    *x509.Certificate
+	key     crypto.Signer
+	rootPEM []byte
+	config  Config
+}
+
+// Leaf is an issued certificate with its key.
+type Leaf struct {
+	// ChainPEM holds the leaf and, after it, the root.
+	ChainPEM []byte
+	// KeyPEM is the PKCS #8 private key.
+	KeyPEM []byte
+	// NotBefore and NotAfter bound its validity.
+	NotBefore, NotAfter time.Time
+}
+
+// RenewAt is when to replace the leaf: half of its life.
+func (l Leaf) RenewAt() time.Time { return l.NotBefore.Add(l.NotAfter.Sub(l.NotBefore) / 2) }
+
+// Pair is a CA certificate and its key in PEM, as a Storage keeps it.
+type Pair struct {
+	CertPEM, KeyPEM []byte
+}
+
+// NewRoot makes a new self-signed root.
+func NewRoot(now time.Time) (Pair, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return Pair{}, fmt.Errorf("generate the CA key: %w", err)
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return Pair{}, err
+	}
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{Organization: []string{"Lambdamesh"}, CommonName: "Lambdamesh mesh root"},
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              now.Add(DefaultRootTTL),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		MaxPathLenZero:        true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return Pair{}, fmt.Errorf("sign the CA certificate: %w", err)
+	}
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return Pair{}, err
+	}
+	return Pair{CertPEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), KeyPEM: keyPEM}, nil
+}
+
+// New makes a CA of an existing root. It refuses a certificate that is no CA,
+// has expired, or does not belong to the key.
+func New(root Pair, config Config) (*CA, error) {
+	if config.LeafTTL <= 0 {
+		config.LeafTTL = DefaultLeafTTL
+	}
+	if config.Now == nil {
+		config.Now = time.Now
+	}
+	pair, err := tls.X509KeyPair(root.CertPEM, root.KeyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("read the mesh CA: %w", err)
+	}
+	cert := pair.Leaf
+	if !cert.IsCA {
+		return nil, errors.New("read the mesh CA: the certificate is not a CA certificate (basicConstraints CA:TRUE is missing)")
+	}
+	if now := config.Now(); now.After(cert.NotAfter) {
+		return nil, fmt.Errorf("read the mesh CA: the certificate expired at %s; remove it to have a new one created", cert.NotAfter)
+	}
+	signer, ok := pair.PrivateKey.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("read the mesh CA: the key (%T) cannot sign", pair.PrivateKey)
+	}
+	rootPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
+	return &CA{cert: cert, key: signer, rootPEM: rootPEM, config: config}, nil
+}
+
+// Open makes a CA of the root in storage, which it creates when there is none.
+// When several processes do so at once, all end with the same root.
+func Open(ctx context.Context, storage Storage, config Config) (*CA, error) {
+	now := time.Now
+	if config.Now != nil {
+		now = config.Now
+	}
+	root, err := storage.Load(ctx)
+	if errors.Is(err, ErrNotFound) {
+		if root, err = NewRoot(now()); err != nil {
+			return nil, err
+		}
+		if err = storage.Create(ctx, root); errors.Is(err, ErrExists) {
+			// Another process was faster: its root is the mesh's.
+			root, err = storage.Load(ctx)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return New(root, config)
+}
+
+// Root returns the root certificate in PEM: what peers verify against.
+func (c *CA) Root() []byte { return c.rootPEM }
+
+// Pool returns the root as a certificate pool, for clients of servers whose
+// certificate this CA issued.
+func (c *CA) Pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(c.cert)
+	return pool
+}
+
+// Issue makes a certificate for a SPIFFE identity
+// ("spiffe://<trust domain>/<path>"), valid for clients and servers.
+func (c *CA) Issue(identity string) (Leaf, error) {
+	uri, err := url.Parse(identity)
+	if err != nil || uri.Scheme != "spiffe" || uri.Host == "" || strings.Trim(uri.Path, "/") == "" || uri.RawQuery != "" || uri.Fragment != "" || uri.User != nil {
+		return Leaf{}, fmt.Errorf("issue a certificate: %q is not a SPIFFE identity; write spiffe://<trust domain>/<path>", identity)
+	}
+	return c.issue(&x509.Certificate{
+		URIs:        []*url.URL{uri},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	})
+}
+
+// IssueServer makes a certificate for a server known by DNS names or IP
+// addresses, such as the ADS server.
+func (c *CA) IssueServer(names ...string) (Leaf, error) {
+	if len(names) == 0 {
+		return Leaf{}, errors.New("issue a server certificate: name at least one DNS name or IP address")
+	}
+	template := &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, name)
+		}
+	}
+	return c.issue(template)
+}
+
+func (c *CA) issue(template *x509.Certificate) (Leaf, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return Leaf{}, fmt.Errorf("generate a key: %w", err)
+	}
+	if template.SerialNumber, err = newSerial(); err != nil {
+		return Leaf{}, err
+	}
+	now := c.config.Now()
+	template.NotBefore = now.Add(-backdate)
+	template.NotAfter = now.Add(c.config.LeafTTL)
+	if template.NotAfter.After(c.cert.NotAfter) {
+		template.NotAfter = c.cert.NotAfter
+	}
+	template.KeyUsage = x509.KeyUsageDigitalSignature
+	template.BasicConstraintsValid = true
+	der, err := x509.CreateCertificate(rand.Reader, template, c.cert, key.Public(), c.key)
+	if err != nil {
+		return Leaf{}, fmt.Errorf("sign a certificate: %w", err)
+	}
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return Leaf{}, err
+	}
+	chain := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), c.rootPEM...)
+	return Leaf{ChainPEM: chain, KeyPEM: keyPEM, NotBefore: template.NotBefore, NotAfter: template.NotAfter}, nil
+}
+
+func encodeKey(key crypto.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("encode a key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+// newSerial returns a random 127-bit serial number (RFC 5280, section 4.1.2.2:
+// positive, at most 20 octets).
+func newSerial() (*big.Int, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, fmt.Errorf("draw a serial number: %w", err)
+	}
+	return serial.Add(serial, big.NewInt(1)), nil
+}

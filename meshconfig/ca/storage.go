@@ -1,0 +1,146 @@
+package ca
+
+import (
+	"bytes"
+	"context"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+var (
+	// ErrNotFound is returned by Storage.Load when nothing is stored yet.
+	ErrNotFound = errors.New("no mesh CA is stored")
+	// ErrExists is returned by Storage.Create when something is stored already.
+	ErrExists = errors.New("a mesh CA is stored already")
+)
+
+// Storage keeps the root of a mesh.
+type Storage interface {
+	// Load returns what is stored, or an error that is ErrNotFound.
+	Load(ctx context.Context) (Pair, error)
+	// Create stores the root, or returns an error that is ErrExists and leaves
+	// what is stored alone.
+	Create(ctx context.Context, root Pair) error
+}
+
+// SecretName is the Secret, in the system namespace, that holds the root.
+const SecretName = "lambdamesh-ca"
+
+// rootFile holds key and certificate in one file, so that creating it is atomic.
+const rootFile = "root.pem"
+
+// Directory keeps the root in a directory, which it creates with mode 0700; the
+// file has mode 0600. It is for development.
+func Directory(path string) Storage { return directory(path) }
+
+type directory string
+
+func (d directory) Load(context.Context) (Pair, error) {
+	name := filepath.Join(string(d), rootFile)
+	data, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Pair{}, ErrNotFound
+	}
+	if err != nil {
+		return Pair{}, fmt.Errorf("read the mesh CA: %w", err)
+	}
+	var root Pair
+	for {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil {
+			break
+		}
+		if block.Type == "CERTIFICATE" {
+			root.CertPEM = append(root.CertPEM, pem.EncodeToMemory(block)...)
+		} else {
+			root.KeyPEM = append(root.KeyPEM, pem.EncodeToMemory(block)...)
+		}
+	}
+	if root.CertPEM == nil || root.KeyPEM == nil {
+		return Pair{}, fmt.Errorf("read the mesh CA: %s does not hold a key and a certificate in PEM; remove the file to have a new one created", name)
+	}
+	return root, nil
+}
+
+func (d directory) Create(_ context.Context, root Pair) error {
+	if err := os.MkdirAll(string(d), 0o700); err != nil {
+		return fmt.Errorf("store the mesh CA: %w", err)
+	}
+	// A temporary file made visible by a link: complete or not there, and never
+	// over another one.
+	tmp, err := os.CreateTemp(string(d), ".root-*")
+	if err != nil {
+		return fmt.Errorf("store the mesh CA: %w", err)
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(append(bytes.Clone(root.KeyPEM), root.CertPEM...))
+	if err == nil {
+		err = tmp.Chmod(0o600)
+	}
+	if err == nil {
+		err = tmp.Sync()
+	}
+	if closeErr := tmp.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = os.Link(tmp.Name(), filepath.Join(string(d), rootFile))
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return ErrExists
+	}
+	if err != nil {
+		return fmt.Errorf("store the mesh CA: %w", err)
+	}
+	return nil
+}
+
+// SecretClient reads and creates Secrets of one namespace; client-go's
+// CoreV1().Secrets(namespace) is one.
+type SecretClient interface {
+	Get(ctx context.Context, name string, options metav1.GetOptions) (*corev1.Secret, error)
+	Create(ctx context.Context, secret *corev1.Secret, options metav1.CreateOptions) (*corev1.Secret, error)
+}
+
+// Secret keeps the root in a Kubernetes Secret of type kubernetes.io/tls, which
+// the API server creates at most once.
+func Secret(client SecretClient, name string) Storage { return secret{client: client, name: name} }
+
+type secret struct {
+	client SecretClient
+	name   string
+}
+
+func (s secret) Load(ctx context.Context) (Pair, error) {
+	object, err := s.client.Get(ctx, s.name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return Pair{}, ErrNotFound
+	}
+	if err != nil {
+		return Pair{}, fmt.Errorf("read the mesh CA from Secret %s: %w", s.name, err)
+	}
+	return Pair{CertPEM: object.Data[corev1.TLSCertKey], KeyPEM: object.Data[corev1.TLSPrivateKeyKey]}, nil
+}
+
+func (s secret) Create(ctx context.Context, root Pair) error {
+	_, err := s.client.Create(ctx, &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: s.name},
+		Type:       corev1.SecretTypeTLS,
+		Data:       map[string][]byte{corev1.TLSCertKey: root.CertPEM, corev1.TLSPrivateKeyKey: root.KeyPEM},
+	}, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		return ErrExists
+	}
+	if err != nil {
+		return fmt.Errorf("store the mesh CA in Secret %s: %w", s.name, err)
+	}
+	return nil
+}
