@@ -1,0 +1,111 @@
+package ir
+
+// Rule decides about the requests it matches: backend and access together.
+type Rule struct {
+	// ID names the rule in the whole mesh: <namespace>/<name>/<hash>. The hash
+	// is of the rule's text, so that a gateway and a sidecar that are a moment
+	// apart never take two different rules for one.
+	ID string `json:"id"`
+	// Index of the rule in its APIRule.
+	Index   int           `json:"index"`
+	Path    PathMatch     `json:"path"`
+	Methods []string      `json:"methods,omitempty"`
+	Headers []HeaderMatch `json:"headers,omitempty"`
+
+	// Closed: the rule answers this, whatever else it says.
+	Closed *Closed `json:"closed,omitempty"`
+	// JWT that a request needs; nil lets everybody in.
+	JWT *JWT `json:"jwt,omitempty"`
+
+	Backends        []Backend   `json:"backends,omitempty"`
+	Rewrite         *Rewrite    `json:"rewrite,omitempty"`
+	RequestHeaders  HeaderEdits `json:"requestHeaders,omitzero"`
+	ResponseHeaders HeaderEdits `json:"responseHeaders,omitzero"`
+	Timeout         Duration    `json:"timeout,omitempty"`
+	Retries         *Retries    `json:"retries,omitempty"`
+}
+
+// Closed is the answer of a rule that cannot be obeyed.
+type Closed struct {
+	Status uint32 `json:"status"`
+	// Reason for people, without anything secret.
+	Reason string `json:"reason"`
+}
+
+// HeaderMatch is a condition on a request header.
+type HeaderMatch struct {
+	// Name in lower case.
+	Name string `json:"name"`
+	StringMatch
+}
+
+// Backend is a destination (a key) and its share of the requests.
+type Backend struct {
+	Destination string `json:"destination"`
+	// Weight relative to the sum; at least 1.
+	Weight uint32 `json:"weight"`
+}
+
+// Rewrite changes what the backend sees.
+type Rewrite struct {
+	// Path replaces the literal part of the match before the first wildcard.
+	Path string `json:"path,omitempty"`
+	Host string `json:"host,omitempty"`
+}
+
+// HeaderEdits sets and removes headers. Values are literal: outputs escape what
+// their target would interpret.
+type HeaderEdits struct {
+	// Set replaces; sorted by name.
+	Set []Header `json:"set,omitempty"`
+	// Remove, sorted.
+	Remove []string `json:"remove,omitempty"`
+}
+
+// Header is a name in lower case and a value.
+type Header struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// Retries of a failed request.
+type Retries struct {
+	// Attempts after the first one.
+	Attempts uint32 `json:"attempts"`
+	// PerTryTimeout; zero: none but the rule's.
+	PerTryTimeout Duration `json:"perTryTimeout,omitempty"`
+	// On: conditions in Envoy's words, sorted.
+	On []string `json:"on"`
+}
+
+// JWT is what a request's bearer token must be: issued by one of the
+// providers, with a sub, and fit for one of the authorizations.
+type JWT struct {
+	Providers []JWTProvider `json:"providers"`
+	// Authorizations: one is enough; none: every valid token.
+	Authorizations []JWTAuthorization `json:"authorizations,omitempty"`
+}
+
+// JWTProvider is an issuer and its keys.
+type JWTProvider struct {
+	Issuer string `json:"issuer"`
+	// KeySet is a name of [Mesh.KeySets].
+	KeySet string `json:"keySet"`
+	// Audiences of which the token must name one; empty: any.
+	Audiences []string `json:"audiences,omitempty"`
+}
+
+// JWTAuthorization is what a token must claim; all of it.
+type JWTAuthorization struct {
+	// Scopes must all be in one of the claims scp, scope, scopes.
+	Scopes []string `json:"scopes,omitempty"`
+	// Audiences must all be in aud.
+	Audiences []string `json:"audiences,omitempty"`
+	Claims    []Claim  `json:"claims,omitempty"`
+}
+
+// Claim must have one of the values; an array claim must contain one.
+type Claim struct {
+	Name   string   `json:"name"`
+	Values []string `json:"values"`
+}

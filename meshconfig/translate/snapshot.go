@@ -1,0 +1,67 @@
+package translate
+
+import (
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+)
+
+// Snapshot is all that a translation may depend on. Objects are read, never
+// changed; their order does not matter.
+type Snapshot struct {
+	Settings Settings
+
+	APIRules            []*v1alpha1.APIRule
+	Lambdas             []*v1alpha1.Lambda
+	Subscriptions       []*v1alpha1.Subscription
+	ApplicationBindings []*v1alpha1.ApplicationBinding
+
+	Services       []*corev1.Service
+	EndpointSlices []*discoveryv1.EndpointSlice
+	// Secrets that [SecretRefs] lists, as far as they exist.
+	Secrets []*corev1.Secret
+
+	Gateways        []*networkingv1.Gateway
+	Sidecars        []*networkingv1.Sidecar
+	WorkloadEntries []*networkingv1.WorkloadEntry
+
+	// JWKS holds, by URI, what fetching the URIs of [JWKSURIs] gave. A URI that
+	// is not in it counts as not fetched yet: unusable, with reason Pending.
+	JWKS map[string]KeySetResult
+}
+
+// Settings are what an operator configures.
+type Settings struct {
+	// TrustDomain of workload identities; default [v1alpha1.DefaultTrustDomain].
+	TrustDomain string
+	// SystemNamespace of gateway, event bus and connector; default
+	// [v1alpha1.SystemNamespace].
+	SystemNamespace string
+	// AdvertisedPorts: where clients reach a Gateway server's port, when that is
+	// another one (a load balancer's, or that of a local listener). Only the
+	// URLs in a status depend on it.
+	AdvertisedPorts map[uint32]uint32
+}
+
+// KeySetResult is a fetched JWK Set, or why there is none. An old set and an
+// error may come together: the set is used and the error reported.
+type KeySetResult struct {
+	// JSON of the set (RFC 7517); empty when there is none.
+	JSON string
+	// Err tells people why the last fetch failed; empty when it did not.
+	Err string
+}
+
+// JWKSURIs lists the URIs of key sets that the rules name, sorted.
+func JWKSURIs(rules []*v1alpha1.APIRule) []string {
+	return nil
+}
+
+// SecretRefs lists the Secrets a translation needs, sorted: key sets of rules
+// and the certificates of Gateways' TLS servers.
+func SecretRefs(rules []*v1alpha1.APIRule, gateways []*networkingv1.Gateway) []types.NamespacedName {
+	return nil
+}
