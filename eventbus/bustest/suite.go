@@ -1,0 +1,402 @@
+package bustest
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
+)
+
+// Backend is all the bus asks of a broker; the ingress, the dispatcher and the
+// admin API each declare the part they use.
+type Backend interface {
+	Publish(ctx context.Context, events []event.Event) ([]event.Receipt, error)
+	Subscribe(ctx context.Context, spec event.ConsumerSpec) (event.Consumer, error)
+	Unsubscribe(ctx context.Context, name string) error
+	StoreDeadLetter(ctx context.Context, letter *event.DeadLetter) error
+	DeadLetters(ctx context.Context, consumer string, after uint64, limit int) ([]event.DeadLetter, error)
+}
+
+// Options shape the backend of one test.
+type Options struct {
+	// Dir holds the data; opening it again finds what was accepted before.
+	Dir string
+	// MaxBytes limits the space for events; 0 leaves it at the default.
+	MaxBytes int64
+	// AckWait is when an unanswered delivery comes again; 0: the default.
+	AckWait time.Duration
+}
+
+// Open starts a backend. It is stopped by stop, and at the end of the test.
+type Open func(t *testing.T, options Options) (backend Backend, stop func())
+
+// deadline bounds every wait of the suite.
+const deadline = 30 * time.Second
+
+// Run holds a backend against the guarantees of the bus.
+func Run(t *testing.T, open Open) {
+	fresh := func(t *testing.T) Backend {
+		backend, _ := open(t, Options{Dir: t.TempDir(), AckWait: time.Second})
+		return backend
+	}
+
+	t.Run("an event arrives as it was published", func(t *testing.T) {
+		b := fresh(t)
+		c := Subscribe(t, b, "c1", event.Start{}, "/shop/cart", "**")
+		want := event.Event{
+			ID: "é\"%1", Source: "/shop/cart", Type: "order.created.v1", Subject: "a b/c", Time: time.Date(2018, 4, 5, 17, 31, 0, 5e6, time.UTC),
+			DataContentType: `text/xml; charset="utf-8"`, DataSchema: "https://example.com/s?q=1#x",
+			Extensions: map[string]string{"comexampleextension1": "Euro € 😀", "n": "42"}, Data: []byte("<much wow=\"xml\"/>\r\n\x00\xff"),
+		}
+		Publish(t, b, want)
+		d := Take(t, c, 1)[0]
+		require.Empty(t, cmp.Diff(want, *d.Event()))
+		require.Equal(t, 1, d.Attempt())
+		require.WithinDuration(t, time.Now(), d.Stored(), time.Minute)
+		require.NoError(t, d.Ack())
+	})
+
+	t.Run("sequences grow and name the event in its delivery", func(t *testing.T) {
+		b := fresh(t)
+		c := Subscribe(t, b, "c1", event.Start{}, "/shop/cart", "**")
+		receipts := Publish(t, b, Event("1"), Event("2"), Event("3"))
+		require.Equal(t, []string{"1", "2", "3"}, []string{receipts[0].ID, receipts[1].ID, receipts[2].ID})
+		for i, d := range Take(t, c, 3) {
+			require.Equal(t, receipts[i].Sequence, d.Sequence())
+			require.NoError(t, d.Ack())
+		}
+	})
+
+	t.Run("many concurrent publishers each get their own receipt", func(t *testing.T) {
+		b := fresh(t)
+		c := Subscribe(t, b, "c1", event.Start{}, "/shop/cart", "**")
+		const n = 300
+		sequences := make([]uint64, n)
+		var publishers sync.WaitGroup
+		for i := range n {
+			publishers.Go(func() {
+				receipts, err := b.Publish(t.Context(), []event.Event{Event(fmt.Sprint(i))})
+				if err == nil {
+					sequences[i] = receipts[0].Sequence
+				}
+			})
+		}
+		publishers.Wait()
+		byID := map[string]uint64{}
+		for _, d := range Take(t, c, n) {
+			byID[d.Event().ID] = d.Sequence()
+			require.NoError(t, d.Ack())
+		}
+		for i := range n {
+			require.Equal(t, byID[fmt.Sprint(i)], sequences[i], "event %d", i)
+		}
+	})
+
+	t.Run("the same source and id is stored once", func(t *testing.T) {
+		b := fresh(t)
+		c := Subscribe(t, b, "c1", event.Start{}, "", "**")
+		first := Publish(t, b, Event("1"))[0]
+		again := Publish(t, b, Event("1"))[0]
+		require.Equal(t, first.Sequence, again.Sequence)
+		require.True(t, again.Duplicate)
+		other := Event("1")
+		other.Source = "/shop/other"
+		require.False(t, Publish(t, b, other)[0].Duplicate, "the same id of another source is another event")
+		require.Len(t, Take(t, c, 2), 2)
+		Nothing(t, c)
+	})
+
+	t.Run("duplicates among many are stored once and all are answered", func(t *testing.T) {
+		b := fresh(t)
+		c := Subscribe(t, b, "c1", event.Start{}, "", "**")
+		Publish(t, b, Event("7"))
+		var batch []event.Event
+		for i := range 40 {
+			batch = append(batch, Event(fmt.Sprint(i%20)))
+		}
+		receipts := Publish(t, b, batch...)
+		for i := range 20 {
+			require.Equal(t, receipts[i].Sequence, receipts[i+20].Sequence)
+			require.True(t, receipts[i+20].Duplicate)
+		}
+		require.True(t, receipts[7].Duplicate)
+		require.Len(t, Take(t, c, 20), 20)
+		Nothing(t, c)
+	})
+
+	t.Run("accepted events and positions outlive a restart", func(t *testing.T) {
+		options := Options{Dir: t.TempDir(), AckWait: time.Second}
+		b, stop := open(t, options)
+		c := Subscribe(t, b, "c1", event.Start{}, "", "**")
+		receipts := Publish(t, b, Event("1"), Event("2"), Event("3"))
+		require.NoError(t, Take(t, c, 1)[0].Ack())
+		require.Eventually(t, func() bool { return info(t, c).Unacknowledged == 0 }, deadline, 10*time.Millisecond)
+		stop()
+
+		b, _ = open(t, options)
+		require.True(t, Publish(t, b, Event("1"))[0].Duplicate, "deduplication outlives a restart")
+		c = Subscribe(t, b, "c1", event.Start{}, "", "**")
+		rest := Take(t, c, 2)
+		require.Equal(t, receipts[1].Sequence, rest[0].Sequence())
+		require.Equal(t, receipts[2].Sequence, rest[1].Sequence())
+	})
+
+	t.Run("consumers never compete", func(t *testing.T) {
+		b := fresh(t)
+		one := Subscribe(t, b, "c1", event.Start{}, "", "**")
+		two := Subscribe(t, b, "c2", event.Start{}, "", "**")
+		Publish(t, b, Event("1"), Event("2"))
+		for _, c := range []event.Consumer{one, two} {
+			for _, d := range Take(t, c, 2) {
+				require.NoError(t, d.Ack())
+			}
+		}
+	})
+
+	t.Run("only what is selected arrives", func(t *testing.T) {
+		b := fresh(t)
+		c, err := b.Subscribe(t.Context(), event.ConsumerSpec{Name: "c1", Selectors: []event.Selector{
+			{Source: "commerce", Type: "order.*.v1"},
+			{Source: "commerce", Type: "*.created.v1"}, // overlaps the first
+			{Owner: "shop", Type: "invoice.**"},
+		}})
+		require.NoError(t, err)
+		events := []event.Event{
+			{ID: "1", Source: "commerce", Type: "order.created.v1"},
+			{ID: "2", Source: "commerce", Type: "order.paid.v1"},
+			{ID: "3", Source: "erp", Type: "order.created.v1"},
+			{ID: "4", Source: "/shop/billing", Type: "invoice.sent.late.v1"},
+			{ID: "5", Source: "/other/billing", Type: "invoice.sent.v1"},
+			{ID: "6", Source: "/shop/billing", Type: "invoice"},
+			{ID: "7", Source: "commerce", Type: "customer.created.v1"},
+		}
+		Publish(t, b, events...)
+		for i, d := range Take(t, c, 4) {
+			require.Equal(t, []string{"1", "2", "4", "7"}[i], d.Event().ID)
+		}
+		Nothing(t, c)
+	})
+
+	t.Run("a delivery that asks for a retry comes again after the delay, counted", func(t *testing.T) {
+		b := fresh(t)
+		c := Subscribe(t, b, "c1", event.Start{}, "", "**")
+		Publish(t, b, Event("1"))
+		d := Take(t, c, 1)[0]
+		const delay = 300 * time.Millisecond
+		begin := time.Now()
+		require.NoError(t, d.Retry(delay))
+		Publish(t, b, Event("2")) // does not wait behind the first
+		healthy := Take(t, c, 1)[0]
+		require.Equal(t, "2", healthy.Event().ID)
+		require.NoError(t, healthy.Ack())
+		again := Take(t, c, 1)[0]
+		require.GreaterOrEqual(t, time.Since(begin), delay-10*time.Millisecond)
+		require.Equal(t, "1", again.Event().ID)
+		require.Equal(t, 2, again.Attempt())
+		require.NoError(t, again.Retry(0))
+		require.Equal(t, 3, Take(t, c, 1)[0].Attempt())
+	})
+
+	t.Run("an unanswered delivery comes again, an extended one does not", func(t *testing.T) {
+		b := fresh(t)
+		c := Subscribe(t, b, "c1", event.Start{}, "", "**")
+		Publish(t, b, Event("silent"), Event("extended"))
+		held := Take(t, c, 2)[1]
+		stop := make(chan struct{})
+		var extender sync.WaitGroup
+		extender.Go(func() {
+			tick := time.NewTicker(200 * time.Millisecond)
+			defer tick.Stop()
+			for {
+				select {
+				case <-tick.C:
+					_ = held.Extend()
+				case <-stop:
+					return
+				}
+			}
+		})
+		again := Take(t, c, 1)[0]
+		require.Equal(t, "silent", again.Event().ID)
+		require.NoError(t, again.Ack())
+		Nothing(t, c)
+		close(stop)
+		extender.Wait()
+		require.NoError(t, held.Ack())
+	})
+
+	t.Run("an edit keeps the position", func(t *testing.T) {
+		b := fresh(t)
+		c := Subscribe(t, b, "c1", event.Start{}, "/shop/cart", "a")
+		a1, a2, b1 := Event("a1"), Event("a2"), Event("b1")
+		a1.Type, a2.Type, b1.Type = "a", "a", "b"
+		Publish(t, b, a1, a2)
+		require.NoError(t, Take(t, c, 1)[0].Ack())
+		edited, err := b.Subscribe(t.Context(), event.ConsumerSpec{
+			Name: "c1", Start: event.Start{Earliest: true},
+			Selectors: []event.Selector{{Source: "/shop/cart", Type: "a"}, {Source: "/shop/cart", Type: "b"}},
+		})
+		require.NoError(t, err)
+		Publish(t, b, b1)
+		got := Take(t, edited, 2)
+		require.Equal(t, []string{"a2", "b1"}, []string{got[0].Event().ID, got[1].Event().ID})
+	})
+
+	t.Run("a new consumer begins where it says", func(t *testing.T) {
+		b := fresh(t)
+		before := Publish(t, b, Event("1"), Event("2"))
+		all := Subscribe(t, b, "all", event.Start{Earliest: true}, "", "**")
+		fromNew := Subscribe(t, b, "new", event.Start{}, "", "**")
+		fromSequence := Subscribe(t, b, "sequence", event.Start{Sequence: before[1].Sequence}, "", "**")
+		between := Take(t, all, 2)[1].Stored().Add(time.Nanosecond)
+		fromTime := Subscribe(t, b, "time", event.Start{Time: between}, "", "**")
+		Publish(t, b, Event("3"))
+		require.Equal(t, "2", Take(t, fromSequence, 2)[0].Event().ID)
+		require.Equal(t, "3", Take(t, fromNew, 1)[0].Event().ID)
+		require.Equal(t, "3", Take(t, fromTime, 1)[0].Event().ID)
+	})
+
+	t.Run("deleting a consumer deletes its backlog and nothing else", func(t *testing.T) {
+		b := fresh(t)
+		gone := Subscribe(t, b, "gone", event.Start{}, "", "**")
+		stays := Subscribe(t, b, "stays", event.Start{}, "", "**")
+		Publish(t, b, Event("1"))
+		Take(t, gone, 1)
+		require.NoError(t, b.Unsubscribe(t.Context(), "gone"))
+		require.NoError(t, b.Unsubscribe(t.Context(), "gone"), "deleting twice is no error")
+		require.Len(t, Take(t, stays, 1), 1)
+		gone = Subscribe(t, b, "gone", event.Start{}, "", "**")
+		Nothing(t, gone)
+	})
+
+	t.Run("full storage refuses and keeps what it has", func(t *testing.T) {
+		b, _ := open(t, Options{Dir: t.TempDir(), MaxBytes: 256 << 10, AckWait: time.Second})
+		c := Subscribe(t, b, "c1", event.Start{}, "", "**")
+		accepted := 0
+		var refusal error
+		for i := 0; i < 100 && refusal == nil; i++ {
+			e := Event(fmt.Sprint(i))
+			e.Data = make([]byte, 16<<10)
+			_, refusal = b.Publish(t.Context(), []event.Event{e})
+			if refusal == nil {
+				accepted++
+			}
+		}
+		require.ErrorIs(t, refusal, event.ErrFull)
+		var many []event.Event
+		for i := range 20 {
+			e := Event(fmt.Sprint("many", i))
+			e.Data = make([]byte, 16<<10)
+			many = append(many, e)
+		}
+		_, err := b.Publish(t.Context(), many)
+		require.ErrorIs(t, err, event.ErrFull)
+		require.Positive(t, accepted)
+		require.GreaterOrEqual(t, len(Take(t, c, accepted)), accepted)
+	})
+
+	t.Run("what waits can be counted", func(t *testing.T) {
+		b := fresh(t)
+		c := Subscribe(t, b, "c1", event.Start{}, "", "**")
+		Publish(t, b, Event("1"), Event("2"), Event("3"))
+		require.Eventually(t, func() bool { return info(t, c) == event.ConsumerInfo{Pending: 3} }, deadline, 10*time.Millisecond)
+		d := Take(t, c, 1)[0]
+		require.Equal(t, event.ConsumerInfo{Pending: 2, Unacknowledged: 1}, info(t, c))
+		require.NoError(t, d.Ack())
+		require.Eventually(t, func() bool { return info(t, c) == event.ConsumerInfo{Pending: 2} }, deadline, 10*time.Millisecond)
+	})
+
+	t.Run("dead letters are kept with their reason", func(t *testing.T) {
+		options := Options{Dir: t.TempDir()}
+		b, stop := open(t, options)
+		letter := event.DeadLetter{
+			Subscription: "shop/sub", Consumer: "c1", Sequence: 7, Stored: time.Now().UTC().Round(0), Reason: event.ReasonAttemptsExhausted,
+			Attempts: 3, LastStatus: 500, LastError: "500 Internal Server Error: \"bäd\"\n", Event: Event("1"),
+		}
+		require.NoError(t, b.StoreDeadLetter(t.Context(), &letter))
+		require.NoError(t, b.StoreDeadLetter(t.Context(), &letter), "storing it again is no error")
+		other := letter
+		other.Consumer = "c2"
+		require.NoError(t, b.StoreDeadLetter(t.Context(), &other))
+		stop()
+		b, _ = open(t, options)
+		got, err := b.DeadLetters(t.Context(), "c1", 0, 10)
+		require.NoError(t, err)
+		require.Len(t, got, 1)
+		require.WithinDuration(t, time.Now(), got[0].Died, time.Minute)
+		letter.ID, letter.Died = got[0].ID, got[0].Died
+		require.Empty(t, cmp.Diff(letter, got[0]))
+		all, err := b.DeadLetters(t.Context(), "", 0, 10)
+		require.NoError(t, err)
+		require.Len(t, all, 2)
+		rest, err := b.DeadLetters(t.Context(), "", all[0].ID, 10)
+		require.NoError(t, err)
+		require.Len(t, rest, 1)
+	})
+}
+
+// Event returns an event of /shop/cart with this id.
+func Event(id string) event.Event {
+	return event.Event{ID: id, Source: "/shop/cart", Type: "order.created.v1", DataContentType: "application/json", Data: []byte(`{"n":1}`)}
+}
+
+// Publish publishes events that must be accepted.
+func Publish(t *testing.T, b Backend, events ...event.Event) []event.Receipt {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	receipts, err := b.Publish(ctx, events)
+	require.NoError(t, err)
+	require.Len(t, receipts, len(events))
+	return receipts
+}
+
+// Subscribe makes a consumer of one source and type pattern; source "" selects
+// all workloads of the namespace shop.
+func Subscribe(t *testing.T, b Backend, name string, start event.Start, source, pattern string) event.Consumer {
+	t.Helper()
+	selector := event.Selector{Source: source, Type: pattern}
+	if source == "" {
+		selector.Owner = "shop"
+	}
+	c, err := b.Subscribe(t.Context(), event.ConsumerSpec{Name: name, Start: start, Selectors: []event.Selector{selector}})
+	require.NoError(t, err)
+	return c
+}
+
+// Take fetches n deliveries that must come.
+func Take(t *testing.T, c event.Consumer, n int) []event.Delivery {
+	t.Helper()
+	var mu sync.Mutex
+	var got []event.Delivery
+	for begin := time.Now(); len(got) < n; {
+		require.Less(t, time.Since(begin), deadline, "got %d of %d deliveries", len(got), n)
+		require.NoError(t, c.Fetch(t.Context(), n-len(got), deadline, func(d event.Delivery) {
+			mu.Lock()
+			defer mu.Unlock()
+			got = append(got, d)
+		}))
+	}
+	return got
+}
+
+// Nothing asserts that nothing is there to fetch.
+func Nothing(t *testing.T, c event.Consumer) {
+	t.Helper()
+	require.NoError(t, c.Fetch(t.Context(), 1, 300*time.Millisecond, func(d event.Delivery) {
+		require.Fail(t, "unexpected delivery", "event %s, attempt %d", d.Event().ID, d.Attempt())
+	}))
+}
+
+func info(t *testing.T, c event.Consumer) event.ConsumerInfo {
+	t.Helper()
+	i, err := c.Info(t.Context())
+	require.NoError(t, err)
+	return i
+}

@@ -1,0 +1,257 @@
+package event
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"unicode/utf8"
+)
+
+func parseStructured(body []byte, source string) ([]Event, error) {
+	var p problems
+	e := readJSON(&p, body, source)
+	if len(p) > 0 {
+		return nil, p.err()
+	}
+	return []Event{e}, nil
+}
+
+func parseBatch(body []byte, source string) ([]Event, error) {
+	var items []json.RawMessage
+	if err := json.Unmarshal(body, &items); err != nil || items == nil {
+		return nil, &InvalidError{Fields: []FieldError{{Field: "body", Detail: "must be a JSON array of events"}}}
+	}
+	if len(items) > MaxBatchEvents {
+		return nil, &InvalidError{Fields: []FieldError{{
+			Field: "body", Detail: fmt.Sprintf("a batch holds at most %d events, this one %d", MaxBatchEvents, len(items)),
+		}}}
+	}
+	var all problems
+	events := make([]Event, 0, len(items))
+	for i, item := range items {
+		var p problems
+		e := readJSON(&p, item, source)
+		for _, f := range p {
+			f.Field = "[" + strconv.Itoa(i) + "]." + f.Field
+			all = append(all, f)
+		}
+		events = append(events, e)
+	}
+	if len(all) > 0 {
+		return nil, all.err()
+	}
+	return events, nil
+}
+
+// readJSON reads one event of the CloudEvents JSON format.
+func readJSON(p *problems, body []byte, source string) Event {
+	var e Event
+	members, err := readObject(body)
+	if err != nil {
+		p.add("body", "%v", err)
+		return e
+	}
+	var data, data64 json.RawMessage
+	hasVersion := false
+	for _, m := range members {
+		if m.twice {
+			p.add(m.name, "is given more than once")
+			continue
+		}
+		if string(m.value) == "null" {
+			continue // absent (CloudEvents JSON format, section 2.2)
+		}
+		switch m.name {
+		case "data":
+			data = m.value
+			continue
+		case "data_base64":
+			data64 = m.value
+			continue
+		case "specversion":
+			hasVersion = true
+		}
+		value, err := canonical(m.value, isExtension(m.name))
+		if err != nil {
+			p.add(m.name, "%v", err)
+			continue
+		}
+		if value == "" {
+			p.add(m.name, "is empty")
+			continue
+		}
+		if wrong := e.SetAttribute(m.name, value); wrong != "" {
+			p.add(m.name, "%s", wrong)
+		}
+	}
+	if !hasVersion && !p.has("specversion") {
+		p.add("specversion", "is required and must be %q", SpecVersion)
+	}
+	if e.Source == "" && !p.has("source") {
+		e.Source = source
+	}
+	readData(p, &e, data, data64)
+	e.validate(p)
+	return e
+}
+
+func readData(p *problems, e *Event, data, data64 json.RawMessage) {
+	switch {
+	case data != nil && data64 != nil:
+		p.add("data", "and data_base64 exclude each other")
+	case data64 != nil:
+		var text string
+		if json.Unmarshal(data64, &text) != nil {
+			p.add("data_base64", "must be a string")
+			return
+		}
+		raw, err := base64.StdEncoding.DecodeString(text)
+		if err != nil {
+			p.add("data_base64", "must be base64 (RFC 4648, section 4)")
+			return
+		}
+		e.Data = raw
+	case data != nil:
+		// A JSON string under a media type that is not JSON is that text itself
+		// (CloudEvents JSON format, section 3.1.1); all else is a JSON value.
+		if !isJSON(e.DataContentType) && data[0] == '"' {
+			var text string
+			if json.Unmarshal(data, &text) == nil {
+				e.Data = []byte(text)
+				return
+			}
+		}
+		e.Data = bytes.Clone(data)
+		if e.DataContentType == "" && !p.has("datacontenttype") {
+			e.DataContentType = "application/json"
+		}
+	}
+}
+
+type member struct {
+	name  string
+	value json.RawMessage
+	twice bool
+}
+
+// readObject reads a JSON object and marks names that stand there twice: which
+// of them counts would depend on the reader.
+func readObject(body []byte) ([]member, error) {
+	if !utf8.Valid(body) {
+		return nil, errors.New("is not UTF-8")
+	}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	open, err := dec.Token()
+	if err != nil {
+		return nil, syntax(err)
+	}
+	if open != json.Delim('{') {
+		return nil, errors.New("must be a JSON object")
+	}
+	var members []member
+	seen := map[string]int{}
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return nil, syntax(err)
+		}
+		name, _ := key.(string)
+		var value json.RawMessage
+		if err := dec.Decode(&value); err != nil {
+			return nil, syntax(err)
+		}
+		if at, ok := seen[name]; ok {
+			members[at].twice = true
+			continue
+		}
+		seen[name] = len(members)
+		members = append(members, member{name: name, value: value})
+	}
+	if _, err := dec.Token(); err != nil {
+		return nil, syntax(err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("must be one JSON object and nothing after it")
+	}
+	return members, nil
+}
+
+func syntax(err error) error {
+	if s, ok := errors.AsType[*json.SyntaxError](err); ok {
+		return fmt.Errorf("is not JSON: %w at byte %d", err, s.Offset)
+	}
+	return errors.New("is not JSON: it ends too early")
+}
+
+// canonical is the string form of a JSON attribute value. Boolean and Integer
+// are types of extensions only.
+func canonical(raw json.RawMessage, extension bool) (string, error) {
+	if raw[0] == '"' {
+		var text string
+		if err := json.Unmarshal(raw, &text); err != nil {
+			return "", errors.New("is not a valid string")
+		}
+		return text, nil
+	}
+	if !extension {
+		return "", errors.New("must be a string")
+	}
+	switch raw[0] {
+	case 't', 'f':
+		return string(raw), nil
+	case '{', '[':
+		return "", errors.New("must be a string, boolean or integer")
+	}
+	if _, err := strconv.ParseInt(string(raw), 10, 32); err != nil {
+		return "", errors.New("must be an integer of 32 bits; send other numbers as strings")
+	}
+	return string(raw), nil
+}
+
+// MarshalJSON writes the event in the CloudEvents JSON format.
+func (e *Event) MarshalJSON() ([]byte, error) {
+	var b bytes.Buffer
+	b.WriteByte('{')
+	for name, value := range e.Attributes() {
+		if b.Len() > 1 {
+			b.WriteByte(',')
+		}
+		writeString(&b, name)
+		b.WriteByte(':')
+		writeString(&b, value)
+	}
+	switch {
+	case e.Data == nil:
+	case isJSON(e.DataContentType) && json.Valid(e.Data):
+		b.WriteString(`,"data":`)
+		b.Write(e.Data)
+	default:
+		b.WriteString(`,"data_base64":"`)
+		b.WriteString(base64.StdEncoding.EncodeToString(e.Data))
+		b.WriteByte('"')
+	}
+	b.WriteByte('}')
+	return b.Bytes(), nil
+}
+
+// UnmarshalJSON reads and validates the CloudEvents JSON format.
+func (e *Event) UnmarshalJSON(body []byte) error {
+	events, err := parseStructured(body, "")
+	if err != nil {
+		return err
+	}
+	*e = events[0]
+	return nil
+}
+
+func writeString(b *bytes.Buffer, s string) {
+	quoted, err := json.Marshal(s)
+	if err != nil { // strings always marshal
+		quoted = []byte(`""`)
+	}
+	b.Write(quoted)
+}

@@ -1,0 +1,363 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
+)
+
+// Names of the streams and the prefixes of their subjects.
+const (
+	EventStream      = "LAMBDAMESH_EVENTS"
+	DeadLetterStream = "LAMBDAMESH_DEADLETTERS"
+
+	eventPrefix      = "lambdamesh.events."
+	deadLetterPrefix = "lambdamesh.deadletters."
+)
+
+// headroom is what a dead letter adds to the message of its event.
+const headroom = 4 << 10
+
+// Config says which NATS to use and how much it keeps.
+type Config struct {
+	// URL of the NATS servers, such as nats://nats.lambdamesh-system.svc:4222.
+	// Unused when InProcess is set.
+	URL string
+	// InProcess connects to an embedded server without the network.
+	InProcess interface {
+		InProcessConn() (net.Conn, error)
+	}
+	// CredentialsFile is a NATS credentials file; empty for none.
+	CredentialsFile string
+
+	// MaxAge is how long events are kept; default 7 days.
+	MaxAge time.Duration
+	// MaxBytes is the space for events; default 1 GiB.
+	MaxBytes int64
+	// DeadLetterMaxBytes is the space for dead letters; default 256 MiB.
+	DeadLetterMaxBytes int64
+	// DedupWindow is how long a repeated source+id is recognized; default 10
+	// minutes.
+	DedupWindow time.Duration
+	// Replicas of the streams, 1 to 5; default 1.
+	Replicas int
+
+	// AckWait is when an unanswered delivery comes again; default 10 s.
+	AckWait time.Duration
+	// PublishTimeout bounds the wait for the broker to store; default 5 s.
+	PublishTimeout time.Duration
+
+	// Logger is told about connection changes; nil means slog.Default.
+	Logger *slog.Logger
+}
+
+// Defaults fills in what is not set.
+func (c Config) Defaults() Config {
+	set(&c.MaxAge, 7*24*time.Hour)
+	set(&c.MaxBytes, 1<<30)
+	set(&c.DeadLetterMaxBytes, 256<<20)
+	set(&c.DedupWindow, 10*time.Minute)
+	set(&c.Replicas, 1)
+	set(&c.AckWait, 10*time.Second)
+	set(&c.PublishTimeout, 5*time.Second)
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c
+}
+
+func set[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Validate names every wrong setting.
+func (c Config) Validate() error {
+	var errs []error
+	if c.URL == "" && c.InProcess == nil {
+		errs = append(errs, errors.New("event stream: no NATS server: set its URL"))
+	}
+	if c.DedupWindow > c.MaxAge {
+		errs = append(errs, fmt.Errorf("event stream: the dedup window %s must not exceed the age %s events are kept for", c.DedupWindow, c.MaxAge))
+	}
+	if c.MaxBytes < 0 || c.DeadLetterMaxBytes < 0 {
+		errs = append(errs, errors.New("event stream: the space for events and dead letters must be limited"))
+	}
+	if c.Replicas < 1 || c.Replicas > 5 {
+		errs = append(errs, fmt.Errorf("event stream: %d replicas: must be 1 to 5", c.Replicas))
+	}
+	if c.AckWait < time.Second {
+		errs = append(errs, fmt.Errorf("event stream: ack wait %s: must be at least 1s", c.AckWait))
+	}
+	return errors.Join(errs...)
+}
+
+// Store is the event store in JetStream. It is a component; its methods answer
+// [event.ErrUnavailable] until it is ready and while NATS is away.
+type Store struct {
+	config Config
+	log    *slog.Logger
+	ready  chan struct{}
+
+	requests chan *request // to the committer, see batch.go
+	link     atomic.Pointer[link]
+
+	reconnected chan struct{}
+}
+
+// link is an established connection whose streams exist.
+type link struct {
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	events jetstream.Stream
+	dead   jetstream.Stream
+}
+
+// New prepares a store; Run connects it.
+func New(config Config) (*Store, error) {
+	config = config.Defaults()
+	if err := config.Validate(); err != nil {
+		return nil, err
+	}
+	return &Store{
+		config:      config,
+		log:         config.Logger.With("component", "event-stream"),
+		ready:       make(chan struct{}),
+		requests:    make(chan *request, 1024),
+		reconnected: make(chan struct{}, 1),
+	}, nil
+}
+
+// Name returns "event-stream".
+func (s *Store) Name() string { return "event-stream" }
+
+// Ready is closed when the streams exist for the first time.
+func (s *Store) Ready() <-chan struct{} { return s.ready }
+
+// Check returns nil when events can be published and consumed now.
+func (s *Store) Check() error {
+	l := s.link.Load()
+	if l == nil || !l.nc.IsConnected() {
+		return fmt.Errorf("%w: not connected to NATS", event.ErrUnavailable)
+	}
+	return nil
+}
+
+// MaxEventBytes is the size up to which the store takes events: that of the bus,
+// or less when NATS takes smaller messages.
+func (s *Store) MaxEventBytes() int {
+	l := s.link.Load()
+	if l == nil {
+		return event.MaxEventBytes
+	}
+	return min(event.MaxEventBytes, int(l.nc.MaxPayload())-headroom)
+}
+
+// Run connects, keeps the streams in place, and publishes until ctx ends. NATS
+// being away is no failure: Run goes on trying.
+func (s *Store) Run(ctx context.Context) error {
+	nc, err := s.connect()
+	if err != nil {
+		return fmt.Errorf("event stream: %w", err)
+	}
+	defer nc.Close()
+
+	var committer sync.WaitGroup
+	committer.Go(func() { s.commitLoop(ctx) })
+	defer committer.Wait()
+
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(s.config.PublishTimeout), jetstream.WithDefaultTimeout(s.config.PublishTimeout))
+	if err != nil {
+		return fmt.Errorf("event stream: %w", err)
+	}
+	for isReady := false; ; {
+		if !s.establish(ctx, nc, js) {
+			break
+		}
+		if !isReady {
+			close(s.ready)
+			isReady = true
+		}
+		select {
+		case <-s.reconnected: // perhaps to a server that lost its data
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	// Acks of deliveries are sent without waiting for an answer.
+	flushCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if err := nc.FlushWithContext(flushCtx); err != nil && nc.IsConnected() {
+		s.log.Warn("flushing acknowledgements failed: some events will be delivered again", "error", err)
+	}
+	return nil
+}
+
+func (s *Store) connect() (*nats.Conn, error) {
+	opts := []nats.Option{
+		nats.Name("lambdamesh-eventbus"),
+		nats.RetryOnFailedConnect(true),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(250 * time.Millisecond),
+		nats.ReconnectJitter(250*time.Millisecond, time.Second),
+		nats.ReconnectBufSize(-1), // publishers are told at once, not after a buffer has gone stale
+		nats.PingInterval(10 * time.Second),
+		nats.MaxPingsOutstanding(2),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				s.log.Warn("disconnected from NATS; trying again", "error", err)
+			}
+		}),
+		nats.ConnectHandler(func(*nats.Conn) { s.signalReconnect() }),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			s.log.Info("connected to NATS again", "server", nc.ConnectedUrlRedacted())
+			s.signalReconnect()
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			s.log.Warn("NATS reports an error", "error", err)
+		}),
+	}
+	if s.config.CredentialsFile != "" {
+		opts = append(opts, nats.UserCredentials(s.config.CredentialsFile))
+	}
+	if s.config.InProcess != nil {
+		opts = append(opts, nats.InProcessServer(s.config.InProcess))
+	}
+	nc, err := nats.Connect(s.config.URL, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to NATS at %s: %w", s.config.URL, err)
+	}
+	return nc, nil
+}
+
+func (s *Store) signalReconnect() {
+	select {
+	case s.reconnected <- struct{}{}:
+	default:
+	}
+}
+
+// establish makes the streams as they should be, however long it takes. It
+// returns false when ctx ended.
+func (s *Store) establish(ctx context.Context, nc *nats.Conn, js jetstream.JetStream) bool {
+	const pause = 500 * time.Millisecond
+	var last string
+	for {
+		l, err := s.ensureStreams(ctx, nc, js)
+		if err == nil {
+			s.link.Store(l)
+			if limit := s.MaxEventBytes(); limit < event.MaxEventBytes {
+				s.log.Warn("NATS takes smaller messages than the bus: events are limited accordingly", "bytes", limit)
+			}
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		if err.Error() != last { // one line per fact, not per attempt
+			s.log.Warn("event streams are not in place; trying again", "error", err)
+			last = err.Error()
+		}
+		select {
+		case <-time.After(pause):
+		case <-s.reconnected:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+func (s *Store) ensureStreams(ctx context.Context, nc *nats.Conn, js jetstream.JetStream) (*link, error) {
+	if !nc.IsConnected() {
+		return nil, fmt.Errorf("%w: not connected to NATS", event.ErrUnavailable)
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.config.PublishTimeout)
+	defer cancel()
+	// Limits retention with DiscardNew: what is accepted stays, what does not
+	// fit is refused.
+	events, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+		Name:               EventStream,
+		Description:        "Lambdamesh: accepted events",
+		Subjects:           []string{eventPrefix + ">"},
+		Storage:            jetstream.FileStorage,
+		Retention:          jetstream.LimitsPolicy,
+		Discard:            jetstream.DiscardNew,
+		MaxAge:             s.config.MaxAge,
+		MaxBytes:           s.config.MaxBytes,
+		Duplicates:         s.config.DedupWindow,
+		Replicas:           s.config.Replicas,
+		AllowDirect:        true,
+		AllowAtomicPublish: true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", EventStream, err)
+	}
+	dead, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+		Name:        DeadLetterStream,
+		Description: "Lambdamesh: events a subscription could not be given",
+		Subjects:    []string{deadLetterPrefix + ">"},
+		Storage:     jetstream.FileStorage,
+		Retention:   jetstream.LimitsPolicy,
+		Discard:     jetstream.DiscardNew,
+		MaxBytes:    s.config.DeadLetterMaxBytes,
+		Duplicates:  s.config.DedupWindow,
+		Replicas:    s.config.Replicas,
+		AllowDirect: true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", DeadLetterStream, err)
+	}
+	return &link{nc: nc, js: js, events: events, dead: dead}, nil
+}
+
+// connected returns the link, or ErrUnavailable.
+func (s *Store) connected() (*link, error) {
+	if err := s.Check(); err != nil {
+		return nil, err
+	}
+	return s.link.Load(), nil
+}
+
+// JetStream error codes (nats-server, errors.json) and what they mean to us.
+const (
+	codeStreamFull           jetstream.ErrorCode = 10077
+	codeAccountExceeded      jetstream.ErrorCode = 10002
+	codeInsufficientStorage  jetstream.ErrorCode = 10047
+	codeMessageTooLarge      jetstream.ErrorCode = 10054
+	codeBatchHoldsDuplicates jetstream.ErrorCode = 10201
+)
+
+// translate maps an error of NATS to the vocabulary of package event.
+func translate(err error) error {
+	if err == nil {
+		return nil
+	}
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
+		switch api.ErrorCode {
+		case codeStreamFull, codeAccountExceeded, codeInsufficientStorage:
+			return fmt.Errorf("%w: %w", event.ErrFull, err)
+		case codeMessageTooLarge:
+			return fmt.Errorf("%w: %w", event.ErrTooLarge, err)
+		}
+	}
+	switch {
+	case errors.Is(err, nats.ErrMaxPayload):
+		return fmt.Errorf("%w: %w", event.ErrTooLarge, err)
+	case errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, jetstream.ErrMsgNotFound):
+		return fmt.Errorf("%w: %w", event.ErrNotFound, err)
+	}
+	return fmt.Errorf("%w: %w", event.ErrUnavailable, err)
+}

@@ -1,0 +1,129 @@
+package stream_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/bustest"
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
+	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
+	"github.com/lambdamesh/lambdamesh/eventbus/stream"
+	"github.com/lambdamesh/lambdamesh/pkg/component"
+)
+
+func TestConformance(t *testing.T) {
+	bustest.Run(t, func(t *testing.T, options bustest.Options) (bustest.Backend, func()) {
+		_, store, stop := open(t, natsserver.Config{Dir: options.Dir}, stream.Config{MaxBytes: options.MaxBytes, AckWait: options.AckWait})
+		return store, stop
+	})
+}
+
+// open runs an embedded server and a store on it until stop is called or the
+// test ends.
+func open(t *testing.T, nats natsserver.Config, config stream.Config) (*natsserver.Server, *stream.Store, func()) {
+	t.Helper()
+	server, err := natsserver.New(nats)
+	require.NoError(t, err)
+	stopServer := run(t, server)
+	config.InProcess = server
+	store, err := stream.New(config)
+	require.NoError(t, err)
+	stopStore := run(t, store)
+	return server, store, func() { stopStore(); stopServer() }
+}
+
+// run runs a component until stop is called or the test ends.
+func run(t *testing.T, c component.Component) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	stopped := false
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		require.NoError(t, <-done)
+	}
+	t.Cleanup(stop)
+	select {
+	case <-c.Ready():
+	case err := <-done:
+		stopped = true
+		require.NoError(t, err)
+		t.Fatalf("%s ended", c.Name())
+	case <-time.After(time.Minute):
+		t.Fatalf("%s did not become ready", c.Name())
+	}
+	return stop
+}
+
+func TestNATSAwayIsUnavailableAndHeals(t *testing.T) {
+	dir := t.TempDir()
+	listen := natsserver.Config{Dir: dir, Listen: "127.0.0.1:0"}
+	server, err := natsserver.New(listen)
+	require.NoError(t, err)
+	stop := run(t, server)
+	listen.Listen = server.Address()
+	store, err := stream.New(stream.Config{URL: server.URL(), PublishTimeout: time.Second})
+	require.NoError(t, err)
+	run(t, store)
+	bustest.Publish(t, store, bustest.Event("1"))
+	require.NoError(t, store.Check())
+
+	stop()
+	begin := time.Now()
+	_, err = store.Publish(t.Context(), []event.Event{bustest.Event("2")})
+	require.ErrorIs(t, err, event.ErrUnavailable)
+	require.Less(t, time.Since(begin), 10*time.Second)
+	require.ErrorIs(t, store.Check(), event.ErrUnavailable)
+
+	again, err := natsserver.New(listen)
+	require.NoError(t, err)
+	run(t, again)
+	require.Eventually(t, func() bool {
+		_, err := store.Publish(t.Context(), []event.Event{bustest.Event("2")})
+		return err == nil
+	}, 20*time.Second, 50*time.Millisecond)
+}
+
+func TestUnavailableBeforeNATSWasSeen(t *testing.T) {
+	store, err := stream.New(stream.Config{URL: "nats://127.0.0.1:1"})
+	require.NoError(t, err)
+	_, err = store.Publish(t.Context(), []event.Event{bustest.Event("1")})
+	require.ErrorIs(t, err, event.ErrUnavailable)
+	_, err = store.Subscribe(t.Context(), event.ConsumerSpec{Name: "c"})
+	require.ErrorIs(t, err, event.ErrUnavailable)
+}
+
+func TestSmallNATSPayloadLowersTheLimit(t *testing.T) {
+	_, store, _ := open(t, natsserver.Config{Dir: t.TempDir(), MaxPayload: 64 << 10}, stream.Config{})
+	require.Equal(t, 60<<10, store.MaxEventBytes())
+	e := bustest.Event("1")
+	e.Data = make([]byte, 62<<10)
+	_, err := store.Publish(t.Context(), []event.Event{e})
+	require.ErrorIs(t, err, event.ErrTooLarge)
+	e.Data = make([]byte, 50<<10)
+	bustest.Publish(t, store, e)
+}
+
+func TestLargestEventFitsAsDeadLetterToo(t *testing.T) {
+	_, store, _ := open(t, natsserver.Config{Dir: t.TempDir()}, stream.Config{})
+	require.Equal(t, event.MaxEventBytes, store.MaxEventBytes())
+	e := bustest.Event("1")
+	e.Data = make([]byte, event.MaxEventBytes)
+	bustest.Publish(t, store, e)
+	require.NoError(t, store.StoreDeadLetter(t.Context(), &event.DeadLetter{Consumer: "c", Event: e}))
+}
+
+func TestConfigIsChecked(t *testing.T) {
+	_, err := stream.New(stream.Config{Replicas: 9, DedupWindow: 30 * 24 * time.Hour, AckWait: time.Millisecond, MaxBytes: -1})
+	for _, part := range []string{"no NATS server", "dedup window", "9 replicas", "ack wait", "must be limited"} {
+		require.ErrorContains(t, err, part)
+	}
+}
