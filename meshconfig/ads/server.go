@@ -1,0 +1,313 @@
+package ads
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+)
+
+// firstRequestTimeout bounds the time to the first request, with the node id.
+const firstRequestTimeout = 10 * time.Second
+
+// stopTimeout is how long clients have to take what is being sent to them.
+const stopTimeout = 3 * time.Second
+
+// Server serves resources to data planes. It is a component.
+type Server struct {
+	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
+
+	config   Config
+	log      *slog.Logger
+	metrics  *metrics
+	now      func() time.Time
+	ready    chan struct{}
+	stopping chan struct{}
+
+	mu      sync.Mutex
+	sets    map[string]*set
+	streams map[uint64]*stream
+	nextID  uint64
+
+	certMu sync.Mutex
+	cert   *tls.Certificate
+	leaf   ca.Leaf
+}
+
+// Status is what is known about a target.
+type Status struct {
+	// Version of the resources that are served; empty when there are none yet.
+	Version string
+	// Nodes are the connected nodes by id.
+	Nodes []NodeStatus
+}
+
+// NodeStatus is what is known about a connected node.
+type NodeStatus struct {
+	NodeID      string
+	ConnectedAt time.Time
+	// Version is the newest version, as SetResources returned it, that the node
+	// acknowledged completely; empty when none yet.
+	Version string
+	// Nacks are the refusals that stand, at most one a type.
+	Nacks []Nack
+}
+
+// Acknowledged tells whether at least one node is connected and all of them
+// acknowledged the version.
+func (s Status) Acknowledged(version string) bool {
+	for _, node := range s.Nodes {
+		if node.Version != version {
+			return false
+		}
+	}
+	return len(s.Nodes) > 0 && version != ""
+}
+
+// New makes a Server; it serves from Run on.
+func New(config Config) (*Server, error) {
+	config.setDefaults()
+	if err := config.Validate(); err != nil {
+		return nil, fmt.Errorf("configure the ADS server: %w", err)
+	}
+	return &Server{
+		config:   config,
+		log:      config.Log.With("component", "ads"),
+		metrics:  newMetrics(config.Registry),
+		now:      time.Now,
+		ready:    make(chan struct{}),
+		stopping: make(chan struct{}),
+		sets:     map[string]*set{},
+		streams:  map[uint64]*stream{},
+	}, nil
+}
+
+// Name implements component.Component.
+func (s *Server) Name() string { return "ads" }
+
+// Ready is closed when the server listens; it implements component.Component.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// Addr is the address the server listens on.
+func (s *Server) Addr() string { return s.config.Listener.Addr().String() }
+
+// Run serves until ctx ends; it implements component.Component.
+func (s *Server) Run(ctx context.Context) error {
+	if _, err := s.certificate(nil); err != nil {
+		s.config.Listener.Close()
+		return err
+	}
+	server := grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(&tls.Config{
+			MinVersion: tls.VersionTLS13, GetCertificate: s.certificate, NextProtos: []string{"h2"},
+		})),
+		grpc.MaxConcurrentStreams(16),
+		grpc.ConnectionTimeout(10*time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: 30 * time.Second, Timeout: 20 * time.Second,
+			MaxConnectionAge: s.config.MaxConnectionAge, MaxConnectionAgeGrace: 5 * time.Second,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+	)
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, s)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(s.config.Listener) }()
+	close(s.ready)
+	select {
+	case <-ctx.Done():
+		close(s.stopping) // the streams end by themselves, clients reconnect
+		// A client that reads nothing cannot hold the server up.
+		stop := time.AfterFunc(stopTimeout, server.Stop)
+		defer stop.Stop()
+		server.GracefulStop()
+		<-served
+		return nil
+	case err := <-served:
+		return fmt.Errorf("serve ADS on %s: %w", s.config.Listener.Addr(), err)
+	}
+}
+
+// certificate is the server's own certificate, renewed at half of its life.
+func (s *Server) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	s.certMu.Lock()
+	defer s.certMu.Unlock()
+	if s.cert != nil && s.now().Before(s.leaf.RenewAt()) {
+		return s.cert, nil
+	}
+	leaf, err := s.config.CA.IssueServer(s.config.ServerNames...)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := tls.X509KeyPair(leaf.ChainPEM, leaf.KeyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("load the ADS server's certificate: %w", err)
+	}
+	s.cert, s.leaf = &cert, leaf
+	return s.cert, nil
+}
+
+// SetResources replaces what a target ([GatewayTarget], [SidecarTarget]) is
+// served and returns the version of the set, a hash of its content: the same
+// resources have the same version and are not sent again. A set with an invalid
+// resource is refused as a whole with an error that names the resource, and
+// what was served before stays. The resources must not be changed afterwards.
+func (s *Server) SetResources(target string, resources Resources) (string, error) {
+	next, err := newSet(resources, isGatewayTarget(target))
+	if err != nil {
+		return "", fmt.Errorf("set the resources of %s: %w", target, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old := s.sets[target]; old != nil && old.version == next.version {
+		return next.version, nil
+	}
+	s.sets[target] = next
+	for _, st := range s.streams {
+		if st.target == target {
+			st.poke()
+		}
+	}
+	return next.version, nil
+}
+
+// Remove forgets a target and ends the streams of its nodes.
+func (s *Server) Remove(target string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.sets, target)
+	for _, st := range s.streams {
+		if st.target == target {
+			st.leave()
+		}
+	}
+}
+
+// Status tells which nodes of a target are connected and what they acknowledged
+// and refused.
+func (s *Server) Status(target string) Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out Status
+	if current := s.sets[target]; current != nil {
+		out.Version = current.version
+	}
+	newest := map[string]*stream{}
+	for _, st := range s.streams {
+		if old := newest[st.nodeID]; st.target == target && (old == nil || old.id < st.id) {
+			newest[st.nodeID] = st
+		}
+	}
+	for _, st := range newest {
+		st.mu.Lock()
+		out.Nodes = append(out.Nodes, st.status)
+		st.mu.Unlock()
+	}
+	slices.SortFunc(out.Nodes, func(a, b NodeStatus) int { return cmp.Compare(a.NodeID, b.NodeID) })
+	return out
+}
+
+func (s *Server) current(target string) *set {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sets[target]
+}
+
+// StreamAggregatedResources implements the ADS service.
+func (s *Server) StreamAggregatedResources(grpcStream adsStream) error {
+	err := s.serve(grpcStream)
+	if code := status.Code(err); code == codes.Unauthenticated || code == codes.PermissionDenied {
+		s.metrics.refused.WithLabelValues(code.String()).Inc()
+		s.log.Warn("refused a stream", "error", err)
+	}
+	return err
+}
+
+func (s *Server) serve(grpcStream adsStream) error {
+	ctx := grpcStream.Context()
+	identity, err := authenticate(ctx, s.config.Authenticator)
+	if err != nil {
+		return err
+	}
+	first, err := receiveFirst(ctx, grpcStream)
+	if err != nil {
+		return err
+	}
+	nodeID := first.GetNode().GetId()
+	target, ok := TargetOf(nodeID)
+	if !ok {
+		return status.Errorf(codes.InvalidArgument, "%q is not a node id; write gateway~<namespace>~<name>~<instance> or <workload entry>.<namespace>", nodeID)
+	}
+	expected, ok := s.config.NodeIdentity(ctx, nodeID)
+	if !ok || expected != identity {
+		// One message for both, so that nobody learns which nodes exist.
+		return status.Errorf(codes.PermissionDenied, "the service account %s may not be the node %q", identity, nodeID)
+	}
+
+	gone, leave := context.WithCancel(ctx)
+	defer leave()
+	st := &stream{
+		server: s, nodeID: nodeID, target: target, grpc: grpcStream, gone: gone, leave: leave,
+		secrets: &secrets{
+			ca: s.config.CA, now: s.now,
+			identity: v1alpha1.SPIFFEID(s.config.TrustDomain, identity.Namespace, identity.ServiceAccount),
+		},
+		wake:    make(chan struct{}, 1),
+		watches: map[string]*watch{},
+		status:  NodeStatus{NodeID: nodeID, ConnectedAt: s.now()},
+	}
+	s.mu.Lock()
+	s.nextID++
+	st.id = s.nextID
+	s.streams[st.id] = st
+	s.mu.Unlock()
+	s.metrics.streams.Inc()
+	s.log.Info("a node connected", "node", nodeID, "identity", identity.String())
+	s.config.OnChange(target)
+	defer func() {
+		s.mu.Lock()
+		delete(s.streams, st.id)
+		s.mu.Unlock()
+		s.metrics.streams.Dec()
+		s.log.Info("a node disconnected", "node", nodeID)
+		s.config.OnChange(target)
+	}()
+	return st.run(first, s.stopping)
+}
+
+func receiveFirst(ctx context.Context, grpcStream adsStream) (*discoveryv3.DiscoveryRequest, error) {
+	type received struct {
+		req *discoveryv3.DiscoveryRequest
+		err error
+	}
+	ch := make(chan received, 1)
+	go func() {
+		req, err := grpcStream.Recv()
+		ch <- received{req, err}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, firstRequestTimeout)
+	defer cancel()
+	select {
+	case r := <-ch:
+		return r.req, r.err
+	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return nil, status.Error(codes.DeadlineExceeded, "no request came")
+		}
+		return nil, ctx.Err()
+	}
+}
