@@ -12,5 +12,5 @@ var CRDs embed.FS
 // YAML documents in one file. A cluster with Istio has them already; dev and
 // the tests install these.
 //
-//go:embed istio/*.yaml
+//go:embed istio/crd-all.gen.yaml
 var IstioCRDs embed.FS
