@@ -1,0 +1,206 @@
+package build_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lambdamesh/lambdamesh/lambdas/build"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/process"
+)
+
+func TestMain(m *testing.M) {
+	process.WatcherMain()
+	os.Exit(m.Run())
+}
+
+func newLambda(runtime v1alpha1.Runtime, code string) *v1alpha1.Lambda {
+	lambda := &v1alpha1.Lambda{}
+	lambda.Name, lambda.Namespace = "last-order", "shop"
+	lambda.Spec.Runtime = runtime
+	lambda.Spec.Source.Inline = &v1alpha1.InlineSource{Code: code}
+	return lambda
+}
+
+const goodGo = `package orders
+
+import (
+	"context"
+
+	lambda "github.com/lambdamesh/lambdamesh/lambdas/runtimes/go"
+)
+
+func Main(ctx context.Context, event *lambda.Event) (any, error) { return nil, nil }
+`
+
+func newToolchain(t *testing.T, lookPath func(string) (string, error)) *build.Toolchain {
+	t.Helper()
+	toolchain, err := build.NewToolchain(build.ToolchainConfig{Dir: t.TempDir(), LookPath: lookPath})
+	require.NoError(t, err)
+	return toolchain
+}
+
+func skipWithout(t *testing.T, program string) {
+	t.Helper()
+	if _, err := exec.LookPath(program); err != nil {
+		t.Skipf("NOT TESTED on this machine: %v", err)
+	}
+}
+
+func TestMistakesInTheSourceNameTheLine(t *testing.T) {
+	toolchain := newToolchain(t, nil)
+	tests := map[string]struct {
+		program string
+		runtime v1alpha1.Runtime
+		code    string
+		want    string
+	}{
+		"go syntax":        {"go", v1alpha1.RuntimeGo, "package orders\n\nfunc Main() {\n\tx :=\n}\n", "main.go:5:1: expected operand, found '}'"},
+		"go type error":    {"go", v1alpha1.RuntimeGo, goodGo + "\nvar x = undefined\n", "main.go:11:9: undefined: undefined"},
+		"go no handler":    {"go", v1alpha1.RuntimeGo, "package orders\n", "main.go: there is no func Main; write func Main(ctx context.Context, event *lambda.Event) (any, error) or func Main(w http.ResponseWriter, r *http.Request)"},
+		"go own main":      {"go", v1alpha1.RuntimeGo, "package main\n\nfunc main() {}\n", "main.go:3:1: leave func main out: the build writes it and it calls Main"},
+		"go signature":     {"go", v1alpha1.RuntimeGo, "package orders\n\nfunc Main() {}\n", "main.go:3:1: Main has another signature; write func Main(ctx context.Context, event *lambda.Event) (any, error) or func Main(w http.ResponseWriter, r *http.Request)"},
+		"nodejs CommonJS":  {"node", v1alpha1.RuntimeNodeJS, "exports.main = () => {\n  const x = ;\n};\n", "main.js:2: SyntaxError: Unexpected token ';'"},
+		"nodejs ES module": {"node", v1alpha1.RuntimeNodeJS, "export function main() {\n  const x = ;\n}\n", "main.js:2: SyntaxError: Unexpected token ';'"},
+		"python":           {"python3", v1alpha1.RuntimePython, "def main(event, context):\n    return (\n", "main.py:2:12: SyntaxError: '(' was never closed"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			skipWithout(t, test.program)
+			_, err := toolchain.Build(t.Context(), newLambda(test.runtime, test.code))
+			require.EqualError(t, err, test.want)
+			require.Equal(t, build.ReasonBuildFailed, build.ReasonOf(err))
+		})
+	}
+}
+
+func TestSameSourceIsBuiltOnceAndAnotherHandlerIsAnotherArtifact(t *testing.T) {
+	skipWithout(t, "go")
+	dir := t.TempDir()
+	toolchain, err := build.NewToolchain(build.ToolchainConfig{Dir: dir})
+	require.NoError(t, err)
+	lambda := newLambda(v1alpha1.RuntimeGo, goodGo)
+	first, err := toolchain.Build(t.Context(), lambda)
+	require.NoError(t, err)
+	require.Regexp(t, `^lambdamesh\.local/go:[0-9a-f]{20}$`, first.Image)
+	command, err := toolchain.Command(t.Context(), first.Image)
+	require.NoError(t, err)
+	before, err := os.Stat(command.Path)
+	require.NoError(t, err)
+
+	second, err := toolchain.Build(t.Context(), lambda)
+	require.NoError(t, err)
+	require.Equal(t, first, second)
+	after, err := os.Stat(command.Path)
+	require.NoError(t, err)
+	require.Equal(t, before.ModTime(), after.ModTime())
+
+	lambda.Spec.Source.Inline.Code += "\nfunc Other() {}\n"
+	third, err := toolchain.Build(t.Context(), lambda)
+	require.NoError(t, err)
+	require.NotEqual(t, first.Image, third.Image)
+
+	left, err := os.ReadDir(filepath.Join(dir, "tmp"))
+	require.NoError(t, err)
+	require.Empty(t, left, "builds leave nothing behind")
+}
+
+func TestAMissingLanguageSaysWhatToInstall(t *testing.T) {
+	toolchain := newToolchain(t, func(string) (string, error) { return "", exec.ErrNotFound })
+	_, err := toolchain.Build(t.Context(), newLambda(v1alpha1.RuntimeNodeJS, "exports.main = () => 1"))
+	require.Equal(t, build.ReasonRuntimeMissing, build.ReasonOf(err))
+	require.EqualError(t, err, "Node.js is not installed: `node` is not on PATH; install Node.js 18 or later from https://nodejs.org")
+	failure := (*build.Error)(nil)
+	require.ErrorAs(t, err, &failure)
+	require.False(t, failure.Permanent(), "installing it is enough")
+}
+
+func TestAnotherVersionThanAskedForIsTold(t *testing.T) {
+	skipWithout(t, "python3")
+	lambda := newLambda(v1alpha1.RuntimePython, "def main(event, context): pass\n")
+	lambda.Spec.Version = "2.7"
+	artifact, err := newToolchain(t, nil).Build(t.Context(), lambda)
+	require.NoError(t, err)
+	require.Regexp(t, `^runs on the installed Python 3\.[0-9.]+, not on version 2\.7$`, artifact.Note)
+	lambda.Spec.Version = "3"
+	artifact, err = newToolchain(t, nil).Build(t.Context(), lambda)
+	require.NoError(t, err)
+	require.Empty(t, artifact.Note)
+}
+
+func TestWhatThisVersionLacksIsRefused(t *testing.T) {
+	toolchain := newToolchain(t, nil)
+	image := "registry.example/app@sha256:00"
+	tests := map[string]func(*v1alpha1.Lambda){
+		"rust":         func(l *v1alpha1.Lambda) { l.Spec.Runtime = v1alpha1.RuntimeRust },
+		"container":    func(l *v1alpha1.Lambda) { l.Spec.Runtime = v1alpha1.RuntimeContainer },
+		"git":          func(l *v1alpha1.Lambda) { l.Spec.Source = v1alpha1.SourceSpec{Git: &v1alpha1.GitSource{}} },
+		"image":        func(l *v1alpha1.Lambda) { l.Spec.Source = v1alpha1.SourceSpec{Image: &image} },
+		"dependencies": func(l *v1alpha1.Lambda) { l.Spec.Source.Inline.Dependencies = `{"dependencies":{}}` },
+		"secretMounts": func(l *v1alpha1.Lambda) { l.Spec.SecretMounts = []v1alpha1.SecretMount{{}} },
+	}
+	for name, change := range tests {
+		t.Run(name, func(t *testing.T) {
+			lambda := newLambda(v1alpha1.RuntimeNodeJS, "exports.main = () => 1")
+			change(lambda)
+			_, err := toolchain.Build(t.Context(), lambda)
+			require.Equal(t, v1alpha1.ReasonNotSupported, build.ReasonOf(err), "%v", err)
+		})
+	}
+}
+
+func TestGoDependenciesThatAreNoRequireLinesAreRefused(t *testing.T) {
+	skipWithout(t, "go")
+	lambda := newLambda(v1alpha1.RuntimeGo, goodGo)
+	lambda.Spec.Source.Inline.Dependencies = "require (\n\tgithub.com/google/go-cmp v0.7.0\n)\nreplace x => /etc\n"
+	_, err := newToolchain(t, nil).Build(t.Context(), lambda)
+	require.EqualError(t, err, `dependencies:4: want a line such as github.com/owner/module v1.2.3, not "replace x => /etc"`)
+}
+
+func TestCancelingEndsABuild(t *testing.T) {
+	// A compiler that never ends.
+	program := filepath.Join(t.TempDir(), "python3")
+	script := "#!/bin/sh\ncase \"$*\" in *version*) echo \"$0\"; echo 3.11.0;; *) exec sleep 600;; esac\n"
+	require.NoError(t, os.WriteFile(program, []byte(script), 0o700)) //nolint:gosec // a program
+	toolchain := newToolchain(t, func(string) (string, error) { return program, nil })
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	_, err := toolchain.Build(ctx, newLambda(v1alpha1.RuntimePython, "def main(event, context): pass\n"))
+	require.Error(t, err)
+	require.True(t, errors.Is(err, context.DeadlineExceeded) || build.ReasonOf(err) == build.ReasonBuildFailed)
+	require.Less(t, time.Since(begin), 10*time.Second)
+}
+
+func TestImagesOfAnotherStoreAreRefused(t *testing.T) {
+	toolchain := newToolchain(t, nil)
+	for _, image := range []string{"nginx:1", "lambdamesh.local/go", "lambdamesh.local/../etc:x", "lambdamesh.local/go:../../x", "lambdamesh.local/go:0123"} {
+		_, err := toolchain.Command(t.Context(), image)
+		require.Error(t, err, image)
+	}
+}
+
+func TestInAClusterInterpretedSourceIsMounted(t *testing.T) {
+	images := build.Images{Prefix: "registry.example/lambdamesh-", Tag: "v1"}
+	artifact, err := images.Build(t.Context(), newLambda(v1alpha1.RuntimeNodeJS, "import x from 'os';\nexport const main = () => 1;\n"))
+	require.NoError(t, err)
+	require.Equal(t, "registry.example/lambdamesh-nodejs:v1", artifact.Image)
+	require.Contains(t, artifact.Files, "main.mjs")
+
+	lambda := newLambda(v1alpha1.RuntimePython, "def main(event, context): pass\n")
+	lambda.Spec.Version = "3.12"
+	artifact, err = images.Build(t.Context(), lambda)
+	require.NoError(t, err)
+	require.Equal(t, "registry.example/lambdamesh-python:3.12-v1", artifact.Image)
+	require.Contains(t, artifact.Files, "main.py")
+
+	_, err = images.Build(t.Context(), newLambda(v1alpha1.RuntimeGo, goodGo))
+	require.Equal(t, build.ReasonNeedsBuild, build.ReasonOf(err))
+}

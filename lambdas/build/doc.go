@@ -1,0 +1,10 @@
+// Package build turns a Lambda's source into what a Deployment can run.
+//
+// [Toolchain] uses the languages installed on this machine and keeps artifacts
+// by content under a directory; it is what `lambdamesh dev` runs. [Images]
+// is for clusters: interpreted languages run from a runtime image with the
+// source mounted.
+//
+// What may enter: everything between source text and an image reference, with
+// errors that speak of the user's own lines. Nothing here talks to Kubernetes.
+package build

@@ -1,0 +1,165 @@
+package lambda
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"sync"
+)
+
+// Response is an answer with a status and headers of its own.
+type Response struct {
+	// Status defaults to 200.
+	Status int
+	Header http.Header
+	// Body is sent as JSON unless it is a string, []byte or io.Reader. Nil
+	// sends none.
+	Body any
+}
+
+const failedDetail = "the lambda failed; its log tells why under this invocation id"
+
+// respond turns what a handler returned into the answer. An error means that
+// nothing was written.
+func (c *Context) respond(ctx context.Context, w http.ResponseWriter, result any) error {
+	switch result := result.(type) {
+	case nil:
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	case Event:
+		return c.respondEvent(ctx, w, &result)
+	case *Event:
+		if result == nil {
+			w.WriteHeader(http.StatusNoContent)
+			return nil
+		}
+		return c.respondEvent(ctx, w, result)
+	case Response:
+		return writeResponse(w, result)
+	case *Response:
+		return writeResponse(w, *result)
+	default:
+		return writeResponse(w, Response{Body: result})
+	}
+}
+
+func (c *Context) respondEvent(ctx context.Context, w http.ResponseWriter, event *Event) error {
+	if _, err := c.publish(ctx, event); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusAccepted)
+	return nil
+}
+
+func writeResponse(w http.ResponseWriter, response Response) error {
+	status := response.Status
+	if status == 0 {
+		status = http.StatusOK
+	}
+	if status < 200 || status > 999 {
+		return fmt.Errorf("response status %d: want 200 to 599", status)
+	}
+	body, contentType, err := encodeBody(response.Body)
+	if err != nil {
+		return fmt.Errorf("encode what the handler returned: %w", err)
+	}
+	maps.Copy(w.Header(), response.Header.Clone())
+	if contentType != "" && w.Header().Get("Content-Type") == "" {
+		w.Header().Set("Content-Type", contentType)
+	}
+	w.WriteHeader(status)
+	if body != nil {
+		_, _ = io.Copy(w, body) // the caller may be gone; nothing to tell
+	}
+	return nil
+}
+
+// writeProblem answers with application/problem+json (RFC 9457).
+func writeProblem(w http.ResponseWriter, c *Context, status int, detail string) {
+	body, _ := json.Marshal(map[string]any{
+		"type": "about:blank", "title": http.StatusText(status), "status": status, "detail": detail, "invocation": c.Invocation,
+	})
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(status)
+	_, _ = w.Write(body)
+}
+
+// guardedWriter lets the deadline answer in place of a handler that still
+// runs: after that the handler's writes go nowhere.
+type guardedWriter struct {
+	mu       sync.Mutex
+	inner    http.ResponseWriter
+	header   http.Header
+	status   int
+	timedOut bool
+}
+
+func newGuardedWriter(w http.ResponseWriter) *guardedWriter {
+	return &guardedWriter{inner: w, header: http.Header{}}
+}
+
+func (g *guardedWriter) Header() http.Header { return g.header }
+
+func (g *guardedWriter) WriteHeader(status int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.writeHeader(status)
+}
+
+func (g *guardedWriter) writeHeader(status int) {
+	if g.timedOut || g.status != 0 {
+		return
+	}
+	if status >= 200 {
+		g.status = status
+	}
+	maps.Copy(g.inner.Header(), g.header)
+	g.inner.WriteHeader(status)
+}
+
+func (g *guardedWriter) Write(p []byte) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.timedOut {
+		return 0, http.ErrHandlerTimeout
+	}
+	g.writeHeader(http.StatusOK)
+	return g.inner.Write(p)
+}
+
+// Flush implements [http.Flusher] for handlers that stream.
+func (g *guardedWriter) Flush() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.timedOut {
+		return
+	}
+	g.writeHeader(http.StatusOK)
+	_ = http.NewResponseController(g.inner).Flush()
+}
+
+// timeOut shuts the handler out and answers for it; it reports whether that was
+// still possible.
+func (g *guardedWriter) timeOut(answer func(http.ResponseWriter)) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.timedOut = true
+	if g.status != 0 {
+		return false
+	}
+	g.status = http.StatusGatewayTimeout
+	answer(g.inner)
+	return true
+}
+
+func (g *guardedWriter) statusCode() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.status == 0 {
+		return http.StatusOK
+	}
+	return g.status
+}

@@ -1,0 +1,3 @@
+module github.com/lambdamesh/lambdamesh/lambdas/runtimes/go
+
+go 1.24

@@ -1,0 +1,227 @@
+package lambda
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Handler is a function that can be a lambda.
+type Handler interface {
+	func(context.Context, *Event) (any, error) | func(http.ResponseWriter, *http.Request)
+}
+
+// Start serves the handler until the process is told to stop, then finishes
+// what is in flight. The main function that a build generates calls it.
+func Start[H Handler](handler H) {
+	logger := slog.New(slog.NewJSONHandler(os.Stdout, &slog.HandlerOptions{
+		Level: slog.LevelDebug,
+		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && a.Key == slog.MessageKey {
+				a.Key = "message"
+			}
+			if len(groups) == 0 && a.Key == slog.LevelKey {
+				a.Value = slog.StringValue(levelName(a.Value))
+			}
+			return a
+		},
+	}))
+	config, err := configFromEnv()
+	if err == nil {
+		logger = logger.With("lambda", config.lambda, "namespace", config.namespace)
+		slog.SetDefault(logger)
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+		defer stop()
+		err = newServer(config, any(handler), logger).run(ctx)
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "lambda %s/%s: %v\n", config.namespace, config.lambda, err)
+		os.Exit(1)
+	}
+}
+
+func levelName(level slog.Value) string {
+	switch l, _ := level.Any().(slog.Level); {
+	case l >= slog.LevelError:
+		return "error"
+	case l >= slog.LevelWarn:
+		return "warn"
+	case l >= slog.LevelInfo:
+		return "info"
+	default:
+		return "debug"
+	}
+}
+
+type server struct {
+	config  config
+	handler any
+	logger  *slog.Logger
+	client  *http.Client
+	metrics *metrics
+	ready   atomic.Bool
+}
+
+func newServer(config config, handler any, logger *slog.Logger) *server {
+	return &server{config: config, handler: handler, logger: logger, client: newClient(), metrics: newMetrics(config.namespace, config.lambda)}
+}
+
+// run serves until ctx ends, then drains: no new connections, what runs
+// finishes.
+func (s *server) run(ctx context.Context) error {
+	main, err := listen(s.config.listen)
+	if err != nil {
+		return err
+	}
+	admin, err := listen(s.config.adminListen)
+	if err != nil {
+		_ = main.Close()
+		return err
+	}
+	invocations := &http.Server{Handler: http.HandlerFunc(s.invoke), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute}
+	adminServer := &http.Server{Handler: s.adminHandler(), ReadHeaderTimeout: 10 * time.Second}
+	failed := make(chan error, 2)
+	serve := func(server *http.Server, listener net.Listener) {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			failed <- err
+		}
+	}
+	go serve(invocations, main)
+	go serve(adminServer, admin)
+	s.ready.Store(true)
+	s.logger.Info("ready", "listen", s.config.listen)
+
+	select {
+	case err = <-failed:
+	case <-ctx.Done():
+		s.logger.Info("draining")
+	}
+	s.ready.Store(false)
+	drain, cancel := context.WithTimeout(context.Background(), s.config.timeout+5*time.Second)
+	defer cancel()
+	err = errors.Join(err, invocations.Shutdown(drain))
+	_ = adminServer.Close()
+	return err
+}
+
+func (s *server) adminHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !s.ready.Load() {
+			http.Error(w, "not ready", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = io.WriteString(w, "ok\n")
+	})
+	mux.HandleFunc("GET /metrics", s.metrics.serve)
+	return mux
+}
+
+// invoke runs one invocation under its deadline.
+func (s *server) invoke(w http.ResponseWriter, r *http.Request) {
+	begin := time.Now()
+	c := s.config.newContext(s.logger, s.client)
+	c.Invocation = firstOf(r.Header.Get("X-Request-Id"), newID())
+	c.traceparent = firstOf(r.Header.Get("Traceparent"), r.Header.Get("Ce-Traceparent"))
+	c.Logger = s.logger.With("invocation", c.Invocation)
+	ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), contextKey{}, c), s.config.timeout)
+	defer cancel()
+
+	s.metrics.begin()
+	guarded := newGuardedWriter(w)
+	defer func() { s.metrics.end(guarded.statusCode(), time.Since(begin)) }()
+
+	if r.ContentLength > s.config.maxBodyBytes {
+		s.tooLarge(guarded, c)
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() {
+			if cause := recover(); cause != nil {
+				c.Logger.Error("handler panicked", "error", fmt.Sprint(cause), "stack", string(debug.Stack()))
+				writeProblem(guarded, c, http.StatusInternalServerError, failedDetail)
+			}
+		}()
+		s.handle(ctx, c, guarded, r)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		// A handler that returns because of the deadline ends by itself in a
+		// moment; one that does not look at it is answered for.
+		if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			<-done // the caller went away; let the handler see that
+			return
+		}
+		c.Logger.Error("invocation timed out", "timeout", s.config.timeout.String())
+		if !guarded.timeOut(func(w http.ResponseWriter) {
+			writeProblem(w, c, http.StatusGatewayTimeout, timeoutDetail(s.config.timeout))
+		}) {
+			panic(http.ErrAbortHandler) // half a response is out: break it off
+		}
+	}
+}
+
+func (s *server) handle(ctx context.Context, c *Context, w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, s.config.maxBodyBytes)
+	switch handler := s.handler.(type) {
+	case func(http.ResponseWriter, *http.Request):
+		handler(w, r.WithContext(ctx))
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			writeProblem(w, c, http.StatusGatewayTimeout, timeoutDetail(s.config.timeout))
+		} else {
+			w.WriteHeader(http.StatusOK) // sends the headers of a handler that wrote nothing; otherwise without effect
+		}
+	case func(context.Context, *Event) (any, error):
+		body, err := io.ReadAll(r.Body)
+		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+			s.tooLarge(w, c)
+			return
+		} else if err != nil {
+			writeProblem(w, c, http.StatusBadRequest, "the body could not be read")
+			return
+		}
+		event, err := parseEvent(r, body)
+		if refused := (*requestError)(nil); errors.As(err, &refused) {
+			writeProblem(w, c, refused.status, refused.detail)
+			return
+		} else if err != nil {
+			writeProblem(w, c, http.StatusBadRequest, err.Error())
+			return
+		}
+		c.traceparent = firstOf(c.traceparent, event.Extensions["traceparent"])
+		result, err := handler(ctx, event)
+		if err == nil {
+			err = c.respond(ctx, w, result)
+		}
+		if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			c.Logger.Error("invocation timed out", "timeout", s.config.timeout.String(), "error", err)
+			writeProblem(w, c, http.StatusGatewayTimeout, timeoutDetail(s.config.timeout))
+		} else if err != nil {
+			c.Logger.Error("handler failed", "error", err)
+			writeProblem(w, c, http.StatusInternalServerError, failedDetail)
+		}
+	}
+}
+
+func (s *server) tooLarge(w http.ResponseWriter, c *Context) {
+	w.Header().Set("Connection", "close")
+	writeProblem(w, c, http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is over the limit of %d bytes", s.config.maxBodyBytes))
+}
+
+func timeoutDetail(timeout time.Duration) string {
+	return "the lambda did not answer within " + timeout.String()
+}

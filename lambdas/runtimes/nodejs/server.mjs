@@ -1,0 +1,182 @@
+// The in-pod server of Node.js lambdas. Plain Node (18 or later), no packages:
+// it must start in milliseconds and a build without network must succeed.
+// The contract is the README beside it; the environment's names are in
+// pkg/apis/v1alpha1/wellknown.go.
+import http from 'node:http';
+import fs from 'node:fs';
+import path from 'node:path';
+import { randomUUID } from 'node:crypto';
+import { AsyncLocalStorage } from 'node:async_hooks';
+import { pathToFileURL } from 'node:url';
+import { parseEvent, RequestError } from './event.mjs';
+import { newContext } from './context.mjs';
+import { respond, sendProblem } from './response.mjs';
+import { newMetrics } from './metrics.mjs';
+import { readConfig, parseAddress } from './config.mjs';
+import { newLogger, replaceConsole } from './log.mjs';
+
+const FAILED = 'the lambda failed; its log tells why under this invocation id';
+const invocations = new AsyncLocalStorage();
+
+function die(config, error) {
+  // The last line on stderr is what a supervisor shows as the crash reason.
+  process.stderr.write(`lambda ${config?.namespace ?? '?'}/${config?.lambda ?? '?'}: ${error?.name ?? 'Error'}: ${error?.message ?? error}\n`);
+  process.exit(1);
+}
+
+async function loadHandler(config) {
+  const file = ['main.mjs', 'main.cjs', 'main.js'].map((name) => path.join(config.source, name)).find((name) => fs.existsSync(name));
+  if (!file) throw new Error(`no main.mjs, main.cjs or main.js in ${config.source}`);
+  const module = await import(pathToFileURL(file).href);
+  const found = module[config.handler] ?? module.default?.[config.handler] ?? (config.handler === 'main' ? module.default : undefined);
+  if (typeof found !== 'function') throw new TypeError(`main.js exports no function ${config.handler}; export it: export async function ${config.handler}(event, context) {}`);
+  return found;
+}
+
+/** Reads the body; undefined when it is over the limit (the rest is discarded as it comes). */
+function readBody(request, limit) {
+  return new Promise((resolve, reject) => {
+    const chunks = [];
+    let size = 0;
+    if (Number(request.headers['content-length']) > limit) resolve(undefined);
+    request.on('data', (chunk) => {
+      size += chunk.length;
+      if (size <= limit) {
+        chunks.push(chunk);
+        return;
+      }
+      chunks.length = 0;
+      resolve(undefined);
+    });
+    request.on('end', () => resolve(Buffer.concat(chunks)));
+    request.on('error', reject);
+  });
+}
+
+function newServer(config, handler, logger, metrics) {
+  return async (request, response) => {
+    const begin = process.hrtime.bigint();
+    const invocation = request.headers['x-request-id'] || randomUUID();
+    const log = logger.child({ invocation });
+    const controller = new AbortController();
+    metrics.begin();
+    response.on('close', () => {
+      if (!response.writableFinished) controller.abort(new Error('the caller went away'));
+      metrics.end(response.statusCode, Number(process.hrtime.bigint() - begin) / 1e9);
+    });
+    try {
+      const body = await readBody(request, config.maxBodyBytes);
+      if (body === undefined) {
+        response.setHeader('connection', 'close');
+        sendProblem(response, 413, `the body is over the limit of ${config.maxBodyBytes} bytes`, invocation);
+        return;
+      }
+      const event = parseEvent(request, body);
+      const context = newContext(config, log, {
+        invocation,
+        signal: controller.signal,
+        deadline: new Date(Date.now() + config.timeoutMs),
+        traceparent: request.headers.traceparent || event.extensions.traceparent,
+      });
+      await invocations.run(log, () => invoke(config, handler, event, context, controller, response, log));
+    } catch (error) {
+      if (error instanceof RequestError) sendProblem(response, error.status, error.message, invocation);
+      else if (!response.destroyed) {
+        log.error('invocation failed', { error: String(error?.message ?? error), stack: error?.stack });
+        sendProblem(response, 500, FAILED, invocation);
+      }
+    }
+  };
+}
+
+async function invoke(config, handler, event, context, controller, response, log) {
+  let timer;
+  const timedOut = Symbol('timeout');
+  const deadline = new Promise((resolve) => {
+    timer = setTimeout(() => resolve(timedOut), config.timeoutMs);
+  });
+  try {
+    const work = (async () => respond(await handler(event, context), response, context))();
+    // When the deadline wins, what the handler does later must not be an
+    // unhandled rejection.
+    work.catch(() => {});
+    const outcome = await Promise.race([work, deadline]);
+    if (outcome === timedOut) {
+      log.error('invocation timed out', { timeout: config.timeout });
+      if (response.headersSent) response.destroy();
+      else sendProblem(response, 504, `the lambda did not answer within ${config.timeout}`, context.invocation);
+      controller.abort(new DOMException('the invocation timed out', 'TimeoutError'));
+    }
+  } catch (error) {
+    log.error('handler failed', { error: String(error?.message ?? error), stack: error?.stack });
+    sendProblem(response, 500, FAILED, context.invocation);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+function listen(server, address) {
+  const target = parseAddress(address);
+  if (target.path && fs.lstatSync(target.path, { throwIfNoEntry: false })?.isSocket()) fs.rmSync(target.path);
+  return new Promise((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(target, resolve);
+  });
+}
+
+function adminServer(state, metrics) {
+  return http.createServer((request, response) => {
+    const url = request.url.split('?')[0];
+    if (url === '/healthz') response.end('ok\n');
+    else if (url === '/readyz') response.writeHead(state.ready ? 200 : 503).end(state.ready ? 'ok\n' : 'not ready\n');
+    else if (url === '/metrics') response.writeHead(200, { 'content-type': 'text/plain; version=0.0.4; charset=utf-8' }).end(metrics.text());
+    else response.writeHead(404).end();
+  });
+}
+
+async function main() {
+  let config;
+  try {
+    config = readConfig(process.env);
+    const logger = newLogger(config);
+    replaceConsole(() => invocations.getStore() ?? logger);
+    process.on('unhandledRejection', (error) => {
+      (invocations.getStore() ?? logger).error('unhandled rejection', { error: String(error?.message ?? error), stack: error?.stack });
+    });
+    process.on('uncaughtException', (error) => {
+      logger.error('uncaught exception', { error: String(error?.message ?? error), stack: error?.stack });
+      die(config, error);
+    });
+
+    const state = { ready: false };
+    const metrics = newMetrics(config);
+    const admin = adminServer(state, metrics);
+    await listen(admin, config.adminListen);
+    const handler = await loadHandler(config).catch((error) => {
+      logger.error('cannot load the handler', { error: String(error?.message ?? error), stack: error?.stack });
+      throw error;
+    });
+    const server = http.createServer({ keepAliveTimeout: 300_000 }, newServer(config, handler, logger, metrics));
+    await listen(server, config.listen);
+    state.ready = true;
+    logger.info('ready', { listen: config.listen });
+
+    const drain = () => {
+      if (!state.ready) return;
+      state.ready = false;
+      logger.info('draining');
+      server.prependListener('request', (request, response) => response.setHeader('connection', 'close'));
+      server.close(() => process.exit(0));
+      server.closeIdleConnections();
+      // A keep-alive connection turns idle once its response is out.
+      setInterval(() => server.closeIdleConnections(), 20).unref();
+      setTimeout(() => process.exit(1), config.timeoutMs + 5000).unref();
+    };
+    process.on('SIGTERM', drain);
+    process.on('SIGINT', drain);
+  } catch (error) {
+    die(config, error);
+  }
+}
+
+await main();

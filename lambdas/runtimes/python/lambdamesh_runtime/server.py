@@ -1,0 +1,298 @@
+"""The in-pod server of Python lambdas.
+
+The standard library only: it must start quickly and a build without network
+must succeed. A thread per connection; a handler runs in a thread of its own
+(or on the event loop when it is async), so that the deadline can answer for it.
+"""
+
+import asyncio
+import concurrent.futures
+import contextvars
+import importlib.util
+import inspect
+import os
+import signal
+import socket
+import socketserver
+import stat
+import sys
+import threading
+import time
+import uuid
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+
+from . import log
+from .config import parse_address, read_config
+from .context import AsyncContext, Context
+from .event import RequestError, parse_event
+from .metrics import Metrics
+from .response import problem, render
+
+_FAILED = "the lambda failed; its log tells why under this invocation id"
+_MOST_THREADS = 256
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def _load_handler(config):
+    path = os.path.join(config.source, "main.py")
+    sys.path.insert(0, config.source)
+    spec = importlib.util.spec_from_file_location("main", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["main"] = module
+    spec.loader.exec_module(module)
+    handler = getattr(module, config.handler, None)
+    if not callable(handler):
+        raise TypeError(f"main.py defines no function {config.handler}; define it: def {config.handler}(event, context)")
+    return handler
+
+
+class Lambda:
+    """The handler with all that is around one invocation."""
+
+    def __init__(self, config, handler, logger, metrics):
+        self.config = config
+        self.logger = logger
+        self.metrics = metrics
+        self._handler = handler
+        self._is_async = inspect.iscoroutinefunction(handler)
+        self._threads = concurrent.futures.ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="invocation")
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(self._threads)
+        threading.Thread(target=self._loop.run_forever, name="event-loop", daemon=True).start()
+
+    def invoke(self, method, target, headers, body):
+        """(status, headers, body) of one invocation."""
+        invocation = headers.get("x-request-id") or str(uuid.uuid4())
+        log.invocation.set(invocation)
+        try:
+            event = parse_event(method, target, headers, body)
+        except RequestError as error:
+            return problem(error.status, str(error), invocation)
+        kind = AsyncContext if self._is_async else Context
+        context = kind(self.config, self.logger, invocation, headers.get("traceparent") or event.extensions.get("traceparent"))
+        future = self._start(event, context)
+        try:
+            return future.result(self.config.timeout)
+        except concurrent.futures.TimeoutError:
+            if future.done():  # the handler's own TimeoutError
+                self.logger.error("handler failed", exc_info=future.exception())
+                return problem(500, _FAILED, invocation)
+            context.signal.set()
+            future.cancel()
+            self.logger.error("invocation timed out", extra={"timeout": self.config.timeout_text})
+            return problem(504, f"the lambda did not answer within {self.config.timeout_text}", invocation)
+        except BaseException as error:  # noqa: BLE001 - SystemExit too must not end the server
+            self.logger.error("handler failed", exc_info=error)
+            return problem(500, _FAILED, invocation)
+
+    def _start(self, event, context):
+        if self._is_async:
+            return asyncio.run_coroutine_threadsafe(self._run_async(event, context), self._loop)
+        return self._threads.submit(contextvars.copy_context().run, self._run, event, context)
+
+    def _run(self, event, context):
+        return render(self._handler(event, context), context)
+
+    async def _run_async(self, event, context):
+        log.invocation.set(context.invocation)
+        result = await self._handler(event, context)
+        return await asyncio.to_thread(render, result, context)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "lambdamesh"
+    sys_version = ""
+    timeout = 300  # an idle connection, in seconds
+    wbufsize = -1
+
+    def __getattr__(self, name):
+        if name.startswith("do_"):
+            return self._serve
+        raise AttributeError(name)
+
+    def _serve(self):
+        begin = time.monotonic()
+        function = self.server.function
+        function.metrics.begin()
+        status = 500
+        try:
+            headers = {}
+            for name, value in self.headers.items():
+                name = name.lower()
+                headers[name] = f"{headers[name]}, {value}" if name in headers else value
+            try:
+                body = self._read_body(headers, function.config.max_body_bytes)
+            except _TooLarge:
+                self.close_connection = True
+                detail = f"the body is over the limit of {function.config.max_body_bytes} bytes"
+                answer = problem(413, detail, headers.get("x-request-id") or str(uuid.uuid4()))
+            except ValueError:
+                self.close_connection = True
+                answer = problem(400, "the body could not be read", headers.get("x-request-id") or str(uuid.uuid4()))
+            else:
+                answer = function.invoke(self.command, self.path, headers, body)
+            status = answer[0]
+            self._write(*answer)
+        except (ConnectionError, socket.timeout):
+            self.close_connection = True
+        finally:
+            function.metrics.end(status, time.monotonic() - begin)
+
+    def _read_body(self, headers, limit):
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            return self._read_chunked(limit)
+        length = headers.get("content-length", "0")
+        if not length.isdigit():
+            raise ValueError(length)
+        if int(length) > limit:
+            raise _TooLarge
+        body = self.rfile.read(int(length))
+        if len(body) != int(length):
+            raise ConnectionError("the caller went away")
+        return body
+
+    def _read_chunked(self, limit):
+        chunks, total = [], 0
+        while True:
+            size = int(self.rfile.readline(1024).split(b";")[0].strip() or b"x", 16)
+            if size < 0:
+                raise ValueError(size)
+            total += size
+            if total > limit:
+                raise _TooLarge
+            if size == 0:
+                while self.rfile.readline(8192).strip():
+                    pass  # trailers
+                return b"".join(chunks)
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline(8)
+
+    def _write(self, status, headers, body):
+        if self.server.draining:
+            self.close_connection = True
+        try:
+            phrase = HTTPStatus(status).phrase
+        except ValueError:
+            phrase = ""
+        lines = [f"HTTP/1.1 {status} {phrase}", f"date: {self.date_time_string()}"]
+        for name, value in headers.items():
+            for one in value if isinstance(value, (list, tuple)) else (value,):
+                text = f"{name}: {one}"
+                if "\r" in text or "\n" in text:
+                    raise ValueError(f"response header {name!r} has a line break")
+                lines.append(text)
+        if status not in (204, 304):
+            lines.append(f"content-length: {len(body)}")
+        if self.close_connection:
+            lines.append("connection: close")
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8")
+        self.wfile.write(head if self.command == "HEAD" or status in (204, 304) else head + body)
+        self.wfile.flush()
+
+    def log_message(self, format, *args):  # noqa: A002
+        pass  # the proxy in front writes the access log
+
+
+class _AdminHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+
+    def do_GET(self):  # noqa: N802
+        path = self.path.split("?")[0]
+        status, body, kind = 404, b"not found\n", "text/plain"
+        if path == "/healthz":
+            status, body = 200, b"ok\n"
+        elif path == "/readyz":
+            status, body = (200, b"ok\n") if self.server.ready else (503, b"not ready\n")
+        elif path == "/metrics":
+            status, body, kind = 200, self.server.metrics.text().encode("utf-8"), "text/plain; version=0.0.4; charset=utf-8"
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format, *args):  # noqa: A002
+        pass
+
+
+class _TCPServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 512
+    draining = False
+    ready = False
+
+    def get_request(self):
+        connection, address = super().get_request()
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection, address or ("unix", 0)
+
+    def handle_error(self, request, client_address):
+        pass  # connections that break; what handlers raise is logged where it is caught
+
+
+class _UnixServer(_TCPServer):
+    address_family = socket.AF_UNIX
+    allow_reuse_address = False
+
+
+def _bind(address, handler):
+    network, target = parse_address(address)
+    if network == "tcp":
+        if ":" in target[0]:
+            kind = type("_TCP6Server", (_TCPServer,), {"address_family": socket.AF_INET6})
+            return kind(target, handler)
+        return _TCPServer(target, handler)
+    try:
+        if stat.S_ISSOCK(os.lstat(target).st_mode):
+            os.unlink(target)  # left behind by an earlier, killed process
+    except FileNotFoundError:
+        pass
+    return _UnixServer(target, handler)
+
+
+def main():
+    config = None
+    try:
+        config = read_config()
+        logger = log.set_up(config)
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        metrics = Metrics(config)
+        admin = _bind(config.admin_listen, _AdminHandler)
+        admin.metrics = metrics
+        threading.Thread(target=admin.serve_forever, name="admin", daemon=True).start()
+        try:
+            handler = _load_handler(config)
+        except BaseException:
+            logger.error("cannot load the handler", exc_info=True)
+            raise
+        server = _bind(config.listen, _Handler)
+        server.function = Lambda(config, handler, logger, metrics)
+        threading.Thread(target=server.serve_forever, args=(0.05,), name="accept", daemon=True).start()
+        admin.ready = True
+        logger.info("ready", extra={"listen": config.listen})
+
+        stop.wait()
+        admin.ready = False
+        server.draining = True
+        logger.info("draining")
+        server.shutdown()
+        server.server_close()
+        idle = metrics.wait_idle(config.timeout + 5)
+        sys.stdout.flush()
+        os._exit(0 if idle else 1)  # threads of handlers that never end must not hold the process
+    except BaseException as error:  # noqa: BLE001
+        # The last line on stderr is what a supervisor shows as the crash reason.
+        name = f"{config.namespace}/{config.name}" if config else "?/?"
+        sys.stderr.write(f"lambda {name}: {type(error).__name__}: {error}\n")
+        sys.stderr.flush()
+        os._exit(1)
