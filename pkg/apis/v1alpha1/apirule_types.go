@@ -145,9 +145,11 @@ type HeaderMatch struct {
 	// +kubebuilder:validation:MaxLength=128
 	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9-]+$`
 	Name string `json:"name"`
+	// Exact value.
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
 	Exact *string `json:"exact,omitempty"`
+	// Prefix of the value.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
@@ -164,6 +166,7 @@ type HeaderMatch struct {
 
 // ServiceRef is a port of a Kubernetes Service.
 type ServiceRef struct {
+	// Name of the Service.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
 	Name string `json:"name"`
@@ -182,10 +185,12 @@ type ServiceRef struct {
 // WeightedBackend is a lambda or Service with its share of the requests.
 // +kubebuilder:validation:XValidation:rule="has(self.lambda) != has(self.service)",message="a backend names either a lambda or a service"
 type WeightedBackend struct {
+	// Lambda of this namespace.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
 	Lambda string `json:"lambda,omitempty"`
+	// Service in its place.
 	// +optional
 	Service *ServiceRef `json:"service,omitempty"`
 	// Weight relative to the sum of all.
@@ -250,6 +255,7 @@ type JWTAuthentication struct {
 
 // TokenHeader is a request header with a token in it.
 type TokenHeader struct {
+	// Name of the header, case-insensitive.
 	// +kubebuilder:validation:MaxLength=128
 	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9-]+$`
 	Name string `json:"name"`
@@ -285,9 +291,11 @@ type JWTAuthorization struct {
 
 // ClaimMatch is a claim and the values of which it must have one.
 type ClaimMatch struct {
+	// Name of the claim.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=256
 	Name string `json:"name"`
+	// Values, of which the claim must be or contain one.
 	// +listType=set
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=32
@@ -308,26 +316,31 @@ type ExtAuth struct {
 
 // CORSPolicy answers preflight requests (WHATWG Fetch, section 3.2).
 type CORSPolicy struct {
+	// AllowOrigins: pages of these origins may read the answers.
 	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=16
 	AllowOrigins []OriginMatch `json:"allowOrigins"`
+	// AllowMethods that a page may use.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=16
 	AllowMethods []HTTPMethod `json:"allowMethods,omitempty"`
+	// AllowHeaders that a page may send.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=64
 	// +kubebuilder:validation:items:Pattern=`^[A-Za-z0-9-]+$`
 	// +kubebuilder:validation:items:MaxLength=128
 	AllowHeaders []string `json:"allowHeaders,omitempty"`
+	// ExposeHeaders that a page may read.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=64
 	// +kubebuilder:validation:items:Pattern=`^[A-Za-z0-9-]+$`
 	// +kubebuilder:validation:items:MaxLength=128
 	ExposeHeaders []string `json:"exposeHeaders,omitempty"`
+	// AllowCredentials: whether a page may send cookies and authorization.
 	// +optional
 	AllowCredentials *bool `json:"allowCredentials,omitempty"`
 	// MaxAge a browser may keep the preflight's answer.
@@ -338,14 +351,17 @@ type CORSPolicy struct {
 // OriginMatch is exactly one of exact, prefix, regex.
 // +kubebuilder:validation:XValidation:rule="[has(self.exact), has(self.prefix), has(self.regex)].filter(x, x).size() == 1",message="an origin needs exactly one of exact, prefix, regex"
 type OriginMatch struct {
+	// Exact origin, such as https://shop.example.com.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
 	Exact *string `json:"exact,omitempty"`
+	// Prefix of the origin.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
 	Prefix *string `json:"prefix,omitempty"`
+	// Regex (RE2) that must match the whole origin.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=256
@@ -379,6 +395,7 @@ type HeaderEdits struct {
 	// +optional
 	// +kubebuilder:validation:MaxProperties=32
 	SetHeaders map[string]HeaderValue `json:"setHeaders,omitempty"`
+	// RemoveHeaders by name.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=32
@@ -393,6 +410,7 @@ type Retries struct {
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=10
 	Attempts int32 `json:"attempts"`
+	// PerTryTimeout of one attempt; default the timeout of the rule.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1ms')",message="perTryTimeout must be at least 1ms"
 	PerTryTimeout *metav1.Duration `json:"perTryTimeout,omitempty"`
@@ -424,14 +442,17 @@ type RateLimit struct {
 // RateLimitKey is exactly one of header, claim, clientIP.
 // +kubebuilder:validation:XValidation:rule="[has(self.header), has(self.claim), has(self.clientIP)].filter(x, x).size() == 1",message="a key needs exactly one of header, claim, clientIP"
 type RateLimitKey struct {
+	// Header whose value is counted by.
 	// +optional
 	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9-]+$`
 	// +kubebuilder:validation:MaxLength=128
 	Header string `json:"header,omitempty"`
+	// Claim of the token whose value is counted by.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=256
 	Claim string `json:"claim,omitempty"`
+	// ClientIP: true counts by the client's address.
 	// +optional
 	ClientIP *bool `json:"clientIP,omitempty"`
 }

@@ -40,6 +40,7 @@ type ApplicationSpec struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=256
 	DisplayName string `json:"displayName,omitempty"`
+	// Description for people.
 	// +optional
 	// +kubebuilder:validation:MaxLength=4096
 	Description string `json:"description,omitempty"`
@@ -80,12 +81,15 @@ type ApplicationService struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=63
 	ID string `json:"id,omitempty"`
+	// Provider of the service, for people.
 	// +optional
 	// +kubebuilder:validation:MaxLength=256
 	Provider string `json:"provider,omitempty"`
+	// Description for people.
 	// +optional
 	// +kubebuilder:validation:MaxLength=4096
 	Description string `json:"description,omitempty"`
+	// Labels for people and consoles.
 	// +optional
 	// +kubebuilder:validation:MaxProperties=64
 	Labels map[string]string `json:"labels,omitempty"`
@@ -159,6 +163,7 @@ type OAuth2Auth struct {
 	TokenURL string `json:"tokenUrl"`
 	// Secret with the keys clientId and clientSecret.
 	Secret SecretRef `json:"secret"`
+	// Scopes to ask for; default those the server gives.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=32
@@ -189,6 +194,7 @@ type MTLSAuth struct {
 
 // CSRFAuth is a token fetched before a call.
 type CSRFAuth struct {
+	// TokenURL that the token is fetched from, with the same credentials.
 	// +kubebuilder:validation:MaxLength=2048
 	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.contains('@')",message="tokenUrl is an http(s) URL without user information"
 	TokenURL string `json:"tokenUrl"`
@@ -197,12 +203,15 @@ type CSRFAuth struct {
 // AddedValue is a header or query parameter, its value here or in a Secret.
 // +kubebuilder:validation:XValidation:rule="has(self.value) != has(self.secret)",message="write either value or secret"
 type AddedValue struct {
+	// Name of the header or query parameter.
 	// +kubebuilder:validation:MaxLength=128
 	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9_.-]+$`
 	Name string `json:"name"`
+	// Value, where it is no secret.
 	// +optional
 	// +kubebuilder:validation:MaxLength=4096
 	Value string `json:"value,omitempty"`
+	// Secret with the value.
 	// +optional
 	Secret *SecretKeyRef `json:"secret,omitempty"`
 }
@@ -210,6 +219,7 @@ type AddedValue struct {
 // SecretRef names a Secret of the system namespace; an Application is
 // cluster-scoped, and its credentials are not the tenants'.
 type SecretRef struct {
+	// Name of the Secret.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	Name string `json:"name"`
@@ -217,9 +227,11 @@ type SecretRef struct {
 
 // SecretKeyRef names a key of a Secret of the system namespace.
 type SecretKeyRef struct {
+	// Name of the Secret.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	Name string `json:"name"`
+	// Key in its data.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	Key string `json:"key"`
@@ -305,6 +317,7 @@ type ApplicationBindingSpec struct {
 // LambdaSelection picks lambdas of the namespace by name or by label.
 // +kubebuilder:validation:XValidation:rule="has(self.names) || has(self.selector)",message="write names, selector or both; a lambda that either picks is bound"
 type LambdaSelection struct {
+	// Names of lambdas of this namespace.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=256

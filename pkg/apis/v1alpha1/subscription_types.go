@@ -177,6 +177,7 @@ type Retry struct {
 
 // DeadLetter is an extra sink of exhausted events.
 type DeadLetter struct {
+	// Sink that exhausted events are pushed to as well.
 	Sink Sink `json:"sink"`
 }
 
