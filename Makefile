@@ -80,6 +80,8 @@ bench: kubernetes ## Run the benchmarks into dist/bench.txt; BASE=old.txt compar
 generate: check-go ## Write deepcopy functions, CRDs and their field docs from pkg/apis
 	@$(TOOL) controller-gen object paths=./pkg/apis/...
 	@$(TOOL) controller-gen crd paths=./pkg/apis/... output:crd:dir=manifests/crds
+	@{ printf '%s\n' '# Rewritten by `make generate`.' 'apiVersion: kustomize.config.k8s.io/v1beta1' 'kind: Kustomization' 'resources:'; \
+		for file in manifests/crds/lambdamesh.dev_*.yaml; do echo "  - $${file##*/}"; done; } >manifests/crds/kustomization.yaml
 
 .PHONY: golden
 golden: check-go ## Rewrite the golden files of meshconfig; read the diff before you commit it
