@@ -1,0 +1,86 @@
+package ingress
+
+import (
+	"errors"
+	"net/http"
+	"regexp"
+	"slices"
+
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
+)
+
+// ErrUnauthenticated is returned by an [Authorizer] that cannot tell who calls.
+var ErrUnauthenticated = errors.New("who calls is not known")
+
+// Authorizer tells who makes a request. It fails with [ErrUnauthenticated], or
+// with another error when it could not find out.
+type Authorizer interface {
+	Authorize(r *http.Request) (Caller, error)
+}
+
+// Caller is somebody who publishes, and what they may publish.
+type Caller struct {
+	// Name for logs.
+	Name string
+	// Source the caller may publish: its own, /<namespace>/<name>.
+	Source string
+	// Applications are allowed to the connector: it publishes on their behalf.
+	Applications bool
+	// Everything is allowed on an open listener.
+	Everything bool
+}
+
+// MayPublish reports whether the caller may publish events of source.
+func (c Caller) MayPublish(source string) bool {
+	switch {
+	case c.Everything:
+		return true
+	case c.Applications && IsApplication(source):
+		return true
+	}
+	return c.Source != "" && c.Source == source
+}
+
+var applicationName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+// IsApplication reports whether name can be that of an application. The first
+// parts of the bus's and the connector's own paths cannot.
+func IsApplication(name string) bool {
+	return applicationName.MatchString(name) && !slices.Contains([]string{"v1", "publish", "webhooks", "admin"}, name)
+}
+
+// Open lets everybody publish everything. Use it on loopback, behind
+// [httpserver.BrowserGuard].
+type Open struct{}
+
+// Authorize implements [Authorizer].
+func (Open) Authorize(*http.Request) (Caller, error) {
+	return Caller{Name: "anybody", Everything: true}, nil
+}
+
+// Mesh knows callers by the identity their sidecar has proved
+// (X-Forwarded-Client-Cert). Use it only behind a sidecar.
+type Mesh struct {
+	TrustDomain string
+	// Everything lists SPIFFE IDs that may publish any source.
+	Everything []string
+}
+
+// Authorize implements [Authorizer].
+func (m Mesh) Authorize(r *http.Request) (Caller, error) {
+	id, ok := httpserver.ClientIdentity(r)
+	if !ok {
+		return Caller{}, ErrUnauthenticated
+	}
+	namespace, account, ok := httpserver.Workload(m.TrustDomain, id)
+	if !ok {
+		return Caller{}, ErrUnauthenticated
+	}
+	return Caller{
+		Name:         id,
+		Source:       v1alpha1.LambdaSource(namespace, account),
+		Applications: id == v1alpha1.SPIFFEID(m.TrustDomain, v1alpha1.SystemNamespace, v1alpha1.ServiceAccountConnector),
+		Everything:   slices.Contains(m.Everything, id),
+	}, nil
+}

@@ -1,0 +1,337 @@
+package ingress
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
+)
+
+// Limits of a request. Structured mode may escape or base64-encode an event to
+// more than its own size.
+const (
+	maxStructuredBytes = 2 * event.MaxEventBytes
+	maxBatchBytes      = 16 * event.MaxEventBytes
+	publishTimeout     = 15 * time.Second
+)
+
+// DefaultMaxBufferedBytes is how much of request bodies is held at once.
+const DefaultMaxBufferedBytes = 256 << 20
+
+// Publisher stores events; see [event.ErrFull] and its neighbors for how it
+// refuses.
+type Publisher interface {
+	Publish(ctx context.Context, events []event.Event) ([]event.Receipt, error)
+	// MaxEventBytes is the largest event the publisher takes now.
+	MaxEventBytes() int
+	// Check returns nil when events can be published.
+	Check() error
+}
+
+// EventType is a legacy type and version somebody subscribed to.
+type EventType struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+}
+
+// Config of a [Handler]. Publisher and Authorizer are required.
+type Config struct {
+	Publisher  Publisher
+	Authorizer Authorizer
+	// Subscribed returns the type patterns that subscriptions ask of an
+	// application's events; nil answers none.
+	Subscribed func(application string) []string
+	// MaxBufferedBytes bounds the memory request bodies take; default
+	// [DefaultMaxBufferedBytes].
+	MaxBufferedBytes int64
+	// Metrics, nil for none.
+	Metrics *Metrics
+	// Log of what clients are not told; default slog.Default.
+	Log *slog.Logger
+}
+
+// Metrics of publishing.
+type Metrics struct {
+	requests *prometheus.CounterVec
+	events   prometheus.Counter
+	seconds  prometheus.Histogram
+}
+
+// NewMetrics registers the metrics of publishing.
+func NewMetrics(registry prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lambdamesh_eventbus_publish_requests_total", Help: "Publish requests by answer.",
+		}, []string{"code"}),
+		events: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "lambdamesh_eventbus_events_accepted_total", Help: "Events stored, duplicates not counted.",
+		}),
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "lambdamesh_eventbus_store_seconds", Help: "Time from a parsed request to its events being on disk.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
+		}),
+	}
+	registry.MustRegister(m.requests, m.events, m.seconds)
+	return m
+}
+
+// Handler serves the publishing API.
+type Handler struct {
+	config Config
+	memory *semaphore.Weighted
+	mux    *http.ServeMux
+}
+
+// New makes a handler.
+func New(config Config) *Handler {
+	if config.MaxBufferedBytes <= 0 {
+		config.MaxBufferedBytes = DefaultMaxBufferedBytes
+	}
+	if config.Log == nil {
+		config.Log = slog.Default()
+	}
+	h := &Handler{config: config, memory: semaphore.NewWeighted(config.MaxBufferedBytes), mux: http.NewServeMux()}
+	h.handle("/publish", http.MethodPost, problems, h.cloudEvents)
+	h.handle("/v1/events", http.MethodPost, legacyErrors, h.legacy)
+	h.handle("/{application}/events", http.MethodPost, problems, h.cloudEvents)
+	h.handle("/{application}/v1/events", http.MethodPost, legacyErrors, h.legacy)
+	h.handle("/{application}/v1/events/subscribed", http.MethodGet, legacyErrors, h.subscribed)
+	h.handle("/v1/status/ready", http.MethodGet, problems, h.ready)
+	h.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		h.answerError(w, problems, &failure{status: http.StatusNotFound, detail: "there is nothing at " + r.URL.Path})
+	})
+	return h
+}
+
+// ServeHTTP implements http.Handler.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
+
+// call serves one request and returns the body of a success.
+type call func(w http.ResponseWriter, r *http.Request) (status int, body any, err error)
+
+func (h *Handler) handle(pattern, method string, style errorStyle, serve call) {
+	h.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != method && (method != http.MethodGet || r.Method != http.MethodHead) {
+			w.Header().Set("Allow", method)
+			h.answerError(w, style, &failure{status: http.StatusMethodNotAllowed, detail: "use " + method})
+			return
+		}
+		status, body, err := serve(w, r)
+		if err != nil {
+			h.answerError(w, style, err)
+			return
+		}
+		h.count(status)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		// A client that went away cannot be told.
+		_ = json.NewEncoder(w).Encode(body)
+	})
+}
+
+func (h *Handler) cloudEvents(w http.ResponseWriter, r *http.Request) (int, any, error) {
+	caller, application, err := h.admit(r)
+	if err != nil {
+		return 0, nil, err
+	}
+	mode, err := event.ModeOf(r.Header)
+	if err != nil {
+		return 0, nil, err
+	}
+	limit := int64(h.config.Publisher.MaxEventBytes())
+	switch mode {
+	case event.ModeStructured:
+		limit = maxStructuredBytes
+	case event.ModeBatched:
+		limit = maxBatchBytes
+	}
+	body, release, err := h.read(w, r, limit)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer release()
+	source := caller.Source
+	if application != "" {
+		source = application
+	}
+	events, err := event.ParseHTTP(r.Header, body, source)
+	if err != nil {
+		return 0, nil, err
+	}
+	if application != "" {
+		for i := range events {
+			events[i].Source = application
+		}
+	}
+	receipts, err := h.publish(r, caller, events)
+	if err != nil {
+		return 0, nil, err
+	}
+	return http.StatusAccepted, struct {
+		Events []event.Receipt `json:"events"`
+	}{receipts}, nil
+}
+
+func (h *Handler) legacy(w http.ResponseWriter, r *http.Request) (int, any, error) {
+	caller, application, err := h.admit(r)
+	if err != nil {
+		return 0, nil, err
+	}
+	if mode, err := event.ModeOf(r.Header); err != nil || mode != event.ModeBinary {
+		return 0, nil, fmt.Errorf("%w: this path takes the legacy format; CloudEvents go to /publish", event.ErrUnsupportedMediaType)
+	}
+	body, release, err := h.read(w, r, int64(h.config.Publisher.MaxEventBytes()))
+	if err != nil {
+		return 0, nil, err
+	}
+	defer release()
+	e, err := event.ParseLegacy(body, application, newID)
+	if err != nil {
+		return 0, nil, err
+	}
+	receipts, err := h.publish(r, caller, []event.Event{e})
+	if err != nil {
+		return 0, nil, err
+	}
+	return http.StatusOK, map[string]string{"event-id": receipts[0].ID}, nil
+}
+
+// admit tells who calls and which application the path names, if any.
+func (h *Handler) admit(r *http.Request) (caller Caller, application string, err error) {
+	caller, err = h.config.Authorizer.Authorize(r)
+	if err != nil {
+		return caller, "", err
+	}
+	application = r.PathValue("application")
+	if application != "" && !IsApplication(application) {
+		return caller, "", &failure{status: http.StatusNotFound, detail: fmt.Sprintf("%q is no name of an application", application)}
+	}
+	return caller, application, nil
+}
+
+// read returns the body, and a function that gives its memory back.
+func (h *Handler) read(w http.ResponseWriter, r *http.Request, limit int64) (body []byte, release func(), err error) {
+	if r.ContentLength > limit {
+		return nil, nil, &http.MaxBytesError{Limit: limit}
+	}
+	size := r.ContentLength
+	if size < 0 {
+		size = limit
+	}
+	if !h.memory.TryAcquire(size) {
+		return nil, nil, &failure{status: http.StatusServiceUnavailable, detail: "too many events are being received at once", retryAfter: 1}
+	}
+	release = func() { h.memory.Release(size) }
+	body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if err != nil {
+		release()
+		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return nil, nil, tooLarge
+		}
+		return nil, nil, &failure{status: http.StatusBadRequest, detail: "the body could not be read to its end"}
+	}
+	return body, release, nil
+}
+
+// publish checks what remains to be checked and stores the events.
+func (h *Handler) publish(r *http.Request, caller Caller, events []event.Event) ([]event.Receipt, error) {
+	limit := h.config.Publisher.MaxEventBytes()
+	for i := range events {
+		e := &events[i]
+		if !caller.MayPublish(e.Source) {
+			detail := fmt.Sprintf("%s may not publish events of source %q", caller.Name, e.Source)
+			if caller.Source != "" {
+				detail += fmt.Sprintf(": leave the source out or send %q", caller.Source)
+			}
+			return nil, &failure{status: http.StatusForbidden, detail: detail}
+		}
+		if size := e.Size(); size > limit {
+			return nil, fmt.Errorf("%w: event %q has %d bytes, the limit is %d", event.ErrTooLarge, e.ID, size, limit)
+		}
+		addTrace(e, r.Header)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), publishTimeout)
+	defer cancel()
+	begin := time.Now()
+	receipts, err := h.config.Publisher.Publish(ctx, events)
+	if err != nil {
+		return nil, err
+	}
+	if m := h.config.Metrics; m != nil {
+		m.seconds.Observe(time.Since(begin).Seconds())
+		for _, receipt := range receipts {
+			if !receipt.Duplicate {
+				m.events.Inc()
+			}
+		}
+	}
+	return receipts, nil
+}
+
+var traceparent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+
+// addTrace carries the trace of the request (W3C Trace Context) in the event, if
+// it has none of its own (CloudEvents Distributed Tracing extension).
+func addTrace(e *event.Event, header http.Header) {
+	if _, ok := e.Extensions["traceparent"]; ok {
+		return
+	}
+	parent := header.Get("Traceparent")
+	if !traceparent.MatchString(parent) {
+		return
+	}
+	_ = e.SetAttribute("traceparent", parent)
+	if state := header.Get("Tracestate"); state != "" && len(state) <= 512 {
+		traced := event.Event{ID: "-", Source: "-", Type: "-", Extensions: map[string]string{"tracestate": state}}
+		if traced.Validate() == nil {
+			_ = e.SetAttribute("tracestate", state)
+		}
+	}
+}
+
+func (h *Handler) subscribed(_ http.ResponseWriter, r *http.Request) (int, any, error) {
+	caller, application, err := h.admit(r)
+	if err != nil {
+		return 0, nil, err
+	}
+	if !caller.MayPublish(application) {
+		return 0, nil, &failure{status: http.StatusForbidden, detail: fmt.Sprintf("%s may not ask about application %q", caller.Name, application)}
+	}
+	types := []EventType{}
+	if h.config.Subscribed != nil {
+		for _, pattern := range h.config.Subscribed(application) {
+			name, version := event.LegacyType(pattern)
+			types = append(types, EventType{Name: name, Version: version})
+		}
+	}
+	return http.StatusOK, map[string]any{"eventsInfo": types}, nil
+}
+
+func (h *Handler) ready(http.ResponseWriter, *http.Request) (int, any, error) {
+	if err := h.config.Publisher.Check(); err != nil {
+		return 0, nil, err
+	}
+	return http.StatusOK, map[string]string{"status": "ready"}, nil
+}
+
+// newID makes a UUID version 4 (RFC 9562).
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails, see its doc
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	s := fmt.Sprintf("%x", b)
+	return strings.Join([]string{s[:8], s[8:12], s[12:16], s[16:20], s[20:]}, "-")
+}

@@ -1,0 +1,268 @@
+package push
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
+)
+
+// Source is where events come from.
+type Source interface {
+	Subscribe(ctx context.Context, spec event.ConsumerSpec) (event.Consumer, error)
+	Unsubscribe(ctx context.Context, name string) error
+}
+
+// DeadLetters keeps what could not be delivered.
+type DeadLetters interface {
+	StoreDeadLetter(ctx context.Context, letter *event.DeadLetter) error
+}
+
+// Config of a [Dispatcher]. Source, DeadLetters, Mesh and Direct are required.
+type Config struct {
+	Source      Source
+	DeadLetters DeadLetters
+	// Mesh carries pushes to sinks in the mesh, Direct those to others.
+	Mesh, Direct http.RoundTripper
+	// Changed, if set, is called at most once per second for each subscription
+	// whose stats changed.
+	Changed func(namespace, name string)
+	// DrainTimeout is how long pushes in flight may take when the dispatcher
+	// stops; default 15 s. What is cut off is delivered again.
+	DrainTimeout time.Duration
+	// ExtendEvery is how often the broker is told that a push goes on; it must be
+	// well below the broker's ack wait. Default 3 s.
+	ExtendEvery time.Duration
+	// Metrics, nil for none.
+	Metrics *Metrics
+	Log     *slog.Logger // default slog.Default
+}
+
+// Metrics of dispatching.
+type Metrics struct {
+	pushes  *prometheus.CounterVec
+	dead    *prometheus.CounterVec
+	seconds prometheus.Histogram
+}
+
+// NewMetrics registers the metrics of dispatching.
+func NewMetrics(registry prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		pushes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lambdamesh_eventbus_pushes_total", Help: "Attempts to push an event, by outcome (ok, failed).",
+		}, []string{"namespace", "subscription", "outcome"}),
+		dead: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lambdamesh_eventbus_dead_letters_total", Help: "Events stored as dead letters.",
+		}, []string{"namespace", "subscription", "reason"}),
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "lambdamesh_eventbus_push_seconds", Help: "Time until a sink answered.",
+			Buckets: prometheus.ExponentialBuckets(.001, 2.5, 12),
+		}),
+	}
+	registry.MustRegister(m.pushes, m.dead, m.seconds)
+	return m
+}
+
+// Dispatcher runs all subscriptions. It is a component.
+type Dispatcher struct {
+	config Config
+	mesh   *http.Client
+	direct *http.Client
+	ready  chan struct{}
+
+	pull context.Context // ends when no more events are to be fetched
+	push context.Context // ends when pushes in flight are to be cut off
+	stop func()
+	cut  context.CancelFunc
+	work sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	runners map[string]*runner // by UID
+}
+
+// New makes a dispatcher. Subscriptions may be set before it runs.
+func New(config Config) *Dispatcher {
+	if config.DrainTimeout <= 0 {
+		config.DrainTimeout = 15 * time.Second
+	}
+	if config.ExtendEvery <= 0 {
+		config.ExtendEvery = 3 * time.Second
+	}
+	if config.Log == nil {
+		config.Log = slog.Default()
+	}
+	d := &Dispatcher{
+		config:  config,
+		mesh:    client(config.Mesh),
+		direct:  client(config.Direct),
+		ready:   make(chan struct{}),
+		runners: map[string]*runner{},
+	}
+	d.pull, d.stop = context.WithCancel(context.Background())
+	d.push, d.cut = context.WithCancel(context.Background())
+	return d
+}
+
+// client does not follow redirects: a sink answers itself or fails.
+func client(transport http.RoundTripper) *http.Client {
+	return &http.Client{
+		Transport:     transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// Name returns "event-push".
+func (d *Dispatcher) Name() string { return "event-push" }
+
+// Ready is closed when Run began.
+func (d *Dispatcher) Ready() <-chan struct{} { return d.ready }
+
+// StopTimeout is the time Run may take to return once its context ended.
+func (d *Dispatcher) StopTimeout() time.Duration { return d.config.DrainTimeout + 2*time.Second }
+
+// Run reports changed stats until ctx ends, then lets pushes in flight finish
+// up to the drain timeout and gives the rest back to the broker.
+func (d *Dispatcher) Run(ctx context.Context) error {
+	close(d.ready)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-tick.C:
+			d.report()
+		case <-ctx.Done():
+		}
+	}
+	d.mu.Lock()
+	d.closed = true
+	d.mu.Unlock()
+	d.stop()
+	done := make(chan struct{})
+	go func() {
+		d.work.Wait()
+		close(done)
+	}()
+	timer := time.NewTimer(d.config.DrainTimeout)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+		d.cut()
+		<-done
+	}
+	d.cut()
+	return nil
+}
+
+func (d *Dispatcher) report() {
+	if d.config.Changed == nil {
+		return
+	}
+	d.mu.Lock()
+	var changed []Subscription
+	for _, r := range d.runners {
+		if sub, dirty := r.takeDirty(); dirty {
+			changed = append(changed, sub)
+		}
+	}
+	d.mu.Unlock()
+	for _, sub := range changed {
+		d.config.Changed(sub.Namespace, sub.Name)
+	}
+}
+
+// Set makes the dispatcher push what sub says from now on. The durable consumer
+// is created when it is missing; an existing one keeps its position.
+func (d *Dispatcher) Set(ctx context.Context, sub Subscription) error {
+	consumer, err := d.config.Source.Subscribe(ctx, event.ConsumerSpec{Name: sub.UID, Selectors: sub.Selectors, Start: sub.Start})
+	if err != nil {
+		return fmt.Errorf("subscription %s/%s: %w", sub.Namespace, sub.Name, err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return errors.New("the dispatcher is stopping")
+	}
+	if r, ok := d.runners[sub.UID]; ok {
+		r.update(sub, consumer)
+		return nil
+	}
+	r := newRunner(d, sub, consumer)
+	d.runners[sub.UID] = r
+	d.work.Go(r.run)
+	return nil
+}
+
+// Hold stops pushing for a subscription; its position and backlog stay. One that
+// is not dispatched is no error.
+func (d *Dispatcher) Hold(uid string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if r, ok := d.runners[uid]; ok {
+		r.hold()
+	}
+}
+
+// Remove stops pushing for a subscription and deletes its consumer and backlog.
+func (d *Dispatcher) Remove(ctx context.Context, uid string) error {
+	d.mu.Lock()
+	r, ok := d.runners[uid]
+	delete(d.runners, uid)
+	d.mu.Unlock()
+	if ok {
+		r.stop()
+	}
+	return d.config.Source.Unsubscribe(ctx, uid)
+}
+
+// Stats returns the stats of a subscription, and false when it is not
+// dispatched.
+func (d *Dispatcher) Stats(uid string) (Stats, bool) {
+	d.mu.Lock()
+	r, ok := d.runners[uid]
+	d.mu.Unlock()
+	if !ok {
+		return Stats{}, false
+	}
+	return r.snapshot(), true
+}
+
+// Info returns what the broker knows about the consumer of a subscription that
+// is dispatched.
+func (d *Dispatcher) Info(ctx context.Context, uid string) (event.ConsumerInfo, error) {
+	d.mu.Lock()
+	r, ok := d.runners[uid]
+	d.mu.Unlock()
+	if !ok {
+		return event.ConsumerInfo{}, fmt.Errorf("subscription %s: %w", uid, event.ErrNotFound)
+	}
+	_, consumer := r.current()
+	return consumer.Info(ctx)
+}
+
+// Subscribed returns the type patterns that subscriptions ask of a source, each
+// once.
+func (d *Dispatcher) Subscribed(source string) []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var patterns []string
+	seen := map[string]bool{}
+	for _, r := range d.runners {
+		sub, _ := r.current()
+		for _, s := range sub.Selectors {
+			if s.Source == source && !seen[s.Type] {
+				seen[s.Type] = true
+				patterns = append(patterns, s.Type)
+			}
+		}
+	}
+	return patterns
+}

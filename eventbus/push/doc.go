@@ -1,0 +1,13 @@
+// Package push hands events to their sinks over HTTP, each at least once.
+//
+//	durable consumer -> select and filter -> POST -> 2xx: acknowledge
+//	                                             -> else: again after a backoff,
+//	                                                or a dead letter
+//
+// Every subscription has its own runner, which fetches no more events than it can
+// push now: a sink that hangs holds up nobody else and takes bounded memory. An
+// event is acknowledged only when the sink took it or its dead letter is stored.
+//
+// What may enter: dispatching. A sink is a URL here; what it stands for, and who
+// may subscribe to what, is decided by those who call [Dispatcher.Set].
+package push

@@ -1,0 +1,92 @@
+package push
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
+)
+
+// Format of a push.
+type Format string
+
+// Formats.
+const (
+	Binary     Format = "binary"
+	Structured Format = "structured"
+	Legacy     Format = "legacy"
+)
+
+// Sink is where events are posted to.
+type Sink struct {
+	URL string
+	// Mesh sends through the mesh, where the sink knows us by our identity;
+	// otherwise the request goes out directly, guarded.
+	Mesh bool
+}
+
+// Subscription says what is pushed where. It is complete: defaults are filled in
+// by whoever makes it.
+type Subscription struct {
+	UID       string // names the durable consumer
+	Namespace string
+	Name      string
+	// Created bounds the age of events: those stored before count from then on.
+	Created time.Time
+
+	Selectors []event.Selector
+	Start     event.Start
+	// Filter decides further which events are pushed; nil: all selected ones.
+	Filter func(*event.Event) bool
+
+	Sink        Sink
+	DeadLetter  *Sink // gets exhausted events too, once, after they are stored
+	Format      Format
+	Timeout     time.Duration
+	MaxInFlight int
+	Retry       Retry
+
+	// Hold keeps the position and pushes nothing: paused, or the sink is not
+	// there.
+	Hold bool
+}
+
+// Retry says how hard to try.
+type Retry struct {
+	MaxAttempts int // the first included
+	MinBackoff  time.Duration
+	MaxBackoff  time.Duration
+	// MaxAge is when an event is given up, counted from its acceptance or from
+	// the creation of the subscription, whichever is later. One attempt is always
+	// made.
+	MaxAge time.Duration
+}
+
+// backoff is the pause after the given attempt: MinBackoff doubled with each,
+// at most MaxBackoff, 20 % more or less so that those that failed together do
+// not come back together.
+func (r Retry) backoff(attempt int) time.Duration {
+	d := r.MinBackoff
+	for i := 1; i < attempt && d < r.MaxBackoff; i++ {
+		d *= 2
+	}
+	d = min(d, r.MaxBackoff)
+	d = time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
+	return max(r.MinBackoff, min(d, r.MaxBackoff))
+}
+
+// Stats of a subscription since this process began to dispatch it.
+type Stats struct {
+	Delivered    int64
+	Redelivered  int64 // attempts after the first
+	DeadLettered int64
+	InFlight     int64 // pushes that wait for their answer
+
+	// LastError of a push or of the broker, "" if there was none.
+	LastError string
+	// Failing is set while the latest attempt failed.
+	Failing bool
+	// Oldest is when the oldest event that was tried and not yet done with was
+	// accepted; zero if there is none.
+	Oldest time.Time
+}
