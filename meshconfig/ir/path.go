@@ -1,6 +1,8 @@
 package ir
 
 import (
+	"errors"
+	"fmt"
 	"regexp"
 	"strings"
 )
@@ -20,27 +22,88 @@ const (
 	PathTemplate PathKind = "template"
 )
 
+const (
+	oneSegment   = "{*}"
+	restSegments = "{**}"
+)
+
 // PathMatch is a condition on a request's path.
 type PathMatch struct {
 	Kind  PathKind `json:"kind"`
 	Value string   `json:"value"`
 }
 
-// Regex is an RE2 that matches exactly the paths of a template, when it must
+// AnyPath matches every path.
+func AnyPath() PathMatch { return PathMatch{Kind: PathPrefix, Value: "/"} }
+
+// ParsePath reads a path as an APIRule writes it: literal but for the segments
+// {*} and, last, {**}; /* alone is everything. Characters outside ASCII are
+// percent-encoded, as requests carry them (RFC 3986, section 2.5).
+func ParsePath(path string) (PathMatch, error) {
+	if path == "/*" {
+		return AnyPath(), nil
+	}
+	if !strings.HasPrefix(path, "/") {
+		return PathMatch{}, errors.New("a path begins with /")
+	}
+	segments := strings.Split(path[1:], "/")
+	wildcards := 0
+	for i, s := range segments {
+		last := i == len(segments)-1
+		switch {
+		case s == restSegments && last:
+		case s == oneSegment:
+			wildcards++
+		case strings.ContainsAny(s, "{}*"):
+			return PathMatch{}, fmt.Errorf("%q: {*} is a whole segment, {**} the last one, and /* stands alone", s)
+		case s == "." || s == ".." || (s == "" && !last):
+			return PathMatch{}, errors.New("a path has no empty, . or .. segment")
+		case strings.ContainsAny(s, `?#%;\ `) || strings.ContainsFunc(s, isControl):
+			return PathMatch{}, fmt.Errorf("%q: write it without ? # %% ; \\ spaces and control characters", s)
+		}
+		segments[i] = encode(s)
+	}
+	value := "/" + strings.Join(segments, "/")
+	switch {
+	case wildcards > 0:
+		return PathMatch{Kind: PathTemplate, Value: value}, nil
+	case segments[len(segments)-1] == restSegments:
+		return PathMatch{Kind: PathPrefix, Value: strings.TrimSuffix(value, restSegments)}, nil
+	default:
+		return PathMatch{Kind: PathExact, Value: value}, nil
+	}
+}
+
+func isControl(r rune) bool { return r < 0x20 || r == 0x7f }
+
+// encode percent-encodes what is not ASCII.
+func encode(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if s[i] < 0x80 {
+			b.WriteByte(s[i])
+		} else {
+			fmt.Fprintf(&b, "%%%02X", s[i])
+		}
+	}
+	return b.String()
+}
+
+// Regex is an RE2 that matches exactly the paths of the match, when it must
 // match the whole path.
 func (p PathMatch) Regex() string {
-	segments := strings.Split(p.Value, "/")
+	segments := p.segments()
 	for i, s := range segments {
 		switch s {
-		case "{*}":
+		case oneSegment:
 			segments[i] = "[^/]+"
-		case "{**}":
+		case restSegments:
 			segments[i] = ".*"
 		default:
 			segments[i] = regexp.QuoteMeta(s)
 		}
 	}
-	return strings.Join(segments, "/")
+	return "/" + strings.Join(segments, "/")
 }
 
 // Literal is the part of the match before the first wildcard: what a rewrite
@@ -51,4 +114,33 @@ func (p PathMatch) Literal() string {
 	}
 	literal, _, _ := strings.Cut(p.Value, "{")
 	return literal
+}
+
+// Covers says whether every path that other matches is one that p matches.
+func (p PathMatch) Covers(other PathMatch) bool {
+	ours, theirs := p.segments(), other.segments()
+	for i, s := range ours {
+		switch {
+		case i >= len(theirs):
+			return false
+		case s == restSegments:
+			return true
+		case s == oneSegment:
+			if theirs[i] == "" || theirs[i] == restSegments {
+				return false
+			}
+		case s != theirs[i]:
+			return false
+		}
+	}
+	return len(ours) == len(theirs)
+}
+
+// segments of the match in template form, without the leading slash.
+func (p PathMatch) segments() []string {
+	value := p.Value
+	if p.Kind == PathPrefix {
+		value += restSegments
+	}
+	return strings.Split(strings.TrimPrefix(value, "/"), "/")
 }

@@ -1,6 +1,10 @@
 package translate
 
 import (
+	"cmp"
+	"maps"
+	"slices"
+
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -37,13 +41,24 @@ type Snapshot struct {
 type Settings struct {
 	// TrustDomain of workload identities; default [v1alpha1.DefaultTrustDomain].
 	TrustDomain string
-	// SystemNamespace of gateway, event bus and connector; default
+	// SystemNamespace of event bus and connector; default
 	// [v1alpha1.SystemNamespace].
 	SystemNamespace string
+	// GatewayServiceAccount that the gateways' proxies run as; default
+	// lambdamesh-system/gateway.
+	GatewayServiceAccount types.NamespacedName
 	// AdvertisedPorts: where clients reach a Gateway server's port, when that is
 	// another one (a load balancer's, or that of a local listener). Only the
 	// URLs in a status depend on it.
 	AdvertisedPorts map[uint32]uint32
+}
+
+func (s Settings) withDefaults() Settings {
+	s.TrustDomain = cmp.Or(s.TrustDomain, v1alpha1.DefaultTrustDomain)
+	s.SystemNamespace = cmp.Or(s.SystemNamespace, v1alpha1.SystemNamespace)
+	s.GatewayServiceAccount = cmp.Or(s.GatewayServiceAccount,
+		types.NamespacedName{Namespace: s.SystemNamespace, Name: v1alpha1.ServiceAccountGateway})
+	return s
 }
 
 // KeySetResult is a fetched JWK Set, or why there is none. An old set and an
@@ -57,11 +72,48 @@ type KeySetResult struct {
 
 // JWKSURIs lists the URIs of key sets that the rules name, sorted.
 func JWKSURIs(rules []*v1alpha1.APIRule) []string {
-	return nil
+	uris := map[string]bool{}
+	for _, r := range rules {
+		for _, a := range authentications(r) {
+			if a.JWKSURI != "" {
+				uris[a.JWKSURI] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(uris))
 }
 
 // SecretRefs lists the Secrets a translation needs, sorted: key sets of rules
 // and the certificates of Gateways' TLS servers.
 func SecretRefs(rules []*v1alpha1.APIRule, gateways []*networkingv1.Gateway) []types.NamespacedName {
-	return nil
+	refs := map[types.NamespacedName]bool{}
+	for _, r := range rules {
+		for _, a := range authentications(r) {
+			if a.JWKSSecret != "" {
+				refs[types.NamespacedName{Namespace: r.Namespace, Name: a.JWKSSecret}] = true
+			}
+		}
+	}
+	for _, g := range gateways {
+		for _, s := range g.Spec.GetServers() {
+			if name := s.GetTls().GetCredentialName(); name != "" {
+				refs[types.NamespacedName{Namespace: g.Namespace, Name: name}] = true
+			}
+		}
+	}
+	return slices.SortedFunc(maps.Keys(refs), compareNames)
+}
+
+func authentications(r *v1alpha1.APIRule) []v1alpha1.JWTAuthentication {
+	var all []v1alpha1.JWTAuthentication
+	for i := range r.Spec.Rules {
+		if jwt := r.Spec.Rules[i].JWT; jwt != nil {
+			all = append(all, jwt.Authentications...)
+		}
+	}
+	return all
+}
+
+func compareNames(a, b types.NamespacedName) int {
+	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }

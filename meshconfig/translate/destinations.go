@@ -1,0 +1,215 @@
+package translate
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+)
+
+// backends of the rule at hand. One that does not exist closes the whole rule:
+// a share of requests that silently goes elsewhere would hide the mistake.
+func (t *ruleTranslator) backends(spec *v1alpha1.Rule) []ir.Backend {
+	type choice struct {
+		field   string
+		lambda  string
+		service *v1alpha1.ServiceRef
+		weight  int32
+	}
+	var choices []choice
+	n := 0
+	if spec.Lambda != "" {
+		n++
+		choices = append(choices, choice{"", spec.Lambda, nil, 1})
+	}
+	if spec.Service != nil {
+		n++
+		choices = append(choices, choice{"", "", spec.Service, 1})
+	}
+	if len(spec.Backends) > 0 {
+		n++
+	}
+	for i, b := range spec.Backends {
+		field := fmt.Sprintf(".backends[%d]", i)
+		if (b.Lambda == "") == (b.Service == nil) {
+			t.refuse(field, v1alpha1.ReasonInvalid, "a backend names either a lambda or a service")
+			continue
+		}
+		weight := int32(1)
+		if b.Weight != nil {
+			weight = *b.Weight
+		}
+		choices = append(choices, choice{field, b.Lambda, b.Service, weight})
+	}
+	if n != 1 {
+		t.refuse("", v1alpha1.ReasonInvalid, "write exactly one of lambda, service, backends")
+		return nil
+	}
+	var out []ir.Backend
+	for _, c := range choices {
+		var destination *ir.Destination
+		if c.service != nil {
+			destination = t.serviceBackend(c.field+".service", *c.service)
+		} else {
+			destination = t.lambdaBackend(c.field+".lambda", c.lambda)
+		}
+		if destination != nil && c.weight > 0 {
+			out = append(out, ir.Backend{Destination: destination.Key(), Weight: uint32(c.weight)})
+		}
+	}
+	if len(out) == 0 && t.closed == nil {
+		t.refuse(".backends", v1alpha1.ReasonInvalid, "no backend has a weight above 0")
+	}
+	return out
+}
+
+func (t *ruleTranslator) lambdaBackend(field, lambda string) *ir.Destination {
+	key := types.NamespacedName{Namespace: t.object.Namespace, Name: lambda}
+	if _, found := t.lambdas[key]; !found {
+		t.unresolved(field, v1alpha1.ReasonNotFound, "Lambda %s does not exist", key)
+		return nil
+	}
+	return t.destination(key, v1alpha1.ServicePort)
+}
+
+func (t *ruleTranslator) serviceBackend(field string, ref v1alpha1.ServiceRef) *ir.Destination {
+	key := types.NamespacedName{Namespace: cmp.Or(ref.Namespace, t.object.Namespace), Name: ref.Name}
+	if key.Namespace != t.object.Namespace {
+		t.unresolved(field, v1alpha1.ReasonNotPermitted, "Service %s is in another namespace, which cannot grant this yet; write the APIRule there", key)
+		return nil
+	}
+	port := uint32(cmp.Or(ref.Port, v1alpha1.ServicePort))
+	if _, lambda := t.lambdas[key]; lambda && port == v1alpha1.ServicePort {
+		return t.destination(key, port)
+	}
+	service, found := t.services[key]
+	if !found {
+		t.unresolved(field, v1alpha1.ReasonNotFound, "Service %s does not exist", key)
+		return nil
+	}
+	if _, found := servicePort(service, port); !found {
+		t.unresolved(field+".port", v1alpha1.ReasonNotFound, "Service %s has no port %d", key, port)
+		return nil
+	}
+	return t.destination(key, port)
+}
+
+func servicePort(s *corev1.Service, port uint32) (corev1.ServicePort, bool) {
+	i := slices.IndexFunc(s.Spec.Ports, func(p corev1.ServicePort) bool { return p.Port == int32(port) })
+	if i < 0 {
+		return corev1.ServicePort{}, false
+	}
+	return s.Spec.Ports[i], true
+}
+
+// destination resolves a Service's port. A lambda whose Service is not there
+// yet is a destination without endpoints.
+func (t *translator) destination(key types.NamespacedName, port uint32) *ir.Destination {
+	id := ir.DestinationKey(key.Namespace, key.Name, port)
+	if d, found := t.destinations[id]; found {
+		return d
+	}
+	d := &ir.Destination{Namespace: key.Namespace, Name: key.Name, Port: port}
+	t.destinations[id] = d
+	service := t.services[key]
+	d.Workload = t.workloadOf(key, service)
+	members := map[string]bool{} // identities of the endpoints that speak mutual TLS
+	var plain, secured []ir.Endpoint
+	if service != nil {
+		if p, found := servicePort(service, port); found {
+			plain = t.sliceEndpoints(key, p)
+			for _, e := range t.entries.selected(key.Namespace, service.Spec.Selector) {
+				endpoint := ir.Endpoint{Address: e.Spec.GetAddress(), Port: entryPort(e, p)}
+				if endpoint.Address == "" || strings.HasPrefix(endpoint.Address, "unix:") || endpoint.Port == 0 {
+					continue // unix endpoints are dropped by istiod as well
+				}
+				if e.labels[v1alpha1.LabelIstioTLSMode] == "istio" {
+					secured = append(secured, endpoint)
+					members[t.identity(e.Namespace, cmp.Or(e.Spec.GetServiceAccount(), "default"))] = true
+				} else {
+					plain = append(plain, endpoint)
+				}
+			}
+		}
+	}
+	switch {
+	case d.Workload != "":
+		// Who answers for a workload must prove to be it, wherever it runs.
+		d.Identities = []string{t.workloads[d.Workload].Identity}
+		d.Endpoints = append(plain, secured...)
+	case len(members) > 0:
+		// Never in plain text to a Service that has members of the mesh.
+		d.Identities, d.Endpoints = slices.Sorted(maps.Keys(members)), secured
+	default:
+		d.Endpoints = plain
+	}
+	slices.SortFunc(d.Endpoints, func(a, b ir.Endpoint) int {
+		return cmp.Or(cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
+	})
+	d.Endpoints = slices.Compact(d.Endpoints)
+	return d
+}
+
+// workloadOf a Service: the lambda of its name, or what its selector names.
+func (t *translator) workloadOf(key types.NamespacedName, service *corev1.Service) string {
+	if _, found := t.lambdas[key]; found {
+		return key.String()
+	}
+	if service == nil {
+		return ""
+	}
+	if lambda := service.Spec.Selector[v1alpha1.LabelLambda]; lambda != "" {
+		if w := key.Namespace + "/" + lambda; t.workloads[w] != nil {
+			return w
+		}
+	}
+	if member := service.Spec.Selector[v1alpha1.LabelMember]; member != "" && key.Namespace == t.settings.SystemNamespace {
+		if w := key.Namespace + "/" + member; t.workloads[w] != nil {
+			return w
+		}
+	}
+	return ""
+}
+
+func (t *translator) sliceEndpoints(service types.NamespacedName, port corev1.ServicePort) []ir.Endpoint {
+	var all []ir.Endpoint
+	for _, s := range t.slices[service] {
+		for _, p := range s.Ports {
+			if p.Port == nil || (p.Name != nil && *p.Name != port.Name) || (p.Name == nil && port.Name != "") {
+				continue
+			}
+			for _, e := range s.Endpoints {
+				if !ready(e) {
+					continue
+				}
+				for _, address := range e.Addresses {
+					all = append(all, ir.Endpoint{Address: address, Port: uint32(*p.Port)})
+				}
+			}
+		}
+	}
+	return all
+}
+
+// ready as EndpointConditions define it: unknown counts as ready.
+func ready(e discoveryv1.Endpoint) bool { return e.Conditions.Ready == nil || *e.Conditions.Ready }
+
+// entryPort is the port of an entry as istiod resolves it.
+func entryPort(e *entry, port corev1.ServicePort) uint32 {
+	if p, found := e.Spec.GetPorts()[port.Name]; found {
+		return p
+	}
+	if port.TargetPort.Type == intstr.Int && port.TargetPort.IntVal > 0 {
+		return uint32(port.TargetPort.IntVal)
+	}
+	return uint32(port.Port)
+}

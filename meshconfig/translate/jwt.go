@@ -1,0 +1,261 @@
+package translate
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+)
+
+// jwksKey of a Secret that jwksSecret names.
+const jwksKey = "jwks.json"
+
+// keySet is where keys come from and what is there.
+type keySet struct {
+	json string
+	// problem for people; empty when the keys are good. Reason goes with it.
+	problem, reason string
+	// used by a rule that is served; others stay out of the mesh.
+	used bool
+}
+
+// issuerUse is an issuer whose tokens a workload takes, issuerClaim who said
+// first where its keys are.
+type issuerUse struct{ workload, issuer string }
+
+type issuerClaim struct{ keySet, owner string }
+
+// auth translates how callers prove who they are. It returns nil for a rule
+// that is open to all, and for one that it closes.
+func (t *ruleTranslator) auth(spec *v1alpha1.Rule) *ir.JWT {
+	noAuth := spec.NoAuth != nil && *spec.NoAuth
+	n := 0
+	for _, given := range []bool{noAuth, spec.JWT != nil, spec.ExtAuth != nil} {
+		if given {
+			n++
+		}
+	}
+	switch {
+	case n != 1:
+		t.refuse("", v1alpha1.ReasonInvalid, "write exactly one of noAuth: true, jwt, extAuth")
+	case spec.ExtAuth != nil:
+		t.refuse(".extAuth", v1alpha1.ReasonNotSupported, "external authorizers are not supported yet; use jwt or noAuth")
+	case spec.JWT != nil:
+		return t.jwt(spec.JWT)
+	}
+	return nil
+}
+
+func (t *ruleTranslator) jwt(spec *v1alpha1.JWTAuth) *ir.JWT {
+	out := &ir.JWT{}
+	if len(spec.Authentications) == 0 {
+		t.refuse(".jwt.authentications", v1alpha1.ReasonInvalid, "name an issuer whose tokens are taken")
+	}
+	for i, a := range spec.Authentications {
+		field := fmt.Sprintf(".jwt.authentications[%d]", i)
+		if a.Issuer == "" || strings.HasPrefix(a.Issuer, "*") {
+			t.refuse(field+".issuer", v1alpha1.ReasonInvalid, "%q is no issuer; write the token's iss, without wildcards", a.Issuer)
+			continue
+		}
+		if len(a.FromHeaders) > 0 {
+			t.refuse(field+".fromHeaders", v1alpha1.ReasonNotSupported, "tokens are taken from Authorization: Bearer only, for now")
+		}
+		if len(a.FromParams) > 0 {
+			t.refuse(field+".fromParams", v1alpha1.ReasonNotSupported, "tokens are taken from Authorization: Bearer only, for now")
+		}
+		t.checkWildcards(field+".audiences", a.Audiences)
+		p := ir.JWTProvider{Issuer: a.Issuer, KeySet: t.keySetOf(field, a), Audiences: sortedSet(a.Audiences)}
+		for _, other := range out.Providers {
+			if other.Issuer == p.Issuer && other.KeySet != p.KeySet {
+				t.refuse(field, ReasonIssuerConflict, "the same rule names issuer %q with other keys", p.Issuer)
+			}
+		}
+		out.Providers = append(out.Providers, p)
+	}
+	for i, a := range spec.Authorizations {
+		field := fmt.Sprintf(".jwt.authorizations[%d]", i)
+		t.checkWildcards(field+".requiredScopes", a.RequiredScopes)
+		t.checkWildcards(field+".audiences", a.Audiences)
+		authorization := ir.JWTAuthorization{Scopes: sortedSet(a.RequiredScopes), Audiences: sortedSet(a.Audiences)}
+		for j, c := range a.Claims {
+			field := fmt.Sprintf("%s.claims[%d]", field, j)
+			if c.Name == "" || strings.ContainsAny(c.Name, "[]") {
+				t.refuse(field+".name", v1alpha1.ReasonNotSupported, "%q: a claim is named without brackets; nested claims are not supported", c.Name)
+			}
+			if len(c.Values) == 0 {
+				t.refuse(field+".values", v1alpha1.ReasonInvalid, "list the values of which the claim must have one")
+			}
+			t.checkWildcards(field+".values", c.Values)
+			authorization.Claims = append(authorization.Claims, ir.Claim{Name: c.Name, Values: sortedSet(c.Values)})
+		}
+		out.Authorizations = append(out.Authorizations, authorization)
+	}
+	return out
+}
+
+// checkWildcards refuses values that Istio's policies would read as patterns.
+// An unnoticed pattern would let in more than the rule says.
+func (t *ruleTranslator) checkWildcards(field string, values []string) {
+	for _, v := range values {
+		if v == "" || strings.HasPrefix(v, "*") || strings.HasSuffix(v, "*") {
+			t.refuse(field, v1alpha1.ReasonNotSupported, "%q: values are compared as they are and may not be empty or begin or end with *", v)
+		}
+	}
+}
+
+func sortedSet(values []string) []string {
+	out := slices.Sorted(slices.Values(values))
+	return slices.Compact(out)
+}
+
+// keySetOf finds the keys of an authentication and reports what is wrong with
+// them. A missing Secret closes the rule; keys that cannot be used do not: no
+// token is valid then, and everybody gets 401.
+func (t *ruleTranslator) keySetOf(field string, a v1alpha1.JWTAuthentication) string {
+	if (a.JWKSURI == "") == (a.JWKSSecret == "") {
+		t.refuse(field, v1alpha1.ReasonInvalid, "write exactly one of jwksUri and jwksSecret")
+		return ""
+	}
+	var name string
+	if a.JWKSURI != "" {
+		name, field = "uri:"+a.JWKSURI, field+".jwksUri"
+		if _, known := t.keySets[name]; !known {
+			t.keySets[name] = t.fetchedKeys(a.JWKSURI)
+		}
+	} else {
+		name, field = "secret:"+t.object.Namespace+"/"+a.JWKSSecret, field+".jwksSecret"
+		if _, known := t.keySets[name]; !known {
+			t.keySets[name] = t.secretKeys(a.JWKSSecret)
+		}
+	}
+	set := t.keySets[name]
+	switch {
+	case set.problem == "":
+	case set.reason == v1alpha1.ReasonNotFound:
+		t.unresolved(field, set.reason, "%s", set.problem)
+	default:
+		t.report(apiRuleProblem(t.object, v1alpha1.ConditionResolvedRefs, t.field+field).because(set.reason, "%s", set.problem))
+	}
+	return name
+}
+
+func (t *ruleTranslator) fetchedKeys(uri string) keySet {
+	result, fetched := t.jwks[uri]
+	switch {
+	case !fetched:
+		return keySet{json: ir.NoKeys, reason: v1alpha1.ReasonPending, problem: "the keys of " + uri + " have not been fetched yet; until then every token is refused"}
+	case result.JSON == "":
+		return keySet{json: ir.NoKeys, reason: ReasonKeysUnusable, problem: fmt.Sprintf("the keys of %s cannot be fetched, every token is refused: %s", uri, result.Err)}
+	}
+	set := parsedKeys(result.JSON, uri)
+	if set.problem == "" && result.Err != "" {
+		set.reason, set.problem = ReasonKeysUnusable, fmt.Sprintf("the keys of %s are old, the last fetch failed: %s", uri, result.Err)
+	}
+	return set
+}
+
+func (t *ruleTranslator) secretKeys(secretName string) keySet {
+	name := types.NamespacedName{Namespace: t.object.Namespace, Name: secretName}
+	secret, found := t.secrets[name]
+	if !found {
+		return keySet{json: ir.NoKeys, reason: v1alpha1.ReasonNotFound, problem: fmt.Sprintf("Secret %s does not exist", name)}
+	}
+	text, found := secret.Data[jwksKey]
+	if value, plain := secret.StringData[jwksKey]; plain {
+		text, found = []byte(value), true
+	}
+	if !found {
+		return keySet{json: ir.NoKeys, reason: v1alpha1.ReasonNotFound, problem: fmt.Sprintf("Secret %s has no key %s", name, jwksKey)}
+	}
+	return parsedKeys(string(text), "Secret "+name.String())
+}
+
+func parsedKeys(text, source string) keySet {
+	public, err := publicKeys(text)
+	if err != nil {
+		return keySet{json: ir.NoKeys, reason: ReasonKeysUnusable, problem: fmt.Sprintf("%s holds no usable keys, every token is refused: %v", source, err)}
+	}
+	return keySet{json: public}
+}
+
+// publicKeys keeps the public members of the asymmetric keys of a JWK Set (RFC
+// 7517; RFC 7518, section 6; RFC 8037): a private key that got in by mistake
+// must not travel to proxies, and a symmetric key would let every reader of the
+// set mint tokens.
+func publicKeys(text string) (string, error) {
+	var set struct {
+		Keys []map[string]json.RawMessage `json:"keys"`
+	}
+	if err := json.Unmarshal([]byte(text), &set); err != nil {
+		return "", fmt.Errorf("it is no JWK Set: %w", err)
+	}
+	out := struct {
+		Keys []map[string]json.RawMessage `json:"keys"`
+	}{}
+	for _, key := range set.Keys {
+		switch string(key["kty"]) {
+		case `"RSA"`, `"EC"`, `"OKP"`:
+		default:
+			continue
+		}
+		public := map[string]json.RawMessage{}
+		for _, member := range []string{"kty", "kid", "alg", "use", "n", "e", "crv", "x", "y"} {
+			if v, found := key[member]; found {
+				public[member] = v
+			}
+		}
+		out.Keys = append(out.Keys, public)
+	}
+	if len(out.Keys) == 0 {
+		return "", errors.New("it has no RSA, EC or OKP key")
+	}
+	encoded, err := json.Marshal(out)
+	return string(encoded), err
+}
+
+// checkIssuers lets a workload take one issuer's tokens by one key set only:
+// Istio's RequestAuthentication is per workload, so a second one would be
+// accepted under the first one's rules too. The older APIRule wins.
+func (t *ruleTranslator) checkIssuers(jwt *ir.JWT, backends []ir.Backend) {
+	if !t.served {
+		return
+	}
+	for _, b := range backends {
+		workload := t.destinations[b.Destination].Workload
+		if workload == "" {
+			workload = b.Destination
+		}
+		for _, p := range jwt.Providers {
+			use := issuerUse{workload: workload, issuer: p.Issuer}
+			claim, taken := t.issuers[use]
+			if !taken {
+				t.issuers[use] = issuerClaim{keySet: p.KeySet, owner: name(t.object).String()}
+				continue
+			}
+			if claim.keySet != p.KeySet {
+				t.refuse(".jwt.authentications", ReasonIssuerConflict,
+					"issuer %q has other keys (%s) in the older APIRule %s for %s; use the same jwksUri or jwksSecret", p.Issuer, claim.keySet, claim.owner, workload)
+				return
+			}
+		}
+	}
+}
+
+// keep marks the key sets of a rule that is served.
+func (t *ruleTranslator) keep(jwt *ir.JWT) *ir.JWT {
+	if jwt == nil {
+		return nil
+	}
+	for _, p := range jwt.Providers {
+		set := t.keySets[p.KeySet]
+		set.used = set.used || t.served
+		t.keySets[p.KeySet] = set
+	}
+	return jwt
+}

@@ -1,0 +1,344 @@
+package translate
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+)
+
+// defaultTimeout of a request; the kind's default too.
+const defaultTimeout = 180 * time.Second
+
+// statusClosed is what a rule answers that cannot be obeyed.
+const statusClosed = 503
+
+func (t *translator) addAPIRules() {
+	for _, r := range t.apiRules {
+		key := gatewayKey(r)
+		g := t.gateways[key]
+		if g == nil {
+			t.report(apiRuleProblem(r, v1alpha1.ConditionAccepted, "spec.gateway").because(ReasonUnknownGateway,
+				"there is no networking.istio.io/v1 Gateway %s; create it or name another one", key))
+		}
+		hosts := t.hosts(r, g)
+		rt := ruleTranslator{translator: t, object: r, served: len(hosts) > 0, ids: map[string]int{}}
+		vh := ir.VirtualHost{Owner: owner("APIRule", r), Hosts: hosts, CORS: rt.cors()}
+		for i := range r.Spec.Rules {
+			vh.Rules = append(vh.Rules, rt.rule(i))
+			rt.reportShadowed(vh.Rules)
+		}
+		if rt.served {
+			g.ir.VirtualHosts = append(g.ir.VirtualHosts, vh)
+		}
+	}
+}
+
+func gatewayKey(r *v1alpha1.APIRule) string {
+	if r.Spec.Gateway == "" {
+		return v1alpha1.DefaultGateway
+	}
+	return r.Spec.Gateway
+}
+
+func owner(kind string, o metav1.Object) ir.Owner {
+	return ir.Owner{Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName(), UID: string(o.GetUID())}
+}
+
+// ruleTranslator translates the rules of one APIRule.
+type ruleTranslator struct {
+	*translator
+
+	object *v1alpha1.APIRule
+	// served: requests can reach the rules. Rules that are not served open
+	// nothing to anybody.
+	served bool
+	ids    map[string]int
+
+	// Of the rule at hand:
+	field  string
+	closed *ir.Closed
+}
+
+// close answers 503 under the rule at hand and reports why.
+func (t *ruleTranslator) close(condition, field, reason, format string, args ...any) {
+	p := apiRuleProblem(t.object, condition, t.field+field).because(reason, format, args...)
+	t.report(p)
+	if t.closed == nil {
+		t.closed = &ir.Closed{Status: statusClosed, Reason: reason}
+	}
+}
+
+func (t *ruleTranslator) refuse(field, reason, format string, args ...any) {
+	t.close(v1alpha1.ConditionAccepted, field, reason, format, args...)
+}
+
+func (t *ruleTranslator) unresolved(field, reason, format string, args ...any) {
+	t.close(v1alpha1.ConditionResolvedRefs, field, reason, format, args...)
+}
+
+func (t *ruleTranslator) rule(i int) ir.Rule {
+	spec := &t.object.Spec.Rules[i]
+	t.field, t.closed = fmt.Sprintf("spec.rules[%d]", i), nil
+
+	out := ir.Rule{ID: t.id(spec), Index: i}
+	t.match(spec, &out)
+	jwt := t.auth(spec)
+	backends := t.backends(spec)
+	out.Rewrite = rewrite(spec.Rewrite)
+	out.RequestHeaders = t.headerEdits(".request", spec.Request)
+	out.ResponseHeaders = t.headerEdits(".response", spec.Response)
+	out.Timeout = timeout(spec.Timeout, t.object.Spec.Timeout)
+	out.Retries = retries(spec.Retries)
+	if spec.RateLimit != nil {
+		t.refuse(".rateLimit", v1alpha1.ReasonNotSupported, "rate limits are not supported yet; remove the field to open the rule")
+	}
+	if t.closed == nil && jwt != nil {
+		t.checkIssuers(jwt, backends)
+	}
+	if t.closed != nil {
+		return ir.Rule{ID: out.ID, Index: i, Path: out.Path, Methods: out.Methods, Headers: out.Headers, Closed: t.closed}
+	}
+	if t.served {
+		t.allowGateway(out.ID, backends)
+	}
+	out.JWT, out.Backends = t.keep(jwt), backends
+	return out
+}
+
+// id hashes what decides about a request and its access, not what happens
+// afterwards: a changed timeout must not make a sidecar wait for a new policy.
+func (t *ruleTranslator) id(spec *v1alpha1.Rule) string {
+	text, err := json.Marshal([]any{spec.Path, spec.Methods, spec.Headers, spec.NoAuth, spec.JWT, spec.ExtAuth})
+	if err != nil { // these are plain values
+		text = fmt.Appendf(nil, "%+v", spec)
+	}
+	sum := sha256.Sum256(text)
+	id := t.object.Namespace + "/" + t.object.Name + "/" + hex.EncodeToString(sum[:5])
+	t.ids[id]++
+	if n := t.ids[id]; n > 1 {
+		id += fmt.Sprintf("-%d", n)
+	}
+	return id
+}
+
+// match translates what requests the rule is for. When a part cannot be
+// translated it is left out, so that the closed rule takes every request it may
+// have meant: falling through to a later rule could let somebody in.
+func (t *ruleTranslator) match(spec *v1alpha1.Rule, out *ir.Rule) {
+	path, err := ir.ParsePath(spec.Path)
+	if err != nil {
+		path = ir.AnyPath()
+		t.refuse(".path", v1alpha1.ReasonInvalid, "%v", err)
+	}
+	out.Path = path
+	for _, m := range spec.Methods {
+		out.Methods = append(out.Methods, string(m))
+	}
+	slices.Sort(out.Methods)
+	out.Methods = slices.Compact(out.Methods)
+	for i, h := range spec.Headers {
+		field := fmt.Sprintf(".headers[%d]", i)
+		match, problem := headerMatch(h)
+		if problem != "" {
+			t.refuse(field, v1alpha1.ReasonInvalid, "%s", problem)
+			continue
+		}
+		out.Headers = append(out.Headers, ir.HeaderMatch{Name: strings.ToLower(h.Name), StringMatch: match})
+	}
+}
+
+func headerMatch(h v1alpha1.HeaderMatch) (match ir.StringMatch, problem string) {
+	if !headerName(h.Name) {
+		return match, fmt.Sprintf("%q is no header name of letters, digits and '-'", h.Name)
+	}
+	if h.Present != nil && h.Exact == nil && h.Prefix == nil && h.Regex == nil {
+		if *h.Present {
+			return ir.StringMatch{Kind: ir.MatchPresent}, ""
+		}
+		return ir.StringMatch{Kind: ir.MatchAbsent}, ""
+	}
+	if h.Present != nil {
+		return match, "write exactly one of exact, prefix, regex, present"
+	}
+	return stringMatch(h.Exact, h.Prefix, h.Regex)
+}
+
+func stringMatch(exact, prefix, regex *string) (match ir.StringMatch, problem string) {
+	n := 0
+	for _, m := range []struct {
+		kind  ir.MatchKind
+		value *string
+	}{{ir.MatchExact, exact}, {ir.MatchPrefix, prefix}, {ir.MatchRegex, regex}} {
+		if m.value != nil {
+			match = ir.StringMatch{Kind: m.kind, Value: *m.value}
+			n++
+		}
+	}
+	switch {
+	case n != 1:
+		return match, "write exactly one of exact, prefix, regex"
+	case match.Kind == ir.MatchExact && match.Value == "":
+		return match, "an empty exact value cannot be matched; use present: false for a header that must not be there"
+	case match.Kind != ir.MatchRegex:
+		return match, ""
+	}
+	if _, err := regexp.Compile(match.Value); err != nil {
+		return match, fmt.Sprintf("the regular expression (RE2) cannot be read: %v", err)
+	}
+	return match, ""
+}
+
+func headerName(name string) bool {
+	return name != "" && !strings.ContainsFunc(name, func(c rune) bool {
+		return !(c == '-' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9')
+	})
+}
+
+func (t *ruleTranslator) headerEdits(field string, edits *v1alpha1.HeaderEdits) ir.HeaderEdits {
+	var out ir.HeaderEdits
+	if edits == nil {
+		return out
+	}
+	usable := func(field, name string) bool {
+		switch {
+		case !headerName(name):
+			t.refuse(field, v1alpha1.ReasonInvalid, "%q is no header name of letters, digits and '-'", name)
+		case reservedHeader(strings.ToLower(name)):
+			t.refuse(field, v1alpha1.ReasonInvalid, "%q belongs to the mesh or to HTTP itself and cannot be edited", name)
+		default:
+			return true
+		}
+		return false
+	}
+	for _, name := range sortedKeys(edits.SetHeaders) {
+		value := string(edits.SetHeaders[name])
+		if strings.ContainsAny(value, "\x00\r\n") {
+			t.refuse(field+".setHeaders", v1alpha1.ReasonInvalid, "the value of %q has a line break", name)
+			continue
+		}
+		if usable(field+".setHeaders", name) {
+			out.Set = append(out.Set, ir.Header{Name: strings.ToLower(name), Value: value})
+		}
+	}
+	for _, name := range edits.RemoveHeaders {
+		if usable(field+".removeHeaders", name) {
+			out.Remove = append(out.Remove, strings.ToLower(name))
+		}
+	}
+	slices.SortFunc(out.Set, func(a, b ir.Header) int { return strings.Compare(a.Name, b.Name) })
+	slices.Sort(out.Remove)
+	out.Remove = slices.Compact(out.Remove)
+	return out
+}
+
+// reservedHeader says whether editing the header could change who a request
+// seems to be from, or how a message is framed.
+func reservedHeader(name string) bool {
+	switch name {
+	case "host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "keep-alive", "trailer",
+		v1alpha1.HeaderClientCert, "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host":
+		return true
+	default:
+		return strings.HasPrefix(name, "x-lambdamesh-") || strings.HasPrefix(name, "x-envoy-")
+	}
+}
+
+func rewrite(r *v1alpha1.Rewrite) *ir.Rewrite {
+	if r == nil {
+		return nil
+	}
+	return &ir.Rewrite{Path: r.Path, Host: r.Host}
+}
+
+// timeout is the first that is set.
+func timeout(candidates ...*metav1.Duration) ir.Duration {
+	for _, d := range candidates {
+		if d != nil && d.Duration > 0 {
+			return ir.Duration(d.Duration)
+		}
+	}
+	return ir.Duration(defaultTimeout)
+}
+
+func retries(r *v1alpha1.Retries) *ir.Retries {
+	if r == nil || r.Attempts <= 0 {
+		return nil
+	}
+	out := &ir.Retries{Attempts: uint32(r.Attempts), On: slices.Sorted(slices.Values(r.On))}
+	if r.PerTryTimeout != nil {
+		out.PerTryTimeout = ir.Duration(r.PerTryTimeout.Duration)
+	}
+	if len(out.On) == 0 {
+		out.On = []string{"connect-failure", "refused-stream"}
+	}
+	return out
+}
+
+// cors translates the policy. One that cannot be is left out: browsers then
+// refuse what it would have allowed.
+func (t *ruleTranslator) cors() *ir.CORS {
+	spec := t.object.Spec.CORS
+	if spec == nil {
+		return nil
+	}
+	refuse := func(field, format string, args ...any) *ir.CORS {
+		t.report(apiRuleProblem(t.object, v1alpha1.ConditionAccepted, "spec.cors"+field).because(v1alpha1.ReasonInvalid, format, args...))
+		return nil
+	}
+	out := &ir.CORS{
+		AllowHeaders:     lowerSorted(spec.AllowHeaders),
+		ExposeHeaders:    lowerSorted(spec.ExposeHeaders),
+		AllowCredentials: spec.AllowCredentials != nil && *spec.AllowCredentials,
+	}
+	for i, o := range spec.AllowOrigins {
+		match, problem := stringMatch(o.Exact, o.Prefix, o.Regex)
+		if problem != "" {
+			return refuse(fmt.Sprintf(".allowOrigins[%d]", i), "%s", problem)
+		}
+		if match.Value == "*" && match.Kind == ir.MatchExact && out.AllowCredentials {
+			return refuse(fmt.Sprintf(".allowOrigins[%d]", i), "allowCredentials needs named origins, not *")
+		}
+		out.AllowOrigins = append(out.AllowOrigins, match)
+	}
+	for _, m := range spec.AllowMethods {
+		out.AllowMethods = append(out.AllowMethods, string(m))
+	}
+	slices.Sort(out.AllowMethods)
+	if spec.MaxAge != nil {
+		out.MaxAge = ir.Duration(spec.MaxAge.Duration.Truncate(time.Second))
+	}
+	return out
+}
+
+func lowerSorted(names []string) []string {
+	var out []string
+	for _, n := range names {
+		out = append(out, strings.ToLower(n))
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// reportShadowed warns when an earlier rule takes all requests of the last one.
+func (t *ruleTranslator) reportShadowed(rules []ir.Rule) {
+	last := &rules[len(rules)-1]
+	for i := range rules[:len(rules)-1] {
+		if rules[i].Shadows(last) {
+			p := apiRuleProblem(t.object, v1alpha1.ConditionAccepted, t.field).because(ReasonShadowed,
+				"never decides: spec.rules[%d] is tried before it and takes all its requests; put the narrower rule first", i)
+			p.Warning = true
+			t.report(p)
+			return
+		}
+	}
+}
