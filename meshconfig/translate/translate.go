@@ -62,7 +62,6 @@ func newTranslator(s Snapshot) *translator {
 		services:     byName(s.Services),
 		secrets:      byName(s.Secrets),
 		slices:       map[types.NamespacedName][]*discoveryv1.EndpointSlice{},
-		entries:      map[string][]*networkingv1.WorkloadEntry{},
 		jwks:         s.JWKS,
 		apiRules:     slices.SortedFunc(slices.Values(s.APIRules), compareAge),
 		bindings:     sorted(s.ApplicationBindings),
