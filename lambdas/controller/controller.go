@@ -1,0 +1,299 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+
+	"github.com/lambdamesh/lambdamesh/lambdas/build"
+	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/kube"
+	"github.com/lambdamesh/lambdamesh/pkg/reconcile"
+)
+
+const (
+	fieldManager = v1alpha1.ManagedBy + "-lambdas"
+	// runtimeRetry is how often a missing language is looked for again.
+	runtimeRetry = 30 * time.Second
+)
+
+// Reasons of the Deployed condition.
+const (
+	ReasonDeployed     = "Deployed"
+	ReasonProgressing  = "Progressing"
+	ReasonNameTaken    = "NameTaken"
+	ReasonSourceFailed = "SourceNotReady"
+	reasonBuilding     = "Building"
+)
+
+// Builder makes a lambda's source runnable. What the user can put right is an
+// [*build.Error]; any other error is tried again.
+type Builder interface {
+	Build(ctx context.Context, lambda *v1alpha1.Lambda) (build.Artifact, error)
+}
+
+// Config configures the controller.
+type Config struct {
+	Builder Builder
+	Deploy  deploy.Options
+	// Concurrency is how many lambdas are built at once; default 2.
+	Concurrency int
+	Log         *slog.Logger
+}
+
+// Validate tells what is missing.
+func (c Config) Validate() error {
+	if c.Builder == nil {
+		return errors.New("lambda controller: Builder is missing")
+	}
+	return nil
+}
+
+// Add adds the controller to the manager.
+func Add(mgr ctrl.Manager, config Config) error {
+	if err := config.Validate(); err != nil {
+		return err
+	}
+	if config.Concurrency == 0 {
+		config.Concurrency = 2
+	}
+	if config.Log == nil {
+		config.Log = slog.New(slog.DiscardHandler)
+	}
+	r := &reconciler{config: config, client: mgr.GetClient(), reader: mgr.GetAPIReader(), failures: map[types.NamespacedName]failure{}}
+	err := ctrl.NewControllerManagedBy(mgr).
+		Named("lambda").
+		For(&v1alpha1.Lambda{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Owns(&appsv1.Deployment{}).
+		Owns(&corev1.Service{}).
+		Owns(&corev1.ServiceAccount{}).
+		Owns(&corev1.ConfigMap{}).
+		WithOptions(controller.Options{MaxConcurrentReconciles: config.Concurrency, SkipNameValidation: new(true)}).
+		Complete(r)
+	if err != nil {
+		return fmt.Errorf("add the lambda controller: %w", err)
+	}
+	return nil
+}
+
+type reconciler struct {
+	config Config
+	client client.Client
+	reader client.Reader // past the cache, for what was just applied
+
+	mu       sync.Mutex
+	failures map[types.NamespacedName]failure
+}
+
+// failure is a build that will fail again until the source changes.
+type failure struct {
+	generation int64
+	uid        types.UID
+	err        error
+}
+
+func (r *reconciler) Reconcile(ctx context.Context, request ctrl.Request) (result ctrl.Result, err error) {
+	lambda := &v1alpha1.Lambda{}
+	if err := r.client.Get(ctx, request.NamespacedName, lambda); err != nil {
+		r.forget(request.NamespacedName)
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	if !lambda.DeletionTimestamp.IsZero() {
+		return ctrl.Result{}, nil // what it owns goes with it
+	}
+	before := lambda.DeepCopy()
+	defer func() {
+		reconcile.Summarize(lambda, v1alpha1.ConditionSourceReady, v1alpha1.ConditionDeployed)
+		err = errors.Join(err, reconcile.PatchStatus(ctx, r.client, before, lambda))
+	}()
+
+	lambda.Status.Address = "http://" + lambda.Name + "." + lambda.Namespace + ".svc"
+	artifact, err := r.build(ctx, lambda, &before)
+	if err != nil {
+		return r.sourceFailed(ctx, lambda, err)
+	}
+	if reason, message := deploy.Check(lambda); reason != "" {
+		reconcile.False(lambda, v1alpha1.ConditionDeployed, reason, message)
+		return ctrl.Result{}, r.observeReplicas(ctx, lambda)
+	}
+	objects := deploy.New(lambda, artifact, r.config.Deploy)
+	if taken, err := r.taken(ctx, lambda, objects); err != nil || taken != "" {
+		reconcile.False(lambda, v1alpha1.ConditionDeployed, ReasonNameTaken, taken)
+		return ctrl.Result{}, err
+	}
+	for _, object := range objects.All() {
+		if err := kube.Apply(ctx, r.client, fieldManager, object); err != nil {
+			reconcile.False(lambda, v1alpha1.ConditionDeployed, v1alpha1.ReasonPending, err.Error())
+			return ctrl.Result{}, err
+		}
+	}
+	if err := r.observe(ctx, lambda); err != nil {
+		return ctrl.Result{}, err
+	}
+	return ctrl.Result{}, r.prune(ctx, lambda, objects)
+}
+
+// build builds the source, and tells that it does so: a first build can take a
+// minute.
+func (r *reconciler) build(ctx context.Context, lambda *v1alpha1.Lambda, before **v1alpha1.Lambda) (build.Artifact, error) {
+	key := client.ObjectKeyFromObject(lambda)
+	r.mu.Lock()
+	known := r.failures[key]
+	r.mu.Unlock()
+	if known.err != nil && known.generation == lambda.Generation && known.uid == lambda.UID {
+		return build.Artifact{}, known.err
+	}
+	if lambda.Status.ObservedGeneration != lambda.Generation {
+		reconcile.Set(lambda, v1alpha1.ConditionSourceReady, metav1.ConditionUnknown, reasonBuilding, "the source is being built")
+		reconcile.Summarize(lambda, v1alpha1.ConditionSourceReady, v1alpha1.ConditionDeployed)
+		if err := reconcile.PatchStatus(ctx, r.client, *before, lambda); err != nil {
+			return build.Artifact{}, err
+		}
+		*before = lambda.DeepCopy()
+	}
+	artifact, err := r.config.Builder.Build(ctx, lambda)
+	if failed := (*build.Error)(nil); errors.As(err, &failed) && failed.Permanent() {
+		r.mu.Lock()
+		r.failures[key] = failure{lambda.Generation, lambda.UID, err}
+		r.mu.Unlock()
+	}
+	if err == nil {
+		r.forget(key)
+		reconcile.True(lambda, v1alpha1.ConditionSourceReady, build.ReasonBuilt, artifact.Note)
+	}
+	return artifact, err
+}
+
+func (r *reconciler) forget(key types.NamespacedName) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.failures, key)
+}
+
+// sourceFailed reports a failed build; what was deployed stays as it is.
+func (r *reconciler) sourceFailed(ctx context.Context, lambda *v1alpha1.Lambda, cause error) (ctrl.Result, error) {
+	reconcile.False(lambda, v1alpha1.ConditionSourceReady, build.ReasonOf(cause), cause.Error())
+	message := "nothing is deployed until the source builds"
+	deployment := &appsv1.Deployment{}
+	if r.reader.Get(ctx, client.ObjectKeyFromObject(lambda), deployment) == nil && metav1.IsControlledBy(deployment, lambda) {
+		message = "the last version that built keeps running"
+	}
+	reconcile.False(lambda, v1alpha1.ConditionDeployed, ReasonSourceFailed, message)
+	err := r.observeReplicas(ctx, lambda)
+	failed := (*build.Error)(nil)
+	switch {
+	case !errors.As(cause, &failed):
+		return ctrl.Result{}, errors.Join(err, cause)
+	case !failed.Permanent():
+		return ctrl.Result{RequeueAfter: runtimeRetry}, err
+	}
+	return ctrl.Result{}, err
+}
+
+// taken tells which object of the lambda's name is not the lambda's. It is left
+// alone.
+func (r *reconciler) taken(ctx context.Context, lambda *v1alpha1.Lambda, objects deploy.Objects) (string, error) {
+	for _, object := range objects.All() {
+		existing, ok := object.DeepCopyObject().(client.Object)
+		if !ok {
+			continue
+		}
+		err := r.client.Get(ctx, client.ObjectKeyFromObject(object), existing)
+		switch {
+		case apierrors.IsNotFound(err):
+		case err != nil:
+			return "", err
+		case !metav1.IsControlledBy(existing, lambda):
+			kind, _ := r.client.GroupVersionKindFor(object)
+			return fmt.Sprintf("a %s %s exists and is not this lambda's; delete it or rename the lambda", kind.Kind, object.GetName()), nil
+		}
+	}
+	return "", nil
+}
+
+// observe reports what the Deployment runs.
+func (r *reconciler) observe(ctx context.Context, lambda *v1alpha1.Lambda) error {
+	deployment := &appsv1.Deployment{}
+	if err := r.reader.Get(ctx, client.ObjectKeyFromObject(lambda), deployment); err != nil {
+		return fmt.Errorf("read the Deployment of lambda %s: %w", client.ObjectKeyFromObject(lambda), err)
+	}
+	fillReplicas(lambda, deployment)
+	wanted, status := int32(1), deployment.Status
+	if deployment.Spec.Replicas != nil {
+		wanted = *deployment.Spec.Replicas
+	}
+	for _, condition := range status.Conditions {
+		if condition.Type == appsv1.DeploymentReplicaFailure && condition.Status == corev1.ConditionTrue && status.ObservedGeneration == deployment.Generation {
+			reconcile.False(lambda, v1alpha1.ConditionDeployed, condition.Reason, condition.Message)
+			return nil
+		}
+	}
+	if status.ObservedGeneration != deployment.Generation || status.UpdatedReplicas != wanted || status.AvailableReplicas != wanted || status.Replicas != wanted {
+		reconcile.False(lambda, v1alpha1.ConditionDeployed, ReasonProgressing, fmt.Sprintf("%d of %d replicas of this version are ready", min(status.UpdatedReplicas, status.ReadyReplicas), wanted))
+		return nil
+	}
+	message := ""
+	if scale := lambda.Spec.Scale; scale.Max != nil && *scale.Max > wanted {
+		message = fmt.Sprintf("%d replicas, scale.min: this version does not scale up to scale.max by itself", wanted)
+	}
+	reconcile.True(lambda, v1alpha1.ConditionDeployed, ReasonDeployed, message)
+	return nil
+}
+
+// observeReplicas fills the counts alone, when a condition is set already.
+func (r *reconciler) observeReplicas(ctx context.Context, lambda *v1alpha1.Lambda) error {
+	deployment := &appsv1.Deployment{}
+	err := r.reader.Get(ctx, client.ObjectKeyFromObject(lambda), deployment)
+	if err == nil && metav1.IsControlledBy(deployment, lambda) {
+		fillReplicas(lambda, deployment)
+	}
+	return client.IgnoreNotFound(err)
+}
+
+func fillReplicas(lambda *v1alpha1.Lambda, deployment *appsv1.Deployment) {
+	lambda.Status.Replicas, lambda.Status.ReadyReplicas = deployment.Status.Replicas, deployment.Status.ReadyReplicas
+	lambda.Status.Image = ""
+	if containers := deployment.Spec.Template.Spec.Containers; len(containers) > 0 {
+		lambda.Status.Image = containers[0].Image
+	}
+}
+
+// prune deletes the mounted sources of versions that no longer run.
+func (r *reconciler) prune(ctx context.Context, lambda *v1alpha1.Lambda, objects deploy.Objects) error {
+	deployed := false
+	for _, condition := range lambda.Status.Conditions {
+		deployed = deployed || condition.Type == v1alpha1.ConditionDeployed && condition.Status == metav1.ConditionTrue
+	}
+	if !deployed {
+		return nil
+	}
+	var sources corev1.ConfigMapList
+	if err := r.client.List(ctx, &sources, client.InNamespace(lambda.Namespace), client.MatchingLabels{v1alpha1.LabelLambda: lambda.Name, v1alpha1.LabelManagedBy: v1alpha1.ManagedBy}); err != nil {
+		return err
+	}
+	for i := range sources.Items {
+		source := &sources.Items[i]
+		if !metav1.IsControlledBy(source, lambda) || objects.ConfigMap != nil && objects.ConfigMap.Name == source.Name {
+			continue
+		}
+		if err := r.client.Delete(ctx, source); client.IgnoreNotFound(err) != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,11 @@
+// Package controller reconciles Lambdas: build the source, apply the objects
+// that run it, report what runs.
+//
+//	fetch -> build -> check -> apply -> observe the Deployment -> status
+//
+// What was deployed keeps running as long as new source does not build. It
+// knows nothing of where it runs: the builder is handed in, and replica counts
+// come from the Deployment's status, which a cluster or the local node writes.
+//
+// What may enter: steps of that reconciliation.
+package controller

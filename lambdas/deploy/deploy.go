@@ -1,0 +1,242 @@
+package deploy
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/lambdamesh/lambdamesh/lambdas/build"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+)
+
+const (
+	// ContainerName of the lambda in its pod template.
+	ContainerName = "lambda"
+	// AdminPortName names the container port of /healthz, /readyz and /metrics.
+	AdminPortName = "http-admin"
+
+	appPort   = 8080
+	adminPort = 8081
+	uid       = 1000
+	sourceDir = "/lambda/source"
+
+	defaultTimeout      = 180 * time.Second
+	defaultMaxBodyBytes = 1 << 20
+
+	// preStopSeconds let the endpoint's removal reach every proxy before the
+	// process is told to stop.
+	preStopSeconds = 5
+)
+
+// Options are the same for all lambdas of an installation.
+type Options struct {
+	// PublishURL and ConnectorURL default to the Services of the system
+	// namespace.
+	PublishURL, ConnectorURL string
+}
+
+// Objects run one lambda.
+type Objects struct {
+	ServiceAccount *corev1.ServiceAccount
+	// ConfigMap with the source; nil when the image holds it.
+	ConfigMap  *corev1.ConfigMap
+	Service    *corev1.Service
+	Deployment *appsv1.Deployment
+}
+
+// All returns the objects in the order in which to apply them.
+func (o Objects) All() []client.Object {
+	all := []client.Object{o.ServiceAccount, o.Service}
+	if o.ConfigMap != nil {
+		all = append(all, o.ConfigMap)
+	}
+	return append(all, o.Deployment)
+}
+
+// Check tells what of the lambda this version does not deploy, or "" .
+func Check(lambda *v1alpha1.Lambda) (reason, message string) {
+	if scale := lambda.Spec.Scale; scale.Min != nil && *scale.Min == 0 {
+		return v1alpha1.ReasonNotSupported, "scale.min: 0 (to zero) is not supported by this version; write 1 or more"
+	}
+	for _, env := range lambda.Spec.Env {
+		if strings.HasPrefix(env.Name, "LAMBDAMESH_") {
+			return v1alpha1.ReasonInvalid, fmt.Sprintf("env %s: names that begin with LAMBDAMESH_ are the runtime's; use another one", env.Name)
+		}
+	}
+	return "", ""
+}
+
+// New returns the objects that run the artifact as the lambda says.
+func New(lambda *v1alpha1.Lambda, artifact build.Artifact, options Options) Objects {
+	objects := Objects{
+		ServiceAccount: &corev1.ServiceAccount{ObjectMeta: objectMeta(lambda, lambda.Name), AutomountServiceAccountToken: new(false)},
+		Service: &corev1.Service{
+			ObjectMeta: objectMeta(lambda, lambda.Name),
+			Spec: corev1.ServiceSpec{
+				Selector: selector(lambda),
+				Ports: []corev1.ServicePort{{
+					Name: v1alpha1.ServiceHTTPPort, Port: v1alpha1.ServicePort, Protocol: corev1.ProtocolTCP,
+					TargetPort: intstr.FromString(v1alpha1.ServiceHTTPPort),
+				}},
+			},
+		},
+		Deployment: deployment(lambda, artifact, options),
+	}
+	if artifact.Files != nil {
+		objects.ConfigMap = &corev1.ConfigMap{ObjectMeta: objectMeta(lambda, sourceName(lambda, artifact)), Data: artifact.Files}
+	}
+	return objects
+}
+
+func deployment(lambda *v1alpha1.Lambda, artifact build.Artifact, options Options) *appsv1.Deployment {
+	timeout := defaultTimeout
+	if lambda.Spec.Timeout != nil {
+		timeout = lambda.Spec.Timeout.Duration
+	}
+	container := corev1.Container{
+		Name: ContainerName, Image: artifact.Image,
+		Env:   append(runtimeEnv(lambda, timeout, options), lambda.Spec.Env...),
+		Ports: []corev1.ContainerPort{{Name: v1alpha1.ServiceHTTPPort, ContainerPort: appPort, Protocol: corev1.ProtocolTCP}, {Name: AdminPortName, ContainerPort: adminPort, Protocol: corev1.ProtocolTCP}},
+		// The start may take as long as loading the user's code takes.
+		StartupProbe:   probe("/readyz", 1, 120),
+		ReadinessProbe: probe("/readyz", 2, 2),
+		LivenessProbe:  probe("/healthz", 10, 3),
+		Resources:      resources(lambda.Spec.Resources),
+		Lifecycle:      &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: preStopSeconds}}},
+		SecurityContext: &corev1.SecurityContext{
+			AllowPrivilegeEscalation: new(false), ReadOnlyRootFilesystem: new(true), RunAsNonRoot: new(true),
+			RunAsUser: new(int64(uid)), RunAsGroup: new(int64(uid)),
+			Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		},
+		VolumeMounts: []corev1.VolumeMount{{Name: "tmp", MountPath: "/tmp"}},
+	}
+	volumes := []corev1.Volume{{Name: "tmp", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+	if artifact.Files != nil {
+		volumes = append(volumes, corev1.Volume{Name: "source", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
+			LocalObjectReference: corev1.LocalObjectReference{Name: sourceName(lambda, artifact)},
+		}}})
+		container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: "source", MountPath: sourceDir, ReadOnly: true})
+	}
+	for i, mount := range lambda.Spec.SecretMounts {
+		name := "secret-" + strconv.Itoa(i)
+		volumes = append(volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: mount.SecretName}}})
+		container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: name, MountPath: mount.MountPath, ReadOnly: true})
+	}
+	replicas := int32(1)
+	if lambda.Spec.Scale.Min != nil {
+		replicas = *lambda.Spec.Scale.Min
+	}
+	return &appsv1.Deployment{
+		ObjectMeta: objectMeta(lambda, lambda.Name),
+		Spec: appsv1.DeploymentSpec{
+			Replicas: &replicas,
+			Selector: &metav1.LabelSelector{MatchLabels: selector(lambda)},
+			Strategy: appsv1.DeploymentStrategy{
+				Type:          appsv1.RollingUpdateDeploymentStrategyType,
+				RollingUpdate: &appsv1.RollingUpdateDeployment{MaxUnavailable: new(intstr.FromInt32(0)), MaxSurge: new(intstr.FromInt32(1))},
+			},
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{
+					Labels: labels(lambda),
+					Annotations: map[string]string{
+						v1alpha1.AnnotationRuntime:    string(lambda.Spec.Runtime),
+						v1alpha1.AnnotationSourceHash: artifact.SourceHash,
+					},
+				},
+				Spec: corev1.PodSpec{
+					ServiceAccountName: lambda.Name, AutomountServiceAccountToken: new(false),
+					TerminationGracePeriodSeconds: new(int64(timeout.Seconds()) + preStopSeconds + 10),
+					Containers:                    []corev1.Container{container},
+					Volumes:                       volumes,
+				},
+			},
+		},
+	}
+}
+
+// runtimeEnv is the runtime servers' contract, pkg/apis/v1alpha1/wellknown.go.
+func runtimeEnv(lambda *v1alpha1.Lambda, timeout time.Duration, options Options) []corev1.EnvVar {
+	handler := lambda.Spec.Handler
+	if handler == "" {
+		handler = "main"
+	}
+	limit := int64(defaultMaxBodyBytes)
+	if lambda.Spec.MaxBodyBytes != nil {
+		limit = *lambda.Spec.MaxBodyBytes
+	}
+	publishURL, connectorURL := options.PublishURL, options.ConnectorURL
+	if publishURL == "" {
+		publishURL = "http://" + v1alpha1.ServiceEventBus + "." + v1alpha1.SystemNamespace + ".svc/publish"
+	}
+	if connectorURL == "" {
+		connectorURL = "http://" + v1alpha1.ServiceConnectorOutbound + "." + v1alpha1.SystemNamespace + ".svc"
+	}
+	return []corev1.EnvVar{
+		{Name: v1alpha1.EnvListen, Value: "tcp::" + strconv.Itoa(appPort)},
+		{Name: v1alpha1.EnvAdminListen, Value: "tcp::" + strconv.Itoa(adminPort)},
+		{Name: v1alpha1.EnvLambda, Value: lambda.Name},
+		{Name: v1alpha1.EnvNamespace, Value: lambda.Namespace},
+		{Name: v1alpha1.EnvHandler, Value: handler},
+		{Name: v1alpha1.EnvTimeout, Value: timeout.String()},
+		{Name: v1alpha1.EnvMaxBodyBytes, Value: strconv.FormatInt(limit, 10)},
+		{Name: v1alpha1.EnvSource, Value: sourceDir},
+		{Name: v1alpha1.EnvPublishURL, Value: publishURL},
+		{Name: v1alpha1.EnvConnectorURL, Value: connectorURL},
+	}
+}
+
+func objectMeta(lambda *v1alpha1.Lambda, name string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Name: name, Namespace: lambda.Namespace, Labels: labels(lambda),
+		OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(lambda, v1alpha1.GroupVersion().WithKind("Lambda"))},
+	}
+}
+
+func labels(lambda *v1alpha1.Lambda) map[string]string {
+	return map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy, v1alpha1.LabelLambda: lambda.Name}
+}
+
+func selector(lambda *v1alpha1.Lambda) map[string]string {
+	return map[string]string{v1alpha1.LabelLambda: lambda.Name}
+}
+
+// sourceName is one ConfigMap per source: pods of an older version that start
+// again in the middle of a rollout must find theirs unchanged.
+func sourceName(lambda *v1alpha1.Lambda, artifact build.Artifact) string {
+	return lambda.Name + "-source-" + artifact.SourceHash
+}
+
+func probe(path string, period, failures int32) *corev1.Probe {
+	return &corev1.Probe{
+		ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: path, Port: intstr.FromString(AdminPortName), Scheme: corev1.URISchemeHTTP}},
+		PeriodSeconds: period, FailureThreshold: failures, TimeoutSeconds: 2,
+	}
+}
+
+// resources of a profile: XS 50m/64Mi to 150m/256Mi, each next twice that.
+func resources(wanted *v1alpha1.LambdaResources) corev1.ResourceRequirements {
+	if wanted != nil && wanted.Profile == "" && (wanted.Requests != nil || wanted.Limits != nil) {
+		return corev1.ResourceRequirements{Requests: wanted.Requests, Limits: wanted.Limits}
+	}
+	factors := map[string]int64{"XS": 1, "S": 2, "M": 4, "L": 8, "XL": 16}
+	factor := factors["S"]
+	if wanted != nil && wanted.Profile != "" {
+		factor = factors[wanted.Profile]
+	}
+	list := func(cpuMilli, memoryMi int64) corev1.ResourceList {
+		return corev1.ResourceList{
+			corev1.ResourceCPU:    *resource.NewMilliQuantity(cpuMilli*factor, resource.DecimalSI),
+			corev1.ResourceMemory: *resource.NewQuantity(memoryMi*factor<<20, resource.BinarySI),
+		}
+	}
+	return corev1.ResourceRequirements{Requests: list(50, 64), Limits: list(150, 256)}
+}
