@@ -106,6 +106,9 @@ tidy: check-go ## Tidy every module
 .PHONY: verify
 verify: generate ## Generate, check the modules and lint; fails when anything is not committed
 	@for module in $(MODULES); do echo "tidy $$module"; (cd "$$module" && go mod tidy -diff) || exit 1; done
+	@missing=$$(sed -n 's/^\t\([^ ]*\) v[^ ]*$$/\1/p' go.mod | while read -r module; do \
+		grep -q "\`$$module" docs/dependencies.md || echo "$$module"; done); [ -z "$$missing" ] || { \
+		printf 'verify: docs/dependencies.md says nothing about:\n%s\n' "$$missing" >&2; exit 1; }
 	@$(MAKE) --no-print-directory lint
 	@changes=$$(git status --porcelain) && [ -z "$$changes" ] || { git --no-pager diff --stat; echo "$$changes"; \
 		echo 'verify: these files are not committed (or make generate has just changed them)' >&2; exit 1; }
