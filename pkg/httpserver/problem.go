@@ -36,6 +36,8 @@ func Problem(w http.ResponseWriter, status int, title, detail string, errors ...
 	header.Set("X-Content-Type-Options", "nosniff")
 	header.Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false) // people read this in terminals
 	// A client that went away cannot be told.
-	_ = json.NewEncoder(w).Encode(problem{Title: title, Status: status, Detail: detail, Errors: errors})
+	_ = encoder.Encode(problem{Title: title, Status: status, Detail: detail, Errors: errors})
 }

@@ -1,0 +1,742 @@
+package outbound_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"github.com/lambdamesh/lambdamesh/connector/outbound"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
+	"github.com/lambdamesh/lambdamesh/pkg/kube"
+	"github.com/lambdamesh/lambdamesh/pkg/targets"
+)
+
+const (
+	clientSecret = "s3cret&with=signs"
+	password     = "pass-word-9"
+	apiKey       = "key-in-the-query"
+)
+
+// commerce is a third-party system: a token endpoint at /oauth/token and an API
+// below /api.
+type commerce struct {
+	*httptest.Server
+	handle func(w http.ResponseWriter, r *http.Request) // the API, when set
+
+	mu        sync.Mutex
+	issued    int             // tokens
+	valid     map[string]bool // tokens that the API takes
+	expiresIn any
+	tokenForm []string
+	got       []*http.Request
+	bodies    []string
+}
+
+func newCommerce(t *testing.T) *commerce {
+	t.Helper()
+	c := &commerce{valid: map[string]bool{}, expiresIn: 3600}
+	c.Server = httptest.NewServer(c)
+	t.Cleanup(c.Server.Close)
+	return c
+}
+
+func (c *commerce) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/oauth/token" {
+		c.token(w, r)
+		return
+	}
+	if c.handle != nil {
+		c.handle(w, r)
+		return
+	}
+	body, _ := io.ReadAll(r.Body)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.got, c.bodies = append(c.got, r), append(c.bodies, string(body))
+	if token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok && !c.valid[token] {
+		w.WriteHeader(http.StatusUnauthorized)
+		_, _ = io.WriteString(w, "expired")
+		return
+	}
+	w.Header().Set("X-Commerce", "yes")
+	_, _ = io.WriteString(w, "order")
+}
+
+func (c *commerce) token(w http.ResponseWriter, r *http.Request) {
+	_ = r.ParseForm()
+	id, secret, _ := r.BasicAuth()
+	if r.Form.Get("client_id") != "" {
+		id, secret = r.Form.Get("client_id"), r.Form.Get("client_secret")
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tokenForm = append(c.tokenForm, r.Form.Encode())
+	w.Header().Set("Content-Type", "application/json")
+	if unescaped := strings.NewReplacer("%26", "&", "%3D", "=").Replace(secret); id != "lambdamesh" || unescaped != clientSecret {
+		w.WriteHeader(http.StatusUnauthorized)
+		fmt.Fprintf(w, `{"error":"invalid_client","error_description":"secret %s is wrong"}`, secret)
+		return
+	}
+	c.issued++
+	token := fmt.Sprintf("token-%d", c.issued)
+	c.valid[token] = true
+	answer := map[string]any{"access_token": token, "token_type": "bearer"}
+	if c.expiresIn != nil {
+		answer["expires_in"] = c.expiresIn
+	}
+	_ = json.NewEncoder(w).Encode(answer)
+}
+
+func (c *commerce) tokens() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.issued
+}
+
+// revoke makes the API refuse all tokens so far.
+func (c *commerce) revoke() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.valid = map[string]bool{}
+}
+
+// last is the last request that the API got.
+func (c *commerce) last(t *testing.T) *http.Request {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	require.NotEmpty(t, c.got)
+	return c.got[len(c.got)-1]
+}
+
+// world is a gateway between a bound lambda and the commerce system.
+type world struct {
+	t        *testing.T
+	commerce *commerce
+	gateway  *httptest.Server
+	client   client.Client
+	logs     *syncBuffer
+	metrics  *prometheus.Registry
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.Buffer.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.Buffer.String()
+}
+
+func secret(name string, data map[string]string) *corev1.Secret {
+	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.SystemNamespace, Name: name}, Data: map[string][]byte{}}
+	for key, value := range data {
+		s.Data[key] = []byte(value)
+	}
+	return s
+}
+
+func lambda(namespace, name string, labels map[string]string) *v1alpha1.Lambda {
+	return &v1alpha1.Lambda{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: labels}}
+}
+
+func binding(namespace, name string, spec v1alpha1.ApplicationBindingSpec) *v1alpha1.ApplicationBinding {
+	return &v1alpha1.ApplicationBinding{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: spec}
+}
+
+// newWorld makes the application commerce with the services orders (OAuth2),
+// stock (basic), prices (header and query parameter), open (nothing).
+func newWorld(t *testing.T, change ...func(*v1alpha1.Application)) *world {
+	t.Helper()
+	w := &world{t: t, commerce: newCommerce(t), logs: &syncBuffer{}, metrics: prometheus.NewRegistry()}
+	api := func(auth *v1alpha1.APIAuth) *v1alpha1.ServiceAPI {
+		return &v1alpha1.ServiceAPI{TargetURL: w.commerce.URL + "/api", Auth: auth, Timeout: &metav1.Duration{Duration: 10 * time.Second}}
+	}
+	app := &v1alpha1.Application{ObjectMeta: metav1.ObjectMeta{Name: "commerce"}, Spec: v1alpha1.ApplicationSpec{Services: []v1alpha1.ApplicationService{
+		{Name: "orders", API: api(&v1alpha1.APIAuth{OAuth2: &v1alpha1.OAuth2Auth{
+			TokenURL: w.commerce.URL + "/oauth/token", Secret: v1alpha1.SecretRef{Name: "oauth"}, Scopes: []string{"read", "write"},
+		}})},
+		{Name: "stock", API: api(&v1alpha1.APIAuth{Basic: &v1alpha1.BasicAuth{Secret: v1alpha1.SecretRef{Name: "basic"}}})},
+		{Name: "prices", API: api(&v1alpha1.APIAuth{
+			Headers:         []v1alpha1.AddedValue{{Name: "X-Tenant", Value: "acme"}},
+			QueryParameters: []v1alpha1.AddedValue{{Name: "api key", Secret: &v1alpha1.SecretKeyRef{Name: "key", Key: "key"}}},
+		})},
+		{Name: "open", API: api(nil)},
+		{Name: "events-only", Events: &v1alpha1.ServiceEvents{}},
+	}}}
+	for _, f := range change {
+		f(app)
+	}
+	scheme, err := kube.Scheme()
+	require.NoError(t, err)
+	w.client = fake.NewClientBuilder().WithScheme(scheme).WithObjects(app,
+		secret("oauth", map[string]string{"clientId": "lambdamesh", "clientSecret": clientSecret + "\n"}),
+		secret("basic", map[string]string{"username": "ada", "password": password}),
+		secret("key", map[string]string{"key": apiKey}),
+		lambda("shop", "last-order", nil), lambda("shop", "labeled", map[string]string{"tier": "back"}), lambda("shop", "other", nil),
+		lambda("elsewhere", "last-order", nil),
+		binding("shop", "commerce", v1alpha1.ApplicationBindingSpec{
+			Application: "commerce", Lambdas: &v1alpha1.LambdaSelection{Names: []string{"last-order"}},
+		}),
+		binding("shop", "only-stock", v1alpha1.ApplicationBindingSpec{
+			Application: "commerce", Services: []string{"stock"},
+			Lambdas: &v1alpha1.LambdaSelection{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"tier": "back"}}},
+		}),
+		binding("elsewhere", "events-only", v1alpha1.ApplicationBindingSpec{Application: "commerce"}),
+	).Build()
+	policy, err := targets.New(targets.Config{Allow: []string{strings.TrimPrefix(w.commerce.URL, "http://")}})
+	require.NoError(t, err)
+	gateway, err := outbound.New(outbound.Config{
+		Objects: w.client, Targets: policy, TrustDomain: "cluster.local", Registry: w.metrics,
+		Log: slog.New(slog.NewTextHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	require.NoError(t, err)
+	w.gateway = httptest.NewServer(gateway)
+	t.Cleanup(w.gateway.Close)
+	t.Cleanup(func() {
+		for _, word := range []string{clientSecret, "s3cret", password, apiKey, "token-1", "token-2", "own-token"} {
+			require.NotContains(t, w.logs.String(), word, "secrets do not belong in logs")
+		}
+	})
+	return w
+}
+
+func (w *world) request(method, path string, body io.Reader) *http.Request {
+	w.t.Helper()
+	r, err := http.NewRequestWithContext(w.t.Context(), method, w.gateway.URL+path, body)
+	require.NoError(w.t, err)
+	r.Header.Set("X-Forwarded-Client-Cert", "Hash=1;URI="+v1alpha1.SPIFFEID("cluster.local", "shop", "last-order"))
+	return r
+}
+
+// do returns the answer with its body read.
+func (w *world) do(r *http.Request) (*http.Response, string) {
+	w.t.Helper()
+	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	response, err := client.Do(r)
+	require.NoError(w.t, err)
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	require.NoError(w.t, err)
+	return response, string(body)
+}
+
+func (w *world) get(path string) (*http.Response, string) {
+	w.t.Helper()
+	return w.do(w.request(http.MethodGet, path, nil))
+}
+
+func TestWhoMayCall(t *testing.T) {
+	w := newWorld(t)
+	id := func(namespace, name string) string {
+		return "URI=" + v1alpha1.SPIFFEID("cluster.local", namespace, name)
+	}
+	for name, tc := range map[string]struct {
+		caller, path string
+		want         int
+		detail       string
+	}{
+		"a lambda bound by name":                          {id("shop", "last-order"), "/commerce/open/", 200, ""},
+		"a lambda bound by its labels":                    {id("shop", "labeled"), "/commerce/stock/", 200, ""},
+		"a service that the binding does not list":        {id("shop", "labeled"), "/commerce/open/", 403, "shop/labeled is not bound to commerce/open"},
+		"a lambda that nobody bound":                      {id("shop", "other"), "/commerce/open/", 403, "an ApplicationBinding in the namespace shop has to name both"},
+		"a namesake in a namespace bound for events":      {id("elsewhere", "last-order"), "/commerce/open/", 403, "not bound"},
+		"a namespace without bindings":                    {id("nowhere", "last-order"), "/commerce/open/", 403, "not bound"},
+		"a workload with the labels that is no lambda":    {id("shop", "stranger"), "/commerce/stock/", 403, "not bound"},
+		"another trust domain":                            {"URI=spiffe://evil/ns/shop/sa/last-order", "/commerce/open/", 403, "no workload of the trust domain"},
+		"no identity":                                     {"", "/commerce/open/", 403, "call through the mesh"},
+		"an unknown application":                          {id("shop", "last-order"), "/erp/open/", 404, `no application \"erp\"`},
+		"no application":                                  {id("shop", "last-order"), "/", 404, "call /<application>/<service>/<path>"},
+		"an unknown service":                              {id("shop", "last-order"), "/commerce/returns/", 404, `the application commerce has no API \"returns\"`},
+		"a service without an API":                        {id("shop", "last-order"), "/commerce/events-only/", 404, "no API"},
+		"no service":                                      {id("shop", "last-order"), "/commerce", 404, "no API"},
+		"an escaped spelling of an application's name":    {id("shop", "last-order"), "/comm%65rce/open/", 404, "no application"},
+		"an unbound lambda does not learn about services": {id("shop", "other"), "/commerce/returns/", 403, "not bound"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := w.request(http.MethodGet, tc.path, nil)
+			r.Header.Del("X-Forwarded-Client-Cert")
+			if tc.caller != "" {
+				r.Header.Set("X-Forwarded-Client-Cert", tc.caller)
+			}
+			response, body := w.do(r)
+			require.Equal(t, tc.want, response.StatusCode, body)
+			if tc.want != http.StatusOK {
+				require.Equal(t, "application/problem+json", response.Header.Get("Content-Type"))
+				require.Contains(t, body, tc.detail)
+			}
+		})
+	}
+}
+
+func TestADeletedBindingEndsAccessAtOnce(t *testing.T) {
+	w := newWorld(t)
+	response, _ := w.get("/commerce/orders/1")
+	require.Equal(t, http.StatusOK, response.StatusCode)
+	require.NoError(t, w.client.Delete(t.Context(), binding("shop", "commerce", v1alpha1.ApplicationBindingSpec{})))
+	response, _ = w.get("/commerce/orders/1")
+	require.Equal(t, http.StatusForbidden, response.StatusCode)
+}
+
+func TestCredentialsAreAdded(t *testing.T) {
+	t.Run("oauth2", func(t *testing.T) {
+		w := newWorld(t)
+		response, body := w.get("/commerce/orders/4caad296?expand=lines")
+		require.Equal(t, http.StatusOK, response.StatusCode, body)
+		require.Equal(t, "order", body)
+		require.Equal(t, "yes", response.Header.Get("X-Commerce"))
+		require.Equal(t, "/api/4caad296?expand=lines", w.commerce.last(t).URL.String())
+		require.Equal(t, "Bearer token-1", w.commerce.last(t).Header.Get("Authorization"))
+		require.Equal(t, []string{"grant_type=client_credentials&scope=read+write"}, w.commerce.tokenForm)
+	})
+	t.Run("oauth2 with parameters and an audience", func(t *testing.T) {
+		w := newWorld(t, func(a *v1alpha1.Application) {
+			a.Spec.Services[0].API.Auth.OAuth2.AuthStyle = "params"
+			a.Spec.Services[0].API.Auth.OAuth2.Audience = "commerce-api"
+		})
+		response, _ := w.get("/commerce/orders/1")
+		require.Equal(t, http.StatusOK, response.StatusCode)
+		require.Contains(t, w.commerce.tokenForm[0], "client_id=lambdamesh")
+		require.Contains(t, w.commerce.tokenForm[0], "audience=commerce-api")
+	})
+	t.Run("basic", func(t *testing.T) {
+		w := newWorld(t)
+		w.get("/commerce/stock/1")
+		username, pass, ok := w.commerce.last(t).BasicAuth()
+		require.True(t, ok)
+		require.Equal(t, []string{"ada", password}, []string{username, pass})
+	})
+	t.Run("headers and query parameters", func(t *testing.T) {
+		w := newWorld(t)
+		r := w.request(http.MethodGet, "/commerce/prices/1?a=b%20c&api+key=mine&%61pi%20key=mine;too&d", nil)
+		r.Header.Set("X-Tenant", "mine")
+		w.do(r)
+		require.Equal(t, []string{"acme"}, w.commerce.last(t).Header.Values("X-Tenant"))
+		require.Equal(t, "a=b%20c&d&api+key="+apiKey, w.commerce.last(t).URL.RawQuery, "the rest stays as it was written")
+	})
+	t.Run("a token of the caller's own goes before the application's", func(t *testing.T) {
+		w := newWorld(t)
+		for _, service := range []string{"orders", "stock", "open"} {
+			r := w.request(http.MethodGet, "/commerce/"+service+"/1", nil)
+			r.Header.Set("Access-Token", "own-token")
+			r.Header.Set("Authorization", "Bearer of the caller")
+			response, _ := w.do(r)
+			require.Equal(t, http.StatusUnauthorized, response.StatusCode, "it is not replaced when it is refused")
+			require.Equal(t, "Bearer own-token", w.commerce.last(t).Header.Get("Authorization"))
+			require.Empty(t, w.commerce.last(t).Header.Get("Access-Token"))
+		}
+		require.Zero(t, w.commerce.tokens())
+	})
+}
+
+func TestOnlyWhatConcernsTheCallIsPassedOn(t *testing.T) {
+	w := newWorld(t)
+	r := w.request(http.MethodGet, "/commerce/open/1", nil)
+	for name, value := range map[string]string{
+		"Authorization": "Bearer of the caller", "X-Lambdamesh-Rule": "1", "X-Lambdamesh-Token": "t", "X-Envoy-Attempt-Count": "1",
+		"X-Forwarded-For": "10.0.0.1", "X-Forwarded-Proto": "http", "Forwarded": "for=10.0.0.1", "Proxy-Authorization": "x",
+		"Connection": "X-Drop-Me, Upgrade", "X-Drop-Me": "1", "Upgrade": "websocket", "Keep-Alive": "1", "Target-System-Status": "1",
+		"Traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "Accept": "text/x", "X-Mine": "1",
+	} {
+		r.Header.Set(name, value)
+	}
+	response, _ := w.do(r)
+	require.Equal(t, http.StatusOK, response.StatusCode)
+	got := w.commerce.last(t)
+	for _, name := range []string{
+		"Authorization", "X-Forwarded-Client-Cert", "X-Lambdamesh-Rule", "X-Lambdamesh-Token", "X-Envoy-Attempt-Count", "X-Forwarded-For",
+		"X-Forwarded-Proto", "Forwarded", "Proxy-Authorization", "Connection", "X-Drop-Me", "Upgrade", "Keep-Alive",
+	} {
+		require.Empty(t, got.Header.Get(name), name)
+	}
+	require.Equal(t, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", got.Header.Get("Traceparent"))
+	require.Equal(t, "text/x", got.Header.Get("Accept"))
+	require.Equal(t, "1", got.Header.Get("X-Mine"))
+	require.Equal(t, strings.TrimPrefix(w.commerce.URL, "http://"), got.Host)
+}
+
+func TestOneTokenServesManyCalls(t *testing.T) {
+	w := newWorld(t)
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() { w.get("/commerce/orders/1") })
+	}
+	wg.Wait()
+	w.get("/commerce/orders/1")
+	require.Equal(t, 1, w.commerce.tokens())
+}
+
+func TestTokensThatEndAreRenewed(t *testing.T) {
+	for name, tc := range map[string]struct {
+		expiresIn any
+		want      int // tokens after two calls
+	}{
+		"an hour":                 {3600, 1},
+		"longer than is believed": {math32, 1},
+		"no lifetime given":       {nil, 1},
+		"a lifetime as a string":  {"3600", 1},
+		"negative":                {-5, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.commerce.expiresIn = tc.expiresIn
+			for range 2 {
+				response, body := w.get("/commerce/orders/1")
+				require.Equal(t, http.StatusOK, response.StatusCode, body)
+			}
+			require.Equal(t, tc.want, w.commerce.tokens())
+		})
+	}
+}
+
+const math32 = 1<<31 - 1
+
+func TestARotatedSecretGetsATokenOfItsOwn(t *testing.T) {
+	w := newWorld(t)
+	w.get("/commerce/orders/1")
+	rotated := secret("oauth", map[string]string{"clientId": "lambdamesh", "clientSecret": "wrong now"})
+	require.NoError(t, w.client.Update(t.Context(), rotated))
+	response, body := w.get("/commerce/orders/1")
+	require.Equal(t, http.StatusBadGateway, response.StatusCode)
+	require.Contains(t, body, "/oauth/token: it answered 401 invalid_client")
+	require.NotContains(t, body, "wrong now", "the token endpoint repeats what it was sent")
+}
+
+func TestARefusedTokenIsReplacedOnce(t *testing.T) {
+	for name, body := range map[string]string{"without a body": "", "with a body": `{"total":12}`} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.get("/commerce/orders/1")
+			w.commerce.revoke()
+			response, answer := w.do(w.request(http.MethodPost, "/commerce/orders/1", strings.NewReader(body)))
+			require.Equal(t, http.StatusOK, response.StatusCode)
+			require.Equal(t, "order", answer)
+			require.Equal(t, 2, w.commerce.tokens())
+			require.Equal(t, []string{"", body, body}, w.commerce.bodies)
+		})
+	}
+	t.Run("a fresh one is not", func(t *testing.T) {
+		w := newWorld(t)
+		w.commerce.handle = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }
+		response, _ := w.get("/commerce/orders/1")
+		require.Equal(t, http.StatusForbidden, response.StatusCode)
+		require.Equal(t, 1, w.commerce.tokens())
+	})
+	t.Run("a body too large to keep is not sent again", func(t *testing.T) {
+		w := newWorld(t)
+		w.get("/commerce/orders/1")
+		w.commerce.revoke()
+		response, answer := w.do(w.request(http.MethodPost, "/commerce/orders/1", bytes.NewReader(make([]byte, 1<<20))))
+		require.Equal(t, http.StatusUnauthorized, response.StatusCode)
+		require.Equal(t, "expired", answer)
+		response, _ = w.get("/commerce/orders/1")
+		require.Equal(t, http.StatusOK, response.StatusCode, "the next call has a fresh token")
+	})
+}
+
+func TestPathsStayBelowTheTarget(t *testing.T) {
+	w := newWorld(t)
+	for path, want := range map[string]string{
+		"/commerce/open":                    "/api",
+		"/commerce/open/":                   "/api/",
+		"/commerce/open/a/b":                "/api/a/b",
+		"/commerce/open//a//b/":             "/api//a//b/",
+		"/commerce/open/a%2Fb%20c/%C3%A4":   "/api/a%2Fb%20c/%C3%A4",
+		"/commerce/open/a;v=1/x.y/...":      "/api/a;v=1/x.y/...",
+		"/commerce/open/%7Euser/100%25":     "/api/%7Euser/100%25",
+		"/commerce/open/a?b=/../c":          "/api/a?b=/../c",
+		"/commerce/open/..":                 "",
+		"/commerce/open/../admin":           "",
+		"/commerce/open/a/../../admin":      "",
+		"/commerce/open/./a":                "",
+		"/commerce/open/%2e%2e/admin":       "",
+		"/commerce/open/.%2E/admin":         "",
+		"/commerce/open/..%2fadmin":         "",
+		"/commerce/open/a%2f..%2fadmin":     "",
+		"/commerce/open/..%5cadmin":         "",
+		"/commerce/open/%252e%252e/admin":   "",
+		"/commerce/open/%25252e%25252e/a":   "",
+		"/commerce/open/..;/admin":          "",
+		"/commerce/open/..%3b/admin":        "",
+		"/commerce/open/%00":                "",
+		"/commerce/open/a%0d%0aX-Evil:%201": "",
+		"/commerce/open/%2525252525":        "",
+	} {
+		t.Run(path, func(t *testing.T) {
+			response, body := w.get(path)
+			if want == "" {
+				require.Equal(t, http.StatusBadRequest, response.StatusCode, body)
+				return
+			}
+			require.Equal(t, http.StatusOK, response.StatusCode, body)
+			require.Equal(t, want, w.commerce.last(t).RequestURI)
+		})
+	}
+}
+
+func TestAnswersAreStreamed(t *testing.T) {
+	w := newWorld(t)
+	next := make(chan struct{})
+	w.commerce.handle = func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "first,")
+		_ = http.NewResponseController(w).Flush()
+		<-next
+		_, _ = io.WriteString(w, "second")
+	}
+	response, err := http.DefaultClient.Do(w.request(http.MethodGet, "/commerce/orders/feed", nil)) //nolint:forbidigo // a test
+	require.NoError(t, err)
+	defer response.Body.Close()
+	first := make([]byte, 6)
+	_, err = io.ReadFull(response.Body, first)
+	require.NoError(t, err)
+	require.Equal(t, "first,", string(first), "it is here before the second was written")
+	close(next)
+	rest, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	require.Equal(t, "second", string(rest))
+}
+
+func TestRequestsAreStreamed(t *testing.T) {
+	w := newWorld(t)
+	arrived := make(chan string, 1)
+	w.commerce.handle = func(w http.ResponseWriter, r *http.Request) {
+		first := make([]byte, 5)
+		_, _ = io.ReadFull(r.Body, first)
+		arrived <- string(first)
+		_, _ = io.Copy(w, r.Body)
+	}
+	reader, writer := io.Pipe()
+	go func() {
+		_, _ = io.WriteString(writer, "first")
+		<-arrived // only then is the rest written
+		_, _ = io.WriteString(writer, "second")
+		writer.Close()
+	}()
+	_, body := w.do(w.request(http.MethodPost, "/commerce/orders/import", reader))
+	require.Equal(t, "second", body)
+}
+
+func TestLargeBodiesPassUnchanged(t *testing.T) {
+	w := newWorld(t)
+	w.commerce.handle = func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) }
+	large := make([]byte, 20<<20)
+	_, err := rand.Read(large)
+	require.NoError(t, err)
+	response, body := w.do(w.request(http.MethodPut, "/commerce/orders/big", bytes.NewReader(large)))
+	require.Equal(t, http.StatusOK, response.StatusCode)
+	require.True(t, body == string(large))
+}
+
+func TestACallerThatGoesAwayCancelsTheCall(t *testing.T) {
+	w := newWorld(t)
+	entered, canceled := make(chan struct{}), make(chan struct{})
+	w.commerce.handle = func(_ http.ResponseWriter, r *http.Request) {
+		close(entered)
+		<-r.Context().Done()
+		close(canceled)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-entered
+		cancel()
+	}()
+	_, err := http.DefaultClient.Do(w.request(http.MethodGet, "/commerce/orders/1", nil).WithContext(ctx)) //nolint:forbidigo // a test
+	require.ErrorIs(t, err, context.Canceled)
+	select {
+	case <-canceled:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the target still works for nobody")
+	}
+}
+
+func TestASlowTargetIsAnswered504(t *testing.T) {
+	w := newWorld(t, func(a *v1alpha1.Application) {
+		a.Spec.Services[3].API.Timeout = &metav1.Duration{Duration: 100 * time.Millisecond}
+	})
+	w.commerce.handle = func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	response, body := w.get("/commerce/open/1")
+	require.Equal(t, http.StatusGatewayTimeout, response.StatusCode)
+	require.Contains(t, body, "commerce/open did not answer within 100ms")
+}
+
+func TestFailuresOfTheTargetCanBeToldFromOurs(t *testing.T) {
+	w := newWorld(t)
+	var status atomic.Int64
+	w.commerce.handle = func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Target-System-Status", "999")
+		w.WriteHeader(int(status.Load()))
+		_, _ = io.WriteString(w, "what the target says")
+	}
+	for code, want := range map[int]int{500: 502, 503: 502, 599: 502, 404: 404, 409: 409, 201: 201} {
+		status.Store(int64(code))
+		response, body := w.get("/commerce/open/1")
+		require.Equal(t, want, response.StatusCode)
+		require.Equal(t, "what the target says", body)
+		if code >= 500 {
+			require.Equal(t, fmt.Sprint(code), response.Header.Get("Target-System-Status"))
+		} else {
+			require.Empty(t, response.Header.Get("Target-System-Status"))
+		}
+	}
+	w.commerce.Close()
+	response, body := w.get("/commerce/open/1")
+	require.Equal(t, http.StatusBadGateway, response.StatusCode)
+	require.Empty(t, response.Header.Get("Target-System-Status"))
+	require.Contains(t, body, "commerce/open could not be reached")
+}
+
+func TestRedirectsLeadBackThroughTheGateway(t *testing.T) {
+	w := newWorld(t)
+	for location, want := range map[string]string{
+		"/api/orders/2":                       "/commerce/prices/orders/2",
+		"/api":                                "/commerce/prices",
+		"next?page=2#top":                     "/commerce/prices/a/next?page=2#top",
+		w.commerce.URL + "/api/x?y=z":         "/commerce/prices/x?y=z",
+		"/login":                              w.commerce.URL + "/login",
+		"/apix":                               w.commerce.URL + "/apix",
+		"https://elsewhere.example/x":         "https://elsewhere.example/x",
+		"#top":                                "/commerce/prices/a/b#top",
+		"/api/c?api%20key=" + apiKey + "&d=e": "/commerce/prices/c?d=e",
+	} {
+		w.commerce.handle = func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Location", location)
+			w.WriteHeader(http.StatusFound)
+		}
+		response, _ := w.get("/commerce/prices/a/b?q=1")
+		require.Equal(t, http.StatusFound, response.StatusCode, "it is not followed")
+		require.Equal(t, want, response.Header.Get("Location"), location)
+	}
+}
+
+func TestWhatCannotBeCalledSaysWhy(t *testing.T) {
+	api := func(a *v1alpha1.Application) *v1alpha1.ServiceAPI { return a.Spec.Services[3].API }
+	for name, tc := range map[string]struct {
+		change func(a *v1alpha1.Application)
+		status int
+		detail string
+	}{
+		"a target that the policy refuses": {func(a *v1alpha1.Application) {
+			api(a).TargetURL = "http://127.0.0.1:1/"
+		}, 503, "TargetRefused: targetUrl http://127.0.0.1:1/ is refused: 127.0.0.1 is a loopback address; if that is meant, add it with --allow-target 127.0.0.1:1"},
+		"a token URL that the policy refuses": {func(a *v1alpha1.Application) {
+			api(a).Auth = &v1alpha1.APIAuth{OAuth2: &v1alpha1.OAuth2Auth{TokenURL: "http://169.254.169.254/token", Secret: v1alpha1.SecretRef{Name: "oauth"}}}
+		}, 503, "TargetRefused: auth.oauth2.tokenUrl"},
+		"a name that resolves to where the policy refuses it": {func(a *v1alpha1.Application) {
+			api(a).TargetURL = "http://unresolvable.invalid/"
+		}, 502, "could not be reached"},
+		"a missing Secret": {func(a *v1alpha1.Application) {
+			api(a).Auth = &v1alpha1.APIAuth{Basic: &v1alpha1.BasicAuth{Secret: v1alpha1.SecretRef{Name: "gone"}}}
+		}, 503, "SecretNotFound: Secret lambdamesh-system/gone does not exist: create it with username and password"},
+		"a missing key": {func(a *v1alpha1.Application) {
+			api(a).Auth = &v1alpha1.APIAuth{Basic: &v1alpha1.BasicAuth{Secret: v1alpha1.SecretRef{Name: "oauth"}}}
+		}, 503, "SecretInvalid: Secret lambdamesh-system/oauth has no key username"},
+		"mtls": {func(a *v1alpha1.Application) {
+			api(a).Auth = &v1alpha1.APIAuth{MTLS: &v1alpha1.MTLSAuth{Secret: v1alpha1.SecretRef{Name: "x"}}}
+		}, 503, "NotSupported: auth.mtls"},
+		"csrf": {func(a *v1alpha1.Application) {
+			api(a).Auth = &v1alpha1.APIAuth{CSRF: &v1alpha1.CSRFAuth{TokenURL: "https://x.example"}}
+		}, 503, "NotSupported: auth.csrf"},
+		"a header of the connection": {func(a *v1alpha1.Application) {
+			api(a).Auth = &v1alpha1.APIAuth{Headers: []v1alpha1.AddedValue{{Name: "transfer-encoding", Value: "x"}}}
+		}, 503, "Invalid: auth.headers: transfer-encoding is set by the connector itself"},
+		"a header value that cannot be sent": {func(a *v1alpha1.Application) {
+			api(a).Auth = &v1alpha1.APIAuth{Headers: []v1alpha1.AddedValue{{Name: "X-A", Value: "a\nb"}}}
+		}, 503, "Invalid: auth.headers: the value of X-A cannot be sent"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, tc.change)
+			response, body := w.get("/commerce/open/1")
+			require.Equal(t, tc.status, response.StatusCode, body)
+			var problem struct{ Detail string }
+			require.NoError(t, json.Unmarshal([]byte(body), &problem))
+			require.Contains(t, problem.Detail, tc.detail)
+		})
+	}
+}
+
+func TestTheTokenEndpointCannotSendTheSecretElsewhere(t *testing.T) {
+	w := newWorld(t)
+	stolen := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the redirect was followed") }))
+	defer stolen.Close()
+	redirecting := httptest.NewServer(http.RedirectHandler(stolen.URL, http.StatusTemporaryRedirect))
+	defer redirecting.Close()
+	var app v1alpha1.Application
+	require.NoError(t, w.client.Get(t.Context(), client.ObjectKey{Name: "commerce"}, &app))
+	app.Spec.Services[0].API.Auth.OAuth2.TokenURL = redirecting.URL
+	require.NoError(t, w.client.Update(t.Context(), &app))
+	response, body := w.get("/commerce/orders/1")
+	require.Equal(t, http.StatusServiceUnavailable, response.StatusCode, "another port is not allowed: %s", body)
+
+	policy, err := targets.New(targets.Config{Allow: []string{"127.0.0.1"}})
+	require.NoError(t, err)
+	gateway, err := outbound.New(outbound.Config{Objects: w.client, Targets: policy, TrustDomain: "cluster.local"})
+	require.NoError(t, err)
+	recorder := httptest.NewRecorder()
+	gateway.ServeHTTP(recorder, w.request(http.MethodGet, "/commerce/orders/1", nil))
+	require.Equal(t, http.StatusBadGateway, recorder.Code)
+	require.Contains(t, recorder.Body.String(), "it answered 307")
+}
+
+func TestTheGatewayBehindOurServerTellsOfHalfAnswers(t *testing.T) {
+	w := newWorld(t)
+	w.commerce.handle = func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "half")
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	}
+	listener, err := httpserver.Listen(t.Context(), "127.0.0.1:0", "")
+	require.NoError(t, err)
+	server := httpserver.New(httpserver.Config{Name: "outbound", Listener: listener, Handler: w.gateway.Config.Handler})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- server.Run(ctx) }()
+	r := w.request(http.MethodGet, "/commerce/open/1", nil)
+	r.URL.Host = server.Addr().String()
+	response, err := http.DefaultClient.Do(r) //nolint:forbidigo // a test
+	require.NoError(t, err)
+	defer response.Body.Close()
+	_, err = io.ReadAll(response.Body)
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	cancel()
+	require.NoError(t, <-done)
+}
+
+func TestMetricsCountCalls(t *testing.T) {
+	w := newWorld(t)
+	w.get("/commerce/orders/1")
+	w.get("/unknown/x/")
+	families, err := w.metrics.Gather()
+	require.NoError(t, err)
+	var names []string
+	for _, family := range families {
+		names = append(names, family.GetName())
+	}
+	require.Equal(t, []string{"lambdamesh_connector_outbound_duration_seconds", "lambdamesh_connector_outbound_refused_total"}, names)
+}

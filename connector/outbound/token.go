@@ -1,0 +1,196 @@
+package outbound
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/oauth2"
+	"golang.org/x/oauth2/clientcredentials"
+	"golang.org/x/sync/singleflight"
+)
+
+const (
+	// fetchTimeout of a token, whoever waits for it.
+	fetchTimeout = 10 * time.Second
+	// maxLifetime bounds how long a token is used, whatever its server says, so
+	// that a change of rights there arrives some time.
+	maxLifetime = time.Hour
+	// unknownLifetime is for servers that do not say it (RFC 6749, section 5.1
+	// leaves it open).
+	unknownLifetime = 5 * time.Minute
+	// renewBefore a token's end, or a fifth of its life when that is shorter: a
+	// call takes time, and clocks differ.
+	renewBefore = 30 * time.Second
+)
+
+// clientCredentials identify a token: two that are equal get the same one. A
+// rotated Secret has another version and so another token.
+type clientCredentials struct {
+	tokenURL      string
+	clientID      string
+	clientSecret  string
+	secretVersion string
+	scopes        string
+	audience      string
+	inParams      bool
+}
+
+// String is for logs and error texts: it leaves the secret out.
+func (c clientCredentials) String() string { return c.tokenURL }
+
+// GoString is for %#v.
+func (c clientCredentials) GoString() string { return c.String() }
+
+// tokens caches access tokens.
+type tokens struct {
+	client *http.Client
+	flight singleflight.Group
+
+	mu     sync.Mutex
+	cached map[clientCredentials]token
+}
+
+type token struct {
+	value   string
+	renewAt time.Time
+}
+
+// newTokens makes a cache that fetches with the transport. A redirect is not
+// followed: the client's secret goes to the URL that is written, only.
+func newTokens(transport http.RoundTripper) *tokens {
+	return &tokens{
+		client: &http.Client{
+			Transport:     transport,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		cached: map[clientCredentials]token{},
+	}
+}
+
+// get returns a token, fresh when it was fetched for this call. Callers who need
+// the same one at the same time share one request, which goes on when one of them
+// leaves.
+func (t *tokens) get(ctx context.Context, c clientCredentials) (value string, fresh bool, err error) {
+	if value, ok := t.lookup(c); ok {
+		return value, false, nil
+	}
+	// The key is told apart by all its fields; it never leaves memory.
+	key := strings.Join([]string{c.tokenURL, c.clientID, c.secretVersion, c.scopes, c.audience, fmt.Sprint(c.inParams)}, "\x00")
+	result := t.flight.DoChan(key, func() (any, error) {
+		if value, ok := t.lookup(c); ok { // another request has just ended
+			return value, nil
+		}
+		fetch, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
+		defer cancel()
+		return t.fetch(fetch, c)
+	})
+	select {
+	case <-ctx.Done():
+		return "", false, ctx.Err()
+	case r := <-result:
+		value, _ := r.Val.(string)
+		return value, true, r.Err
+	}
+}
+
+func (t *tokens) lookup(c clientCredentials) (string, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	cached, ok := t.cached[c]
+	if !ok || !time.Now().Before(cached.renewAt) {
+		return "", false
+	}
+	return cached.value, true
+}
+
+// drop forgets a token that was refused, unless it was replaced meanwhile.
+func (t *tokens) drop(c clientCredentials, value string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.cached[c].value == value {
+		delete(t.cached, c)
+	}
+}
+
+func (t *tokens) fetch(ctx context.Context, c clientCredentials) (string, error) {
+	config := clientcredentials.Config{
+		ClientID: c.clientID, ClientSecret: c.clientSecret, TokenURL: c.tokenURL,
+		Scopes: strings.Fields(c.scopes), AuthStyle: oauth2.AuthStyleInHeader, EndpointParams: url.Values{},
+	}
+	if c.inParams {
+		config.AuthStyle = oauth2.AuthStyleInParams
+	}
+	if c.audience != "" {
+		config.EndpointParams.Set("audience", c.audience)
+	}
+	begin := time.Now()
+	got, err := config.Token(context.WithValue(ctx, oauth2.HTTPClient, t.client))
+	if err != nil {
+		return "", &tokenError{tokenURL: c.tokenURL, cause: err}
+	}
+	if kind := got.Type(); kind != "Bearer" {
+		return "", &tokenError{tokenURL: c.tokenURL, cause: errors.New("the token's type is not Bearer")}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for key, old := range t.cached {
+		if !begin.Before(old.renewAt) {
+			delete(t.cached, key)
+		}
+	}
+	if life := lifetime(got, begin); life > 0 {
+		t.cached[c] = token{value: got.AccessToken, renewAt: begin.Add(life - min(renewBefore, life/5))}
+	}
+	return got.AccessToken, nil
+}
+
+func lifetime(got *oauth2.Token, begin time.Time) time.Duration {
+	if got.Expiry.IsZero() {
+		return unknownLifetime
+	}
+	return min(got.Expiry.Sub(begin), maxLifetime)
+}
+
+// tokenError says that no token was to be had. Its text holds the status and the
+// error code of the server, and nothing of its body: servers are known to repeat
+// there what they were sent.
+type tokenError struct {
+	tokenURL string
+	cause    error
+}
+
+// Error implements error.
+func (e *tokenError) Error() string {
+	where, _, _ := strings.Cut(e.tokenURL, "?")
+	var answer *oauth2.RetrieveError
+	var request *url.Error
+	switch {
+	case errors.As(e.cause, &answer) && answer.Response != nil && errorCode(answer.ErrorCode):
+		return fmt.Sprintf("no token from %s: it answered %d %s", where, answer.Response.StatusCode, answer.ErrorCode)
+	case errors.As(e.cause, &answer) && answer.Response != nil:
+		return fmt.Sprintf("no token from %s: it answered %d", where, answer.Response.StatusCode)
+	case errors.As(e.cause, &request):
+		return fmt.Sprintf("no token from %s: %v", where, request.Err)
+	default:
+		return fmt.Sprintf("no token from %s: %v", where, e.cause)
+	}
+}
+
+// Unwrap is for errors.As.
+func (e *tokenError) Unwrap() error { return e.cause }
+
+// errorCode reports whether text is one of RFC 6749, section 5.2.
+func errorCode(text string) bool {
+	switch text {
+	case "invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope":
+		return true
+	default:
+		return false
+	}
+}
