@@ -35,7 +35,8 @@
 //	process.OpenLog(path, size)   // a file that rotates
 //	process.LineFunc(f)           // a callback per line as an io.Writer
 //
-// A process that leaves its group on purpose (setsid) leaves its watcher too.
+// A descendant that leaves the group on purpose (setsid) is killed when the
+// group has ended, on Linux; elsewhere its watcher does not know it.
 //
 // What may enter: starting, stopping, restarting and listening to processes.
 // What is started, and when it is ready, is the caller's to know.

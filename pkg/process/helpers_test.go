@@ -55,6 +55,10 @@ var helpers = map[string]func(args []string){
 		cmd.Env = []string{helper + "=" + args[0]}
 		stdout, err := cmd.StdoutPipe()
 		check(err)
+		if len(args) > 2 {
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+			cmd.Stderr = os.Stderr // and it holds the output open
+		}
 		check(cmd.Start())
 		_, err = bufio.NewReader(stdout).ReadString('\n')
 		check(err)
@@ -78,6 +82,26 @@ var helpers = map[string]func(args []string){
 		})
 		check(err)
 		forever()
+	},
+	// parent of supervises any helper and repeats its output.
+	"parent of": func(args []string) {
+		_, err := process.Start(context.Background(), process.Spec{
+			Path: os.Args[0], Args: args[1:], Env: []string{helper + "=" + args[0]}, Stdout: os.Stdout,
+		})
+		check(err)
+		forever()
+	},
+	// careful writes more than a pipe holds before it makes its file.
+	"careful": func(args []string) {
+		c := make(chan os.Signal, 1)
+		signal.Notify(c, syscall.SIGTERM)
+		fmt.Println("running")
+		<-c
+		for range 1000 {
+			fmt.Println(strings.Repeat("x", 200))
+			fmt.Fprintln(os.Stderr, strings.Repeat("x", 200))
+		}
+		check(os.WriteFile(args[0], nil, 0o600))
 	},
 	"exit": func(args []string) {
 		code, err := strconv.Atoi(args[0])

@@ -76,6 +76,7 @@ type Process struct {
 	pid      int
 	watcher  *exec.Cmd
 	lifeline *os.File // the watcher ends the group when this closes
+	status   *os.File
 	tail     *tail
 	done     chan struct{}
 
@@ -98,7 +99,7 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 	return p, nil
 }
 
-func start(ctx context.Context, spec Spec) (*Process, error) {
+func start(ctx context.Context, spec Spec) (_ *Process, err error) {
 	if !hasWatcher.Load() {
 		return nil, errors.New("process.WatcherMain was not called: main (or TestMain) must begin with it")
 	}
@@ -109,40 +110,41 @@ func start(ctx context.Context, spec Spec) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	lifelineRead, lifeline, err := os.Pipe()
-	if err != nil {
-		return nil, err
+	var ends pipes
+	defer func() {
+		ends.given.close()
+		if err != nil {
+			ends.kept.close()
+		}
+	}()
+	lifelineRead, lifeline := ends.toChild()
+	status, statusWrite := ends.fromChild()
+	stdoutRead, stdoutWrite := ends.fromChild()
+	stderrRead, stderrWrite := ends.fromChild()
+	if ends.err != nil {
+		return nil, ends.err
 	}
-	defer func() { _ = lifelineRead.Close() }()
-	status, statusWrite, err := os.Pipe()
-	if err != nil {
-		_ = lifeline.Close()
-		return nil, err
-	}
-	defer func() { _ = statusWrite.Close() }()
 
-	p := &Process{name: spec.Name, lifeline: lifeline, tail: &tail{}, done: make(chan struct{})}
-	// One lock for both outputs: they may be the same writer.
-	var lock sync.Mutex
-	stdout := &lineWriter{lock: &lock, to: spec.Stdout}
-	stderr := &lineWriter{lock: &lock, to: spec.Stderr, tail: p.tail}
-	p.watcher = &exec.Cmd{
-		Path: self,
-		// ps shows this.
-		Args:        []string{os.Args[0], watcherArg, spec.Name},
-		Env:         []string{watcherEnv + "=1"},
-		Stdout:      stdout,
-		Stderr:      stderr,
-		ExtraFiles:  []*os.File{lifelineRead, statusWrite}, // descriptors 3 and 4
-		SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
-		WaitDelay:   outputDelay,
+	p := &Process{
+		name: spec.Name, lifeline: lifeline, status: status, tail: &tail{}, done: make(chan struct{}),
+		watcher: &exec.Cmd{
+			Path: self,
+			// ps shows this.
+			Args:   []string{os.Args[0], watcherArg, spec.Name},
+			Env:    []string{watcherEnv + "=1"},
+			Stdout: stdoutWrite,
+			Stderr: stderrWrite,
+			// Descriptors 3 and up. It gets both ends of the outputs to go on
+			// reading when we are gone: a broken pipe would end the child at
+			// its next line, without its grace period.
+			ExtraFiles:  []*os.File{lifelineRead, statusWrite, stdoutRead, stderrRead},
+			SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
+		},
 	}
 	if err := p.watcher.Start(); err != nil {
-		_ = lifeline.Close()
-		_ = status.Close()
 		return nil, fmt.Errorf("starting its watcher: %w", err)
 	}
-	_ = statusWrite.Close()
+	ends.given.close() // so that reading ends when the child's side is closed
 
 	// The watcher ends when the lifeline closes, and with it the status.
 	cancel := context.AfterFunc(ctx, func() { _ = lifeline.Close() })
@@ -166,14 +168,14 @@ func start(ctx context.Context, spec Spec) (*Process, error) {
 	if err != nil {
 		_ = lifeline.Close()
 		_ = p.watcher.Wait()
-		_ = status.Close()
 		return nil, err
 	}
 	p.pid = first.PID
-	go func() {
-		p.wait(reports, stdout, stderr)
-		_ = status.Close()
-	}()
+	// One lock for both outputs: they may be the same writer.
+	var lock sync.Mutex
+	go p.wait(reports,
+		read(stdoutRead, &lineWriter{lock: &lock, to: spec.Stdout}),
+		read(stderrRead, &lineWriter{lock: &lock, to: spec.Stderr, tail: p.tail}))
 	return p, nil
 }
 
@@ -187,7 +189,7 @@ func executable() (string, error) {
 }
 
 // wait waits for the end of the child and says how it was.
-func (p *Process) wait(reports *json.Decoder, outputs ...*lineWriter) {
+func (p *Process) wait(reports *json.Decoder, outputs ...*reading) {
 	var last report
 	reportErr := reports.Decode(&last)
 	if reportErr != nil {
@@ -195,8 +197,9 @@ func (p *Process) wait(reports *json.Decoder, outputs ...*lineWriter) {
 		_ = syscall.Kill(-p.pid, syscall.SIGKILL)
 	}
 	_ = p.watcher.Wait() // its exit code is the child's, which the report says better
+	deadline := time.Now().Add(outputDelay)
 	for _, output := range outputs {
-		output.flush()
+		output.finish(deadline)
 	}
 
 	p.mu.Lock()
@@ -213,6 +216,7 @@ func (p *Process) wait(reports *json.Decoder, outputs ...*lineWriter) {
 	}
 	p.killed = last.Killed
 	_ = p.lifeline.Close()
+	_ = p.status.Close()
 	close(p.done)
 }
 

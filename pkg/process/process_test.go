@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -15,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lambdamesh/lambdamesh/pkg/process"
+	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
 func TestStopEndsTheGroup(t *testing.T) {
@@ -86,6 +88,22 @@ func TestNothingOutlivesTheParent(t *testing.T) {
 	}
 }
 
+func TestAChildMayWriteWhileItEndsAfterTheParent(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "end")
+	parent := exec.CommandContext(t.Context(), os.Args[0], "careful", file) //nolint:gosec // ourselves
+	parent.Env = []string{helper + "=parent of"}
+	out := make(lines, 10)
+	parent.Stdout = process.LineFunc(func(line []byte) { out <- string(line) })
+	require.NoError(t, parent.Start())
+	require.Equal(t, "running", out.next(t))
+	require.NoError(t, parent.Process.Kill())
+	require.Error(t, parent.Wait())
+	testkit.Eventually(t, 20*time.Second, func() error {
+		_, err := os.Stat(file)
+		return err
+	}, "the child finishing its work")
+}
+
 func TestNothingOutlivesTheWatcher(t *testing.T) {
 	out := make(lines, 10)
 	s := spec("family", "stubborn")
@@ -108,6 +126,21 @@ func TestGrandchildrenEndWithTheChild(t *testing.T) {
 	waitDone(t, p)
 	require.EqualError(t, p.Err(), "family exited with code 3")
 	require.False(t, alive(pids(t, line)[2]))
+}
+
+func TestADescendantThatLeftTheGroupHoldsNobodyUp(t *testing.T) {
+	out := make(lines, 10)
+	s := spec("family", "sleep", "exit", "leave")
+	s.Stdout = out
+	p := start(t, s)
+	family := pids(t, out.next(t))
+	waitDone(t, p)
+	require.EqualError(t, p.Err(), "family exited with code 3")
+	if runtime.GOOS == "linux" {
+		require.False(t, alive(family[2]))
+	} else {
+		require.NoError(t, syscall.Kill(family[2], syscall.SIGKILL))
+	}
 }
 
 func TestErrSaysHowTheChildEnded(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"runtime"
@@ -19,6 +20,8 @@ const (
 
 	lifelineFD = 3
 	statusFD   = 4
+	stdoutFD   = 5
+	stderrFD   = 6
 
 	// pollGroup is how often the watcher looks whether a group that was told to
 	// end has; no system tells it.
@@ -70,8 +73,9 @@ func WatcherMain() {
 // or when the lifeline closes, and returns the child's exit code.
 func watch(lifeline, status *os.File) int {
 	// The child must not hold the pipes: it would be its own lifeline.
-	syscall.CloseOnExec(lifelineFD)
-	syscall.CloseOnExec(statusFD)
+	for fd := lifelineFD; fd <= stderrFD; fd++ {
+		syscall.CloseOnExec(fd)
+	}
 	// Notified, not ignored: the child would inherit what is ignored.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
@@ -96,6 +100,7 @@ func watch(lifeline, status *os.File) int {
 	go g.reap()
 	go g.listen(requests)
 	ended, killed := g.wait(signals, first.Start.Grace)
+	killAdopted()
 
 	last := report{Code: ended.ExitStatus(), Killed: killed}
 	if ended.Signaled() {
@@ -160,6 +165,10 @@ func (g *group) listen(requests *json.Decoder) {
 			close(g.stop)
 		}
 		if err != nil {
+			// Nobody else reads what the child writes while it ends.
+			for _, fd := range []uintptr{stdoutFD, stderrFD} {
+				go func() { _, _ = io.Copy(io.Discard, os.NewFile(fd, "output")) }()
+			}
 			return
 		}
 		if r.Kill {

@@ -9,3 +9,6 @@ func childAttributes() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgi
 
 // adoptOrphans does nothing: process 1 gets them.
 func adoptOrphans() {}
+
+// killAdopted does nothing: see adoptOrphans.
+func killAdopted() {}
