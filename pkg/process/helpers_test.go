@@ -78,7 +78,7 @@ var helpers = map[string]func(args []string){
 					panic("a goroutine's bug")
 				}
 			}),
-			Grace: 100 * time.Millisecond,
+			Grace: time.Hour, OrphanGrace: 100 * time.Millisecond,
 		})
 		check(err)
 		forever()

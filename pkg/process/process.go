@@ -47,6 +47,10 @@ type Spec struct {
 	Stdout, Stderr io.Writer
 	// Grace is the time between SIGTERM and SIGKILL; 0 means DefaultGrace.
 	Grace time.Duration
+	// OrphanGrace is the same for the case that this process is gone; 0 means
+	// Grace. Choose less for a child that can do nothing useful by then, such as
+	// one whose database ends together with it.
+	OrphanGrace time.Duration
 }
 
 func (s *Spec) complete() error {
@@ -66,6 +70,9 @@ func (s *Spec) complete() error {
 	}
 	if s.Grace <= 0 {
 		s.Grace = DefaultGrace
+	}
+	if s.OrphanGrace <= 0 {
+		s.OrphanGrace = s.Grace
 	}
 	return nil
 }
@@ -151,7 +158,8 @@ func start(ctx context.Context, spec Spec) (_ *Process, err error) {
 	reports := json.NewDecoder(status)
 	var first report
 	err = json.NewEncoder(lifeline).Encode(request{Start: &startRequest{
-		Path: spec.Path, Args: spec.Args, Env: spec.Env, Dir: spec.Dir, Grace: spec.Grace,
+		Path: spec.Path, Args: spec.Args, Env: spec.Env, Dir: spec.Dir,
+		Grace: spec.Grace, OrphanGrace: spec.OrphanGrace,
 	}})
 	if err == nil {
 		err = reports.Decode(&first)

@@ -44,11 +44,11 @@ type (
 		Kill  bool          `json:",omitempty"`
 	}
 	startRequest struct {
-		Path  string
-		Args  []string
-		Env   []string
-		Dir   string
-		Grace time.Duration
+		Path               string
+		Args               []string
+		Env                []string
+		Dir                string
+		Grace, OrphanGrace time.Duration
 	}
 	// report is sent twice: once with PID or Error, once with how it ended.
 	report struct {
@@ -96,10 +96,14 @@ func watch(lifeline, status *os.File) int {
 	}
 	_ = reports.Encode(report{PID: pid}) // an error means that the lifeline is closed, too
 
-	g := group{pid: pid, exited: make(chan syscall.WaitStatus, 1), stop: make(chan struct{}), kill: make(chan struct{})}
+	g := group{
+		pid: pid, grace: first.Start.Grace, orphanGrace: first.Start.OrphanGrace,
+		exited: make(chan syscall.WaitStatus, 1),
+		stop:   make(chan struct{}), kill: make(chan struct{}), orphaned: make(chan struct{}),
+	}
 	go g.reap()
 	go g.listen(requests)
-	ended, killed := g.wait(signals, first.Start.Grace)
+	ended, killed := g.wait(signals)
 	killAdopted()
 
 	last := report{Code: ended.ExitStatus(), Killed: killed}
@@ -133,9 +137,11 @@ func fork(s *startRequest) (int, error) {
 
 // group is a child's process group as its watcher sees it.
 type group struct {
-	pid        int
-	exited     chan syscall.WaitStatus // the child's end
-	stop, kill chan struct{}           // closed to ask for it
+	pid                int
+	grace, orphanGrace time.Duration
+	exited             chan syscall.WaitStatus // the child's end
+	stop, kill         chan struct{}           // closed to ask for it
+	orphaned           chan struct{}           // closed when the lifeline has
 }
 
 // reap collects the child, and on Linux its orphaned descendants, which would
@@ -169,6 +175,7 @@ func (g *group) listen(requests *json.Decoder) {
 			for _, fd := range []uintptr{stdoutFD, stderrFD} {
 				go func() { _, _ = io.Copy(io.Discard, os.NewFile(fd, "output")) }()
 			}
+			close(g.orphaned)
 			return
 		}
 		if r.Kill {
@@ -180,7 +187,7 @@ func (g *group) listen(requests *json.Decoder) {
 
 // wait returns when the group has ended: how the child did, and whether any of
 // the group had to be killed.
-func (g *group) wait(signals <-chan os.Signal, grace time.Duration) (ended syscall.WaitStatus, killed bool) {
+func (g *group) wait(signals <-chan os.Signal) (ended syscall.WaitStatus, killed bool) {
 	exited := false
 	select {
 	case ended = <-g.exited:
@@ -194,16 +201,22 @@ func (g *group) wait(signals <-chan os.Signal, grace time.Duration) (ended sysca
 
 	g.signal(syscall.SIGTERM)
 	g.signal(syscall.SIGCONT) // one that is halted would not see it
-	timeout := time.After(grace)
+	timeout := time.After(g.grace)
 	tick := time.NewTicker(pollGroup)
 	defer tick.Stop()
-	kill := g.kill
+	kill, orphaned := g.kill, g.orphaned
 	for !exited || !g.empty() {
 		select {
 		case ended = <-g.exited:
 			exited = true
 			continue
 		case <-tick.C:
+			continue
+		case <-orphaned:
+			orphaned = nil
+			if !killed {
+				timeout = time.After(g.orphanGrace)
+			}
 			continue
 		case <-kill:
 		case <-timeout:
