@@ -179,6 +179,8 @@ type Destination struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	Port      uint32 `json:"port"`
+	// Aliases that every workload may call it by, besides the Service's names.
+	Aliases []string `json:"aliases,omitempty"`
 	// Workload (a key) that stands behind it; empty for a Service that is no
 	// member of the mesh's policies.
 	Workload string `json:"workload,omitempty"`

@@ -1,5 +1,7 @@
 package ir
 
+import "strings"
+
 // Rule decides about the requests it matches: backend and access together.
 type Rule struct {
 	// ID names the rule in the whole mesh: <namespace>/<name>/<hash>. The hash
@@ -51,6 +53,16 @@ type Rewrite struct {
 	// Path replaces the literal part of the match before the first wildcard.
 	Path string `json:"path,omitempty"`
 	Host string `json:"host,omitempty"`
+}
+
+// ReplacedLiteral is what takes the place of the path's [PathMatch.Literal] under
+// a rewrite. It ends in a slash when the literal does, so that what follows
+// stays a segment of its own.
+func (r *Rule) ReplacedLiteral() string {
+	if strings.HasSuffix(r.Path.Literal(), "/") && !strings.HasSuffix(r.Rewrite.Path, "/") {
+		return r.Rewrite.Path + "/"
+	}
+	return r.Rewrite.Path
 }
 
 // HeaderEdits sets and removes headers. Values are literal: outputs escape what

@@ -122,6 +122,9 @@ func (t *translator) destination(key types.NamespacedName, port uint32) *ir.Dest
 	t.destinations[id] = d
 	service := t.services[key]
 	d.Workload = t.workloadOf(key, service)
+	if key == (types.NamespacedName{Namespace: t.settings.SystemNamespace, Name: v1alpha1.ServiceConnectorOutbound}) {
+		d.Aliases = []string{v1alpha1.ServiceConnectorOutbound}
+	}
 	members := map[string]bool{} // identities of the endpoints that speak mutual TLS
 	var plain, secured []ir.Endpoint
 	if service != nil {

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	istionetworking "istio.io/api/networking/v1alpha3"
@@ -66,6 +67,9 @@ func (t *translator) server(g *networkingv1.Gateway, i int, s *istionetworking.S
 		}
 	}
 	for _, other := range g.Spec.GetServers()[:i] {
+		if other.GetPort().GetNumber() == out.Port && other.GetTls() != nil && slices.ContainsFunc(s.GetHosts(), func(h string) bool { return slices.Contains(other.GetHosts(), h) }) {
+			return refuse(".hosts", v1alpha1.ConditionAccepted, v1alpha1.ReasonInvalid, "another server of this port has the same hosts; a client's SNI could not choose")
+		}
 		if other.GetPort().GetNumber() == out.Port && !strings.EqualFold(other.GetPort().GetProtocol(), port.GetProtocol()) {
 			return refuse(".port.protocol", v1alpha1.ConditionAccepted, v1alpha1.ReasonInvalid, "port %d speaks %s for another server of this Gateway", out.Port, other.GetPort().GetProtocol())
 		}

@@ -1,12 +1,21 @@
 package xds
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
+	"slices"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 )
@@ -24,15 +33,116 @@ type Resources struct {
 	Endpoints []*endpointv3.ClusterLoadAssignment
 }
 
+// ByType lists the resources by their type URL, for a cache.
+func (r Resources) ByType() map[resource.Type][]types.Resource {
+	return map[resource.Type][]types.Resource{
+		resource.ListenerType: list(r.Listeners),
+		resource.RouteType:    list(r.Routes),
+		resource.ClusterType:  list(r.Clusters),
+		resource.EndpointType: list(r.Endpoints),
+	}
+}
+
+func list[T types.Resource](resources []T) []types.Resource {
+	all := make([]types.Resource, 0, len(resources))
+	for _, r := range resources {
+		all = append(all, r)
+	}
+	return all
+}
+
+// Secret is the SDS resource kubernetes://<name> of a gateway's TLS server,
+// from the tls.crt and tls.key (PEM) of its Secret.
+func Secret(name string, certificate, key []byte) *tlsv3.Secret {
+	return &tlsv3.Secret{Name: secretName(name), Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
+		CertificateChain: &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: certificate}},
+		PrivateKey:       &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: key}},
+	}}}
+}
+
+func secretName(name string) string { return "kubernetes://" + name }
+
 // GatewayResources are those of every node of the gateway namespace/name. It
-// returns ErrUnknownNode when mesh has no such gateway.
+// returns ErrUnknownNode when mesh has no such gateway, and another error when
+// Envoy could not read a resource.
 func GatewayResources(mesh *ir.Mesh, namespace, name string) (Resources, error) {
-	return Resources{}, ErrUnknownNode
+	g, found := mesh.Gateway(namespace, name)
+	if !found {
+		return Resources{}, fmt.Errorf("gateway %s/%s: %w", namespace, name, ErrUnknownNode)
+	}
+	b := newBuilder(mesh)
+	b.gateway(g)
+	return b.finish()
 }
 
 // SidecarResources are those of the sidecar with the node id
 // <WorkloadEntry name>.<namespace>. It returns ErrUnknownNode when mesh has no
-// such sidecar.
+// such sidecar, and another error when Envoy could not read a resource.
 func SidecarResources(mesh *ir.Mesh, node string) (Resources, error) {
-	return Resources{}, ErrUnknownNode
+	s, found := mesh.Sidecar(node)
+	if !found {
+		return Resources{}, fmt.Errorf("sidecar %s: %w", node, ErrUnknownNode)
+	}
+	b := newBuilder(mesh)
+	b.sidecar(s)
+	return b.finish()
+}
+
+// builder collects the resources of a node.
+type builder struct {
+	mesh         *ir.Mesh
+	destinations map[string]*ir.Destination
+	out          Resources
+	clusters     map[string]bool
+	errs         []error
+}
+
+func newBuilder(mesh *ir.Mesh) *builder {
+	b := &builder{mesh: mesh, destinations: make(map[string]*ir.Destination, len(mesh.Destinations)), clusters: map[string]bool{}}
+	for i := range mesh.Destinations {
+		b.destinations[mesh.Destinations[i].Key()] = &mesh.Destinations[i]
+	}
+	return b
+}
+
+func (b *builder) finish() (Resources, error) {
+	slices.SortFunc(b.out.Listeners, byName)
+	slices.SortFunc(b.out.Routes, byName)
+	slices.SortFunc(b.out.Clusters, byName)
+	slices.SortFunc(b.out.Endpoints, func(x, y *endpointv3.ClusterLoadAssignment) int {
+		return cmp.Compare(x.GetClusterName(), y.GetClusterName())
+	})
+	for _, resources := range b.out.ByType() {
+		for _, r := range resources {
+			if v, ok := r.(interface{ ValidateAll() error }); ok {
+				b.note(v.ValidateAll())
+			}
+		}
+	}
+	return b.out, errors.Join(b.errs...)
+}
+
+func (b *builder) note(err error) {
+	if err != nil {
+		b.errs = append(b.errs, err)
+	}
+}
+
+func byName[T interface{ GetName() string }](x, y T) int {
+	return cmp.Compare(x.GetName(), y.GetName())
+}
+
+// any packs a message; equal messages give equal bytes.
+func (b *builder) any(m proto.Message) *anypb.Any {
+	packed := &anypb.Any{}
+	b.note(anypb.MarshalFrom(packed, m, proto.MarshalOptions{Deterministic: true}))
+	return packed
+}
+
+// ads is where everything dynamic comes from.
+func ads() *corev3.ConfigSource {
+	return &corev3.ConfigSource{
+		ResourceApiVersion:    corev3.ApiVersion_V3,
+		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+	}
 }

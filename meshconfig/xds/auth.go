@@ -1,0 +1,164 @@
+package xds
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	rbacconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+)
+
+// payloadKey is where jwt_authn leaves the claims of a valid token.
+const payloadKey = "jwt"
+
+// jwtFilter knows the providers and requirements of all routes of a gateway.
+// Routes name theirs; a route that names none needs no token. A requirement is
+// a set of providers: what else a rule demands is in the route's RBAC, so that
+// a changed rule changes no listener.
+func (b *builder) jwtFilter(g *ir.Gateway) *jwtv3.JwtAuthentication {
+	keys := make(map[string]string, len(b.mesh.KeySets))
+	for _, k := range b.mesh.KeySets {
+		keys[k.Name] = k.JWKS
+	}
+	filter := &jwtv3.JwtAuthentication{Providers: map[string]*jwtv3.JwtProvider{}, RequirementMap: map[string]*jwtv3.JwtRequirement{}}
+	for i := range g.VirtualHosts {
+		for j := range g.VirtualHosts[i].Rules {
+			jwt := g.VirtualHosts[i].Rules[j].JWT
+			if jwt == nil {
+				continue
+			}
+			for _, p := range jwt.Providers {
+				filter.Providers[providerName(p)] = provider(p, keys[p.KeySet])
+			}
+			filter.RequirementMap[requirementName(jwt)] = requirement(jwt)
+		}
+	}
+	return filter
+}
+
+func provider(p ir.JWTProvider, jwks string) *jwtv3.JwtProvider {
+	return &jwtv3.JwtProvider{
+		Issuer: p.Issuer,
+		JwksSourceSpecifier: &jwtv3.JwtProvider_LocalJwks{LocalJwks: &corev3.DataSource{
+			Specifier: &corev3.DataSource_InlineString{InlineString: jwks},
+		}},
+		// Said explicitly, since Envoy would else look at a query parameter too.
+		FromHeaders:       []*jwtv3.JwtHeader{{Name: "authorization", ValuePrefix: "Bearer "}},
+		Forward:           true,
+		PayloadInMetadata: payloadKey,
+		NormalizePayloadInMetadata: &jwtv3.JwtProvider_NormalizePayload{
+			SpaceDelimitedClaims: ir.ScopeClaims(),
+		},
+	}
+}
+
+func providerName(p ir.JWTProvider) string { return p.Issuer + "|" + p.KeySet }
+
+// providerNames of a JWT, each once, sorted.
+func providerNames(jwt *ir.JWT) []string {
+	names := map[string]bool{}
+	for _, p := range jwt.Providers {
+		names[providerName(p)] = true
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+func requirementName(jwt *ir.JWT) string { return strings.Join(providerNames(jwt), " or ") }
+
+func requirement(jwt *ir.JWT) *jwtv3.JwtRequirement {
+	var all []*jwtv3.JwtRequirement
+	for _, name := range providerNames(jwt) {
+		all = append(all, &jwtv3.JwtRequirement{RequiresType: &jwtv3.JwtRequirement_ProviderName{ProviderName: name}})
+	}
+	if len(all) == 1 {
+		return all[0]
+	}
+	return &jwtv3.JwtRequirement{RequiresType: &jwtv3.JwtRequirement_RequiresAny{
+		RequiresAny: &jwtv3.JwtRequirementOrList{Requirements: all},
+	}}
+}
+
+// authorization is the policy of a route that needs a token. A token that is
+// valid but fits none of the alternatives is a 403.
+func authorization(jwt *ir.JWT) *rbacv3.RBACPerRoute {
+	policy := &rbacconfigv3.Policy{Permissions: []*rbacconfigv3.Permission{anyPermission()}}
+	for _, a := range jwt.Alternatives() {
+		policy.Principals = append(policy.Principals, alternative(a))
+	}
+	return &rbacv3.RBACPerRoute{Rbac: &rbacv3.RBAC{Rules: &rbacconfigv3.RBAC{
+		Action:   rbacconfigv3.RBAC_ALLOW,
+		Policies: map[string]*rbacconfigv3.Policy{"jwt": policy},
+	}}}
+}
+
+func alternative(a ir.Alternative) *rbacconfigv3.Principal {
+	all := []*rbacconfigv3.Principal{
+		claim("iss", isString(exact(a.Issuer))),
+		claim("sub", isString(regex(".+"))),
+	}
+	if len(a.AnyAudience) > 0 {
+		all = append(all, oneOf("aud", a.AnyAudience))
+	}
+	for _, audience := range a.AllAudiences {
+		all = append(all, oneOf("aud", []string{audience}))
+	}
+	for _, scope := range a.Scopes {
+		all = append(all, claim(a.ScopeClaim, contains(exact(scope))))
+	}
+	for _, c := range a.Claims {
+		all = append(all, oneOf(c.Name, c.Values))
+	}
+	return &rbacconfigv3.Principal{Identifier: &rbacconfigv3.Principal_AndIds{AndIds: &rbacconfigv3.Principal_Set{Ids: all}}}
+}
+
+// oneOf: the claim is one of the values, or an array with one of them.
+func oneOf(name string, values []string) *rbacconfigv3.Principal {
+	var either []*rbacconfigv3.Principal
+	for _, v := range values {
+		either = append(either, claim(name, isString(exact(v))), claim(name, contains(exact(v))))
+	}
+	return &rbacconfigv3.Principal{Identifier: &rbacconfigv3.Principal_OrIds{OrIds: &rbacconfigv3.Principal_Set{Ids: either}}}
+}
+
+func claim(name string, value *matcherv3.ValueMatcher) *rbacconfigv3.Principal {
+	return &rbacconfigv3.Principal{Identifier: &rbacconfigv3.Principal_Metadata{ //nolint:staticcheck // its successor needs Envoy 1.34
+		Metadata: &matcherv3.MetadataMatcher{
+			Filter: filterJWT,
+			Path: []*matcherv3.MetadataMatcher_PathSegment{
+				{Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: payloadKey}},
+				{Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: name}},
+			},
+			Value: value,
+		},
+	}}
+}
+
+func isString(m *matcherv3.StringMatcher) *matcherv3.ValueMatcher {
+	return &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: m}}
+}
+
+func contains(m *matcherv3.StringMatcher) *matcherv3.ValueMatcher {
+	return &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_ListMatch{ListMatch: &matcherv3.ListMatcher{
+		MatchPattern: &matcherv3.ListMatcher_OneOf{OneOf: isString(m)},
+	}}}
+}
+
+func exact(value string) *matcherv3.StringMatcher {
+	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: value}}
+}
+
+func regex(pattern string) *matcherv3.StringMatcher {
+	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: re2(pattern)}}
+}
+
+func re2(pattern string) *matcherv3.RegexMatcher { return &matcherv3.RegexMatcher{Regex: pattern} }
+
+func anyPermission() *rbacconfigv3.Permission {
+	return &rbacconfigv3.Permission{Rule: &rbacconfigv3.Permission_Any{Any: true}}
+}

@@ -1,0 +1,259 @@
+package xds
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	rbacconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+)
+
+// Names of HTTP filters; per-route configurations are found by them.
+const (
+	filterCORS   = "envoy.filters.http.cors"
+	filterJWT    = "envoy.filters.http.jwt_authn"
+	filterRBAC   = "envoy.filters.http.rbac"
+	filterRouter = "envoy.filters.http.router"
+)
+
+// Limits at the edge (Envoy's edge practices).
+const (
+	headersTimeout    = 5 * time.Second
+	requestTimeout    = 300 * time.Second
+	streamIdleTimeout = 300 * time.Second
+	idleTimeout       = 3600 * time.Second
+
+	http2Streams          = 100
+	http2StreamWindow     = 64 << 10
+	http2ConnectionWindow = 1 << 20
+)
+
+// gateway adds a listener per port and a route configuration per server.
+func (b *builder) gateway(g *ir.Gateway) {
+	listeners := map[string]*listenerv3.Listener{}
+	auth := b.jwtFilter(g)
+	for i := range g.Servers {
+		s := &g.Servers[i]
+		bind := s.Bind
+		if bind == "" {
+			bind = "0.0.0.0"
+		}
+		name := fmt.Sprintf("%s_%d", bind, s.Port)
+		l, exists := listeners[name]
+		if !exists {
+			l = listener(name, bind, s.Port)
+			listeners[name] = l
+			b.out.Listeners = append(b.out.Listeners, l)
+		}
+		filters := []*hcmv3.HttpFilter{
+			b.filter(filterCORS, &corsv3.Cors{}),
+			b.filter(filterJWT, auth),
+			b.filter(filterRBAC, &rbacv3.RBAC{}),
+			b.router(),
+		}
+		if s.Protocol == ir.HTTP {
+			routes := fmt.Sprintf("http.%d", s.Port)
+			if s.Bind != "" {
+				routes = fmt.Sprintf("http.%s.%d", s.Bind, s.Port)
+			}
+			if !exists { // servers of one plain port share its routes
+				l.FilterChains = []*listenerv3.FilterChain{b.httpChain(b.edge(routes, filters))}
+			}
+			b.gatewayRoutes(routes, g, s)
+			continue
+		}
+		routes := fmt.Sprintf("https.%d.%s", s.Port, s.Name)
+		chain := b.httpChain(b.edge(routes, filters))
+		if names := serverNames(s); len(names) > 0 {
+			chain.FilterChainMatch = &listenerv3.FilterChainMatch{ServerNames: names}
+		}
+		chain.TransportSocket = b.downstreamTLS(&tlsv3.DownstreamTlsContext{
+			CommonTlsContext: &tlsv3.CommonTlsContext{
+				TlsParams:                      &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
+				TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: secretName(s.TLSSecret), SdsConfig: ads()}},
+				AlpnProtocols:                  []string{"h2", "http/1.1"},
+			},
+		})
+		chain.Name = s.Name
+		l.FilterChains = append(l.FilterChains, chain)
+		if len(l.ListenerFilters) == 0 {
+			l.ListenerFilters = []*listenerv3.ListenerFilter{{
+				Name:       "envoy.filters.listener.tls_inspector",
+				ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.any(&inspectorv3.TlsInspector{})},
+			}}
+		}
+		b.gatewayRoutes(routes, g, s)
+	}
+}
+
+// serverNames of a TLS server for SNI; none when it takes every name.
+func serverNames(s *ir.Server) []string {
+	var names []string
+	seen := map[string]bool{}
+	for _, h := range s.Hosts {
+		_, pattern, _ := strings.Cut(h, "/")
+		if pattern == "*" {
+			return nil
+		}
+		if !seen[pattern] {
+			seen[pattern] = true
+			names = append(names, pattern)
+		}
+	}
+	return names
+}
+
+func listener(name, bind string, port uint32) *listenerv3.Listener {
+	return &listenerv3.Listener{
+		Name:                          name,
+		Address:                       socketAddress(bind, port),
+		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferBytes),
+	}
+}
+
+func (b *builder) httpChain(manager *hcmv3.HttpConnectionManager) *listenerv3.FilterChain {
+	return &listenerv3.FilterChain{Filters: []*listenerv3.Filter{{
+		Name:       "envoy.filters.network.http_connection_manager",
+		ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: b.any(manager)},
+	}}}
+}
+
+func (b *builder) filter(name string, config proto.Message) *hcmv3.HttpFilter {
+	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: b.any(config)}}
+}
+
+func (b *builder) router() *hcmv3.HttpFilter { return b.filter(filterRouter, &routerv3.Router{}) }
+
+func (b *builder) downstreamTLS(config *tlsv3.DownstreamTlsContext) *corev3.TransportSocket {
+	return &corev3.TransportSocket{
+		Name:       "envoy.transport_sockets.tls",
+		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: b.any(config)},
+	}
+}
+
+func rds(routes string) *hcmv3.HttpConnectionManager_Rds {
+	return &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{ConfigSource: ads(), RouteConfigName: routes}}
+}
+
+// edge is the connection manager of a gateway: it trusts nothing a client says
+// about itself and refuses what two parsers could read differently.
+func (b *builder) edge(routes string, filters []*hcmv3.HttpFilter) *hcmv3.HttpConnectionManager {
+	return &hcmv3.HttpConnectionManager{
+		StatPrefix:       routes,
+		RouteSpecifier:   rds(routes),
+		HttpFilters:      filters,
+		UseRemoteAddress: wrapperspb.Bool(true),
+		NormalizePath:    wrapperspb.Bool(true),
+		MergeSlashes:     true,
+		// Both %2f and %5c: a backend may read them as slashes.
+		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_REJECT_REQUEST,
+		StripPortMode:                &hcmv3.HttpConnectionManager_StripAnyHostPort{StripAnyHostPort: true},
+		ForwardClientCertDetails:     hcmv3.HttpConnectionManager_SANITIZE,
+		RequestHeadersTimeout:        durationpb.New(headersTimeout),
+		RequestTimeout:               durationpb.New(requestTimeout),
+		StreamIdleTimeout:            durationpb.New(streamIdleTimeout),
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
+			IdleTimeout:                  durationpb.New(idleTimeout),
+			HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_REJECT_REQUEST,
+		},
+		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
+			MaxConcurrentStreams:        wrapperspb.UInt32(http2Streams),
+			InitialStreamWindowSize:     wrapperspb.UInt32(http2StreamWindow),
+			InitialConnectionWindowSize: wrapperspb.UInt32(http2ConnectionWindow),
+		},
+		LocalReplyConfig: problemReplies(),
+	}
+}
+
+// sidecar adds the listeners of a replica.
+func (b *builder) sidecar(s *ir.Sidecar) {
+	var allow []ir.Allow
+	for i := range b.mesh.Workloads {
+		if s.Workload != "" && b.mesh.Workloads[i].Key() == s.Workload {
+			allow = b.mesh.Workloads[i].Allow
+		}
+	}
+	for _, in := range s.Inbound {
+		cluster := fmt.Sprintf("inbound|%d", in.Port)
+		b.staticCluster(cluster, in.Endpoint)
+		l := listener(fmt.Sprintf("inbound_%s_%d", in.Bind, in.Port), in.Bind, in.Port)
+		manager := &hcmv3.HttpConnectionManager{
+			StatPrefix:     cluster,
+			RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: inboundRoutes(cluster)},
+			HttpFilters: []*hcmv3.HttpFilter{
+				b.filter(filterRBAC, &rbacv3.RBAC{Rules: principals(allow)}),
+				b.router(),
+			},
+			// The application learns who calls from this header and nothing else.
+			ForwardClientCertDetails:    hcmv3.HttpConnectionManager_SANITIZE_SET,
+			SetCurrentClientCertDetails: &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true},
+			StreamIdleTimeout:           durationpb.New(0), // the caller's timeout ends a request
+			LocalReplyConfig:            problemReplies(),
+		}
+		chain := b.httpChain(manager)
+		chain.TransportSocket = b.downstreamTLS(&tlsv3.DownstreamTlsContext{
+			CommonTlsContext:         mutualTLS(&tlsv3.CertificateValidationContext{}),
+			RequireClientCertificate: wrapperspb.Bool(true),
+		})
+		l.FilterChains = []*listenerv3.FilterChain{chain}
+		b.out.Listeners = append(b.out.Listeners, l)
+	}
+	for _, out := range s.Egress {
+		routes := fmt.Sprintf("egress.%d", out.Port)
+		l := listener(fmt.Sprintf("egress_%s_%d", out.Bind, out.Port), out.Bind, out.Port)
+		l.FilterChains = []*listenerv3.FilterChain{b.httpChain(&hcmv3.HttpConnectionManager{
+			StatPrefix:               routes,
+			RouteSpecifier:           rds(routes),
+			HttpFilters:              []*hcmv3.HttpFilter{b.router()},
+			ForwardClientCertDetails: hcmv3.HttpConnectionManager_SANITIZE,
+			StreamIdleTimeout:        durationpb.New(0),
+			LocalReplyConfig:         problemReplies(),
+		})}
+		b.out.Listeners = append(b.out.Listeners, l)
+		b.egressRoutes(routes, s.Namespace, out)
+	}
+}
+
+// principals lets exactly these in; none lets nobody in.
+func principals(allow []ir.Allow) *rbacconfigv3.RBAC {
+	rules := &rbacconfigv3.RBAC{Action: rbacconfigv3.RBAC_ALLOW, Policies: map[string]*rbacconfigv3.Policy{}}
+	for _, a := range allow {
+		policy, found := rules.Policies[string(a.Reason)]
+		if !found {
+			policy = &rbacconfigv3.Policy{Permissions: []*rbacconfigv3.Permission{anyPermission()}}
+			rules.Policies[string(a.Reason)] = policy
+		}
+		policy.Principals = append(policy.Principals, &rbacconfigv3.Principal{
+			Identifier: &rbacconfigv3.Principal_Authenticated_{Authenticated: &rbacconfigv3.Principal_Authenticated{
+				PrincipalName: exact(a.Principal),
+			}},
+		})
+	}
+	return rules
+}
+
+func (b *builder) endpointAddress(endpoint string) *corev3.Address {
+	if path, unix := strings.CutPrefix(endpoint, "unix://"); unix {
+		return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: path}}}
+	}
+	host, portText, err := net.SplitHostPort(endpoint)
+	b.note(err)
+	port, err := strconv.ParseUint(portText, 10, 16)
+	b.note(err)
+	return socketAddress(host, uint32(port))
+}

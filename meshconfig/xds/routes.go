@@ -1,0 +1,342 @@
+package xds
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+)
+
+// Headers between gateway and sidecar (pkg/apis, wellknown.go); an output reads
+// the IR only, so they are said again here.
+const (
+	headerRule  = "x-lambdamesh-rule"
+	headerToken = "x-lambdamesh-token"
+)
+
+// untrustedHeaders change what Envoy does when a client sends them.
+func untrustedHeaders() []string {
+	return []string{
+		headerToken,
+		"x-envoy-decorator-operation",
+		"x-envoy-expected-rq-timeout-ms",
+		"x-envoy-hedge-on-per-try-timeout",
+		"x-envoy-ip-tags",
+		"x-envoy-max-retries",
+		"x-envoy-original-path",
+		"x-envoy-retriable-header-names",
+		"x-envoy-retriable-status-codes",
+		"x-envoy-retry-grpc-on",
+		"x-envoy-retry-on",
+		"x-envoy-upstream-alt-stat-name",
+		"x-envoy-upstream-rq-per-try-timeout-ms",
+		"x-envoy-upstream-rq-timeout-alt-response",
+		"x-envoy-upstream-rq-timeout-ms",
+		"x-envoy-upstream-stream-duration-ms",
+	}
+}
+
+// gatewayRoutes adds the virtual hosts that server s accepts. Servers of one
+// plain port share a configuration.
+func (b *builder) gatewayRoutes(name string, g *ir.Gateway, s *ir.Server) {
+	i := slices.IndexFunc(b.out.Routes, func(r *routev3.RouteConfiguration) bool { return r.GetName() == name })
+	if i < 0 {
+		b.out.Routes = append(b.out.Routes, &routev3.RouteConfiguration{
+			Name:                   name,
+			VirtualHosts:           []*routev3.VirtualHost{unknownHost()},
+			RequestHeadersToRemove: untrustedHeaders(),
+		})
+		i = len(b.out.Routes) - 1
+	}
+	config := b.out.Routes[i]
+	for j := range g.VirtualHosts {
+		vh := &g.VirtualHosts[j]
+		vhName := vh.Owner.Namespace + "/" + vh.Owner.Name
+		var domains []string
+		for _, h := range vh.Hosts {
+			if s.Accepts(vh.Owner.Namespace, h) {
+				domains = append(domains, h)
+			}
+		}
+		if len(domains) == 0 {
+			continue
+		}
+		if k := slices.IndexFunc(config.GetVirtualHosts(), func(v *routev3.VirtualHost) bool { return v.GetName() == vhName }); k >= 0 {
+			all := append(config.VirtualHosts[k].Domains, domains...)
+			slices.Sort(all)
+			config.VirtualHosts[k].Domains = slices.Compact(all)
+			continue
+		}
+		config.VirtualHosts = append(config.VirtualHosts, b.virtualHost(vhName, domains, vh))
+	}
+	slices.SortFunc(config.VirtualHosts, byName)
+}
+
+func (b *builder) virtualHost(name string, domains []string, vh *ir.VirtualHost) *routev3.VirtualHost {
+	out := &routev3.VirtualHost{Name: name, Domains: domains}
+	if vh.CORS != nil {
+		out.TypedPerFilterConfig = map[string]*anypb.Any{filterCORS: b.any(corsPolicy(vh.CORS))}
+	}
+	for i := range vh.Rules {
+		out.Routes = append(out.Routes, b.route(&vh.Rules[i]))
+	}
+	out.Routes = append(out.Routes, notFound("no rule of this host matches the request"))
+	return out
+}
+
+// unknownHost answers for every host that no APIRule has.
+func unknownHost() *routev3.VirtualHost {
+	return &routev3.VirtualHost{Name: "unknown-host", Domains: []string{"*"}, Routes: []*routev3.Route{notFound("unknown host")}}
+}
+
+func notFound(body string) *routev3.Route {
+	return &routev3.Route{
+		Name:   "not-found",
+		Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+		Action: direct(404, body),
+	}
+}
+
+func direct(status uint32, body string) *routev3.Route_DirectResponse {
+	return &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
+		Status: status,
+		Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: body}},
+	}}
+}
+
+func (b *builder) route(r *ir.Rule) *routev3.Route {
+	out := &routev3.Route{Name: r.ID, Match: match(r)}
+	if r.Closed != nil {
+		out.Action = direct(r.Closed.Status, "this rule is closed until its configuration is repaired ("+r.Closed.Reason+")")
+		return out
+	}
+	if r.JWT != nil {
+		out.TypedPerFilterConfig = map[string]*anypb.Any{
+			filterJWT: b.any(&jwtv3.PerRouteConfig{RequirementSpecifier: &jwtv3.PerRouteConfig_RequirementName{
+				RequirementName: requirementName(r.JWT),
+			}}),
+			filterRBAC: b.any(authorization(r.JWT)),
+		}
+	}
+	out.RequestHeadersToRemove = append([]string{headerRule}, r.RequestHeaders.Remove...)
+	out.RequestHeadersToAdd = append(headers(r.RequestHeaders.Set), setHeader(headerRule, r.ID))
+	out.ResponseHeadersToRemove = r.ResponseHeaders.Remove
+	out.ResponseHeadersToAdd = headers(r.ResponseHeaders.Set)
+	out.Action = &routev3.Route_Route{Route: b.action(r)}
+	return out
+}
+
+func match(r *ir.Rule) *routev3.RouteMatch {
+	out := &routev3.RouteMatch{}
+	switch r.Path.Kind {
+	case ir.PathExact:
+		out.PathSpecifier = &routev3.RouteMatch_Path{Path: r.Path.Value}
+	case ir.PathPrefix:
+		out.PathSpecifier = &routev3.RouteMatch_Prefix{Prefix: r.Path.Value}
+	case ir.PathTemplate:
+		out.PathSpecifier = &routev3.RouteMatch_SafeRegex{SafeRegex: re2(r.Path.Regex())}
+	}
+	switch len(r.Methods) {
+	case 0:
+	case 1:
+		out.Headers = append(out.Headers, header(":method", exact(r.Methods[0])))
+	default:
+		out.Headers = append(out.Headers, header(":method", regex(strings.Join(r.Methods, "|"))))
+	}
+	for _, h := range r.Headers {
+		switch h.Kind {
+		case ir.MatchPresent, ir.MatchAbsent:
+			out.Headers = append(out.Headers, &routev3.HeaderMatcher{
+				Name:                 h.Name,
+				HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: h.Kind == ir.MatchPresent},
+			})
+		default:
+			out.Headers = append(out.Headers, header(h.Name, stringMatch(h.StringMatch)))
+		}
+	}
+	return out
+}
+
+func header(name string, m *matcherv3.StringMatcher) *routev3.HeaderMatcher {
+	return &routev3.HeaderMatcher{Name: name, HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: m}}
+}
+
+func stringMatch(m ir.StringMatch) *matcherv3.StringMatcher {
+	switch m.Kind {
+	case ir.MatchPrefix:
+		return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: m.Value}}
+	case ir.MatchRegex:
+		return regex(m.Value)
+	default:
+		return exact(m.Value)
+	}
+}
+
+func (b *builder) action(r *ir.Rule) *routev3.RouteAction {
+	out := &routev3.RouteAction{Timeout: durationpb.New(time.Duration(r.Timeout))}
+	if time.Duration(r.Timeout) > streamIdleTimeout {
+		out.IdleTimeout = out.Timeout // a lambda may be silent as long as it may run
+	}
+	if len(r.Backends) == 1 {
+		out.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: b.cluster(r.Backends[0].Destination)}
+	} else {
+		weighted := &routev3.WeightedCluster{}
+		for _, backend := range r.Backends {
+			weighted.Clusters = append(weighted.Clusters, &routev3.WeightedCluster_ClusterWeight{
+				Name:   b.cluster(backend.Destination),
+				Weight: wrapperspb.UInt32(backend.Weight),
+			})
+		}
+		out.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: weighted}
+	}
+	if r.Rewrite != nil {
+		if r.Rewrite.Host != "" {
+			out.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: r.Rewrite.Host}
+		}
+		if r.Rewrite.Path != "" {
+			if path := r.ReplacedLiteral(); r.Path.Kind == ir.PathTemplate {
+				out.RegexRewrite = &matcherv3.RegexMatchAndSubstitute{
+					Pattern:      re2("^" + regexp.QuoteMeta(r.Path.Literal())),
+					Substitution: strings.ReplaceAll(path, `\`, `\\`),
+				}
+			} else {
+				out.PrefixRewrite = path
+			}
+		}
+	}
+	if r.Retries != nil {
+		out.RetryPolicy = &routev3.RetryPolicy{
+			RetryOn:    strings.Join(r.Retries.On, ","),
+			NumRetries: wrapperspb.UInt32(r.Retries.Attempts),
+		}
+		if r.Retries.PerTryTimeout > 0 {
+			out.RetryPolicy.PerTryTimeout = durationpb.New(time.Duration(r.Retries.PerTryTimeout))
+		}
+	}
+	return out
+}
+
+func headers(set []ir.Header) []*corev3.HeaderValueOption {
+	var all []*corev3.HeaderValueOption
+	for _, h := range set {
+		all = append(all, setHeader(h.Name, h.Value))
+	}
+	return all
+}
+
+// setHeader replaces what is there. Envoy substitutes %COMMANDS%; ours are
+// literal.
+func setHeader(name, value string) *corev3.HeaderValueOption {
+	return &corev3.HeaderValueOption{
+		Header:         &corev3.HeaderValue{Key: name, Value: strings.ReplaceAll(value, "%", "%%")},
+		AppendAction:   corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+		KeepEmptyValue: true,
+	}
+}
+
+func corsPolicy(c *ir.CORS) *corsv3.CorsPolicy {
+	out := &corsv3.CorsPolicy{
+		AllowMethods:     strings.Join(c.AllowMethods, ","),
+		AllowHeaders:     strings.Join(c.AllowHeaders, ","),
+		ExposeHeaders:    strings.Join(c.ExposeHeaders, ","),
+		AllowCredentials: wrapperspb.Bool(c.AllowCredentials),
+	}
+	if c.MaxAge > 0 {
+		out.MaxAge = strconv.Itoa(int(time.Duration(c.MaxAge).Seconds()))
+	}
+	for _, o := range c.AllowOrigins {
+		out.AllowOriginStringMatch = append(out.AllowOriginStringMatch, stringMatch(o))
+	}
+	return out
+}
+
+func inboundRoutes(cluster string) *routev3.RouteConfiguration {
+	return &routev3.RouteConfiguration{
+		Name: cluster,
+		VirtualHosts: []*routev3.VirtualHost{{
+			Name: cluster, Domains: []string{"*"},
+			Routes: []*routev3.Route{{
+				Name:   "default",
+				Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+				Action: toCluster(cluster),
+			}},
+		}},
+	}
+}
+
+// toCluster without a limit of its own: the caller and the application have
+// theirs.
+func toCluster(cluster string) *routev3.Route_Route {
+	return &routev3.Route_Route{Route: &routev3.RouteAction{
+		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster},
+		Timeout:          durationpb.New(0),
+	}}
+}
+
+// egressRoutes are the destinations a workload may call, under every name a
+// cluster's DNS would know them by.
+func (b *builder) egressRoutes(name, namespace string, out ir.Egress) {
+	config := &routev3.RouteConfiguration{Name: name}
+	taken := map[string]bool{}
+	// Names of the own namespace come before aliases, as in DNS's search list.
+	for _, own := range []bool{true, false} {
+		for _, key := range out.Destinations {
+			d := b.destinations[key]
+			if (d.Namespace == namespace) != own {
+				continue
+			}
+			config.VirtualHosts = append(config.VirtualHosts, &routev3.VirtualHost{
+				Name:    key,
+				Domains: egressDomains(d, own, taken),
+				Routes: []*routev3.Route{{
+					Name:   "default",
+					Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+					Action: toCluster(b.cluster(key)),
+				}},
+			})
+		}
+	}
+	config.VirtualHosts = append(config.VirtualHosts, &routev3.VirtualHost{
+		Name: "unknown-host", Domains: []string{"*"},
+		Routes: []*routev3.Route{notFound("this workload may not reach that host, or there is none")},
+	})
+	slices.SortFunc(config.VirtualHosts, byName)
+	b.out.Routes = append(b.out.Routes, config)
+}
+
+// egressDomains with the port, and for port 80 without. Ports matter here: one
+// Service may have several.
+func egressDomains(d *ir.Destination, own bool, taken map[string]bool) []string {
+	names := append([]string{d.Name + "." + d.Namespace + ".svc", d.Name + "." + d.Namespace, d.Hostname()}, d.Aliases...)
+	if own {
+		names = append(names, d.Name)
+	}
+	var all []string
+	for _, n := range names {
+		domains := []string{fmt.Sprintf("%s:%d", n, d.Port)}
+		if d.Port == 80 {
+			domains = append(domains, n)
+		}
+		for _, domain := range domains {
+			if !taken[domain] {
+				taken[domain] = true
+				all = append(all, domain)
+			}
+		}
+	}
+	slices.Sort(all)
+	return all
+}
