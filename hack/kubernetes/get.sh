@@ -186,8 +186,11 @@ total=$(wc -l <"$tmp/packages" | tr -d ' ')
 
 build_status() {
 	n=$(wc -l <"$tmp/build.log" | tr -d ' ')
-	at=$(tail -n 1 "$tmp/build.log")
-	say "$(elapsed)  compiled $n of at most $total packages${at:+, now $at}"
+	if [ "$n" -eq 0 ]; then # all of them compiled by an earlier build
+		say "$(elapsed)  linking"
+	else
+		say "$(elapsed)  compiled $n of at most $total packages, now $(tail -n 1 "$tmp/build.log")"
+	fi
 }
 mkdir -p "$tmp/out"
 flags="-s -w"
