@@ -1,0 +1,366 @@
+package localnode
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+
+	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
+	"github.com/lambdamesh/lambdamesh/pkg/process"
+)
+
+const (
+	appSocket   = "app.sock"
+	adminSocket = "admin.sock"
+
+	// maxGrace bounds the time between SIGTERM and SIGKILL: by then the
+	// requests have drained.
+	maxGrace = 10 * time.Second
+
+	readyPoll = 25 * time.Millisecond
+	// livePoll and liveMisses: how often a ready process is asked, and how many
+	// failures in a row take it out.
+	livePoll   = 2 * time.Second
+	liveMisses = 3
+)
+
+// Reasons of the ReplicaFailure condition.
+const (
+	reasonCrash       = "CrashLoopBackOff"
+	reasonStartFailed = "StartFailed"
+	reasonUnready     = "Unready"
+)
+
+// replica is one pod's worth: an identity in the mesh that outlives the crashes
+// of its process.
+type replica struct {
+	workload   *workload
+	name       string
+	revision   string
+	deployment *appsv1.Deployment // as it was when the replica was made
+	log        *slog.Logger
+
+	ctx    context.Context // ends when the replica is to go; see stop
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu    sync.Mutex
+	state replicaState
+}
+
+type replicaState struct {
+	ready, stopping        bool
+	failureReason, failure string
+}
+
+func newReplica(w *workload, deployment *appsv1.Deployment, revision string) *replica {
+	// A replica's name becomes a label's value: 63 characters at most.
+	name := fmt.Sprintf("%.40s-%.6s-%s", deployment.Name, revision, newID()[:6])
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &replica{
+		workload: w, name: name, revision: revision, deployment: deployment, ctx: ctx, cancel: cancel, done: make(chan struct{}),
+		log: w.node.config.Log.With("lambda", w.key.String(), "replica", name),
+	}
+	go r.run()
+	return r
+}
+
+// stop begins to take the replica out; done is closed when nothing is left.
+func (r *replica) stop() {
+	r.change(func(s *replicaState) { s.stopping = true })
+	r.cancel()
+}
+
+func (r *replica) observe() replicaState {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state
+}
+
+func (r *replica) change(change func(*replicaState)) {
+	r.mu.Lock()
+	before := r.state
+	change(&r.state)
+	changed := before != r.state
+	r.mu.Unlock()
+	if changed {
+		r.workload.changed()
+	}
+}
+
+// run lives until it is stopped; when the node cannot give the replica its
+// place in the mesh it tries again.
+func (r *replica) run() {
+	defer r.workload.changed()
+	defer close(r.done)
+	config := r.workload.node.config
+	for pause := config.MinBackoff; ; pause = min(2*pause, config.MaxBackoff) {
+		err := r.live()
+		if r.ctx.Err() != nil {
+			if err != nil && !errors.Is(err, context.Canceled) {
+				r.log.Warn("stopping a replica left something behind", "error", err)
+			}
+			return
+		}
+		r.log.Warn("cannot start a replica; will try again", "error", err, "pause", pause)
+		r.fail(reasonStartFailed, err)
+		select {
+		case <-time.After(pause):
+		case <-r.ctx.Done():
+			return
+		}
+	}
+}
+
+func (r *replica) fail(reason string, err error) {
+	message := err.Error()
+	if exit := (*process.ExitError)(nil); errors.As(err, &exit) {
+		message = "the process ended with code " + fmt.Sprint(exit.Code)
+		if exit.Signal != 0 {
+			message = "the process was ended by " + exit.Signal.String()
+		}
+		if len(exit.Tail) > 0 {
+			message += ": " + exit.Tail[len(exit.Tail)-1]
+		}
+	}
+	r.change(func(s *replicaState) { s.ready, s.failureReason, s.failure = false, reason, message })
+}
+
+// live is one life: everything is made in order, and unmade in reverse.
+func (r *replica) live() (err error) {
+	node := r.workload.node
+	dir := filepath.Join(node.runDir, newID())
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return fmt.Errorf("make the replica's directory: %w", err)
+	}
+	defer os.RemoveAll(dir)
+
+	inbound, err := listenLoopback(r.ctx)
+	if err != nil {
+		return fmt.Errorf("bind the inbound listener: %w", err)
+	}
+	defer inbound.Close() // the sidecar has closed it already, unless it never started
+	egress, err := listenLoopback(r.ctx)
+	if err != nil {
+		return fmt.Errorf("bind the egress listener: %w", err)
+	}
+	defer egress.Close()
+
+	membership := newMembership(node.client, r.name, r.deployment, portOf(inbound), portOf(egress), filepath.Join(dir, appSocket))
+	if err := membership.join(r.ctx); err != nil {
+		return errors.Join(err, membership.leave())
+	}
+	defer func() { err = errors.Join(err, membership.leave()) }()
+
+	sidecar, err := node.config.Sidecars.Start(r.ctx, Replica{
+		Name: r.name, Namespace: r.deployment.Namespace, ServiceAccount: r.deployment.Spec.Template.Spec.ServiceAccountName,
+		Labels: membership.entry.Labels, InboundListener: inbound, EgressListener: egress, AppSocket: filepath.Join(dir, appSocket),
+	})
+	if err != nil {
+		return fmt.Errorf("start the sidecar: %w", err)
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), apiTimeout)
+		defer cancel()
+		err = errors.Join(err, sidecar.Stop(ctx))
+	}()
+
+	logFile, err := process.OpenLog(node.logPath(r), node.config.LogBytes)
+	if err != nil {
+		return fmt.Errorf("open the log: %w", err)
+	}
+	defer logFile.Close()
+	pruneLogs(filepath.Dir(node.logPath(r)))
+
+	return r.runProcess(dir, egress, sidecar, membership, logFile)
+}
+
+// runProcess keeps the process running until the replica is to go, then
+// drains.
+func (r *replica) runProcess(dir string, egress net.Listener, sidecar Sidecar, membership *membership, logFile *process.Log) error {
+	config := r.workload.node.config
+	processCtx, endProcess := context.WithCancel(context.Background())
+	defer endProcess()
+	var watchers sync.WaitGroup
+	restarter := process.Restarter{
+		Min: config.MinBackoff, Max: config.MaxBackoff,
+		Next: func(ctx context.Context) (process.Spec, error) {
+			spec, err := r.spec(ctx, dir, egress.Addr().String())
+			spec.Stdout, spec.Stderr = logFile, logFile
+			return spec, err
+		},
+		OnStart: func(p *process.Process) {
+			watchers.Go(func() { r.watch(p, dir, sidecar, membership) })
+		},
+		OnFailure: func(err error, pause time.Duration) {
+			reason := reasonStartFailed
+			if exit := (*process.ExitError)(nil); errors.As(err, &exit) {
+				reason = reasonCrash
+			}
+			r.log.Warn("a lambda's process failed; it starts again", "error", err, "pause", pause)
+			r.fail(reason, err)
+		},
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- restarter.Run(processCtx) }()
+	<-r.ctx.Done()
+
+	ctx, cancel := context.WithTimeout(context.Background(), apiTimeout)
+	wasEndpoint, err := membership.withdraw(ctx, true)
+	cancel()
+	r.change(func(s *replicaState) { s.ready = false })
+	if wasEndpoint {
+		r.drain(sidecar)
+	}
+	endProcess()
+	err = errors.Join(err, <-ended)
+	watchers.Wait()
+	return err
+}
+
+// drain serves on until every client knows that the endpoint is gone and what
+// is in flight has finished.
+func (r *replica) drain(sidecar Sidecar) {
+	config := r.workload.node.config
+	time.Sleep(config.DrainDelay)
+	for deadline := time.Now().Add(config.MaxDrain); sidecar.ActiveRequests() > 0; time.Sleep(readyPoll) {
+		if time.Now().After(deadline) {
+			r.log.Warn("requests are still in flight after the drain time", "requests", sidecar.ActiveRequests())
+			return
+		}
+	}
+}
+
+// watch announces the process when it and its sidecar are ready, and takes the
+// endpoint out when it ends or stops answering.
+func (r *replica) watch(p *process.Process, dir string, sidecar Sidecar, membership *membership) {
+	// It ends with the process or when the replica is to go.
+	ctx, cancel := context.WithCancel(r.ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-p.Done():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	defer func() {
+		if r.ctx.Err() != nil {
+			return // runProcess takes the endpoint out
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), apiTimeout)
+		defer cancel()
+		if _, err := membership.withdraw(ctx, false); err != nil {
+			r.log.Warn("cannot take the endpoint of an ended process out", "error", err)
+		}
+		r.change(func(s *replicaState) { s.ready = false })
+	}()
+
+	admin := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(dir, adminSocket))
+		},
+	}}
+	for !statusOK(ctx, admin, "/readyz") {
+		if !pause(ctx, readyPoll) {
+			return
+		}
+	}
+	select {
+	case <-sidecar.Ready():
+	case <-ctx.Done():
+		return
+	}
+	misses := 0
+	for announced := false; ; {
+		switch {
+		case misses == 0 && !announced:
+			if err := membership.announce(ctx); err != nil {
+				if ctx.Err() == nil {
+					r.log.Warn("cannot announce a replica; will try again", "error", err)
+				}
+				break
+			}
+			announced = true
+			r.log.Info("replica is ready")
+			r.change(func(s *replicaState) { *s = replicaState{ready: true, stopping: s.stopping} })
+		case misses >= liveMisses && announced:
+			r.fail(reasonUnready, fmt.Errorf("the process does not answer /readyz"))
+			if _, err := membership.withdraw(ctx, false); err == nil {
+				announced = false
+			}
+		}
+		if !pause(ctx, livePoll) {
+			return
+		}
+		if statusOK(ctx, admin, "/readyz") {
+			misses = 0
+		} else {
+			misses++
+		}
+	}
+}
+
+// spec is the process of the pod template's container.
+func (r *replica) spec(ctx context.Context, dir, egress string) (process.Spec, error) {
+	node := r.workload.node
+	pod := r.deployment.Spec.Template.Spec
+	for _, container := range pod.Containers {
+		if container.Name != deploy.ContainerName {
+			continue
+		}
+		command, err := node.config.Artifacts.Command(ctx, container.Image)
+		if err != nil {
+			return process.Spec{}, err
+		}
+		env, err := node.environment(ctx, r, container, dir, egress, command.SourceDir)
+		if err != nil {
+			return process.Spec{}, err
+		}
+		grace := maxGrace
+		if seconds := pod.TerminationGracePeriodSeconds; seconds != nil {
+			grace = min(grace, time.Duration(*seconds)*time.Second)
+		}
+		return process.Spec{Name: "lambda " + r.workload.key.String(), Path: command.Path, Args: command.Args, Env: env, Dir: dir, Grace: grace}, nil
+	}
+	return process.Spec{}, fmt.Errorf("deployment %s has no container %q", r.workload.key, deploy.ContainerName)
+}
+
+func pause(ctx context.Context, duration time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(duration):
+		return true
+	}
+}
+
+func listenLoopback(ctx context.Context) (net.Listener, error) {
+	return (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+}
+
+func portOf(listener net.Listener) uint32 {
+	if address, ok := listener.Addr().(*net.TCPAddr); ok {
+		return uint32(address.Port) //nolint:gosec // a port
+	}
+	return 0
+}
+
+// newID is short because it is part of sockets' paths.
+func newID() string {
+	var b [4]byte
+	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,254 @@
+package localnode
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// workload keeps one Deployment running. One goroutine owns its replicas; it
+// wakes up when the Deployment or a replica changed.
+type workload struct {
+	node *Node
+	key  types.NamespacedName
+	uid  types.UID
+
+	wake   chan struct{}
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu      sync.Mutex
+	desired *appsv1.Deployment
+}
+
+func newWorkload(node *Node, deployment *appsv1.Deployment) *workload {
+	// Its own context: when the node stops, replicas still drain.
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &workload{
+		node: node, key: client.ObjectKeyFromObject(deployment), uid: deployment.UID,
+		wake: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{}),
+	}
+	go w.run(ctx)
+	return w
+}
+
+// update hands over the newest state of the Deployment.
+func (w *workload) update(deployment *appsv1.Deployment) {
+	w.mu.Lock()
+	w.desired = deployment.DeepCopy()
+	w.mu.Unlock()
+	w.changed()
+}
+
+// stop begins to stop all replicas; done is closed when they have.
+func (w *workload) stop() { w.cancel() }
+
+func (w *workload) changed() {
+	select {
+	case w.wake <- struct{}{}:
+	default: // a wake-up is pending and will see this change too
+	}
+}
+
+func (w *workload) run(ctx context.Context) {
+	defer close(w.done)
+	var replicas []*replica
+	var written *appsv1.DeploymentStatus
+	for {
+		select {
+		case <-ctx.Done():
+			for _, r := range replicas {
+				r.stop()
+			}
+			for _, r := range replicas {
+				<-r.done
+			}
+			return
+		case <-w.wake:
+		}
+		w.mu.Lock()
+		desired := w.desired
+		w.mu.Unlock()
+		if desired == nil {
+			continue
+		}
+		replicas = w.converge(desired, replicas)
+		status := statusOf(desired, replicas)
+		if written == nil || !equality.Semantic.DeepEqual(*written, status) {
+			if err := w.writeStatus(ctx, status); err != nil {
+				w.node.config.Log.Warn("cannot write a Deployment's status; will try again", "deployment", w.key, "error", err)
+				time.AfterFunc(time.Second, w.changed)
+				continue
+			}
+			written = &status
+		}
+	}
+}
+
+// converge starts and stops replicas so that, in the end, those of the newest
+// pod template are as many as wanted, and never fewer ready ones on the way
+// than there need to be.
+func (w *workload) converge(desired *appsv1.Deployment, replicas []*replica) []*replica {
+	wanted := wantedReplicas(desired)
+	revision := revisionOf(desired)
+	replicas = slices.DeleteFunc(replicas, func(r *replica) bool { return isClosed(r.done) })
+
+	var current, outdated []*replica
+	ready := 0
+	for _, r := range replicas {
+		state := r.observe()
+		switch {
+		case state.stopping:
+			continue
+		case r.revision == revision:
+			current = append(current, r)
+		default:
+			outdated = append(outdated, r)
+		}
+		if state.ready {
+			ready++
+		}
+	}
+	for len(current) < wanted {
+		r := newReplica(w, desired, revision)
+		current = append(current, r)
+		replicas = append(replicas, r)
+		w.node.config.Log.Info("starting a replica", "lambda", w.key.String(), "replica", r.name)
+	}
+	// Those that serve nothing go at once, ready ones when they are not needed.
+	excess := append(outdated, current[wanted:]...)
+	slices.SortStableFunc(excess, func(a, b *replica) int { return rank(a) - rank(b) })
+	for _, r := range excess {
+		if r.observe().ready {
+			if ready <= wanted {
+				continue
+			}
+			ready--
+		}
+		w.node.config.Log.Info("stopping a replica", "lambda", w.key.String(), "replica", r.name)
+		r.stop()
+	}
+	return replicas
+}
+
+func rank(r *replica) int {
+	if r.observe().ready {
+		return 1
+	}
+	return 0
+}
+
+func wantedReplicas(deployment *appsv1.Deployment) int {
+	if deployment.Spec.Replicas == nil {
+		return 1
+	}
+	return int(*deployment.Spec.Replicas)
+}
+
+// revisionOf is the same for the same pod template.
+func revisionOf(deployment *appsv1.Deployment) string {
+	text, err := json.Marshal(deployment.Spec.Template)
+	if err != nil {
+		return "unknown" // a struct of the API always encodes
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])[:10]
+}
+
+// statusOf is the Deployment's status as a deployment controller would report
+// it.
+func statusOf(desired *appsv1.Deployment, replicas []*replica) appsv1.DeploymentStatus {
+	wanted := wantedReplicas(desired)
+	revision := revisionOf(desired)
+	status := appsv1.DeploymentStatus{ObservedGeneration: desired.Generation}
+	updatedReady, crashReason, crash := 0, "", ""
+	for _, r := range replicas {
+		state := r.observe()
+		if state.stopping {
+			continue
+		}
+		status.Replicas++
+		if state.ready {
+			status.ReadyReplicas++
+			status.AvailableReplicas++
+		}
+		if r.revision != revision {
+			continue
+		}
+		status.UpdatedReplicas++
+		if state.ready {
+			updatedReady++
+		} else if state.failure != "" {
+			crashReason, crash = state.failureReason, state.failure
+		}
+	}
+	status.UnavailableReplicas = max(int32(wanted)-status.AvailableReplicas, 0) //nolint:gosec // at most 1000
+
+	available := corev1.ConditionFalse
+	if int(status.AvailableReplicas) >= wanted {
+		available = corev1.ConditionTrue
+	}
+	status.Conditions = append(status.Conditions, appsv1.DeploymentCondition{
+		Type: appsv1.DeploymentAvailable, Status: available, Reason: "MinimumReplicas", Message: fmt.Sprintf("%d of %d replicas are available", status.AvailableReplicas, wanted),
+	})
+	progressing := appsv1.DeploymentCondition{Type: appsv1.DeploymentProgressing, Status: corev1.ConditionTrue, Reason: "ReplicasUpdated", Message: fmt.Sprintf("%d of %d replicas of the newest template are ready", updatedReady, wanted)}
+	if updatedReady == wanted && int(status.Replicas) == wanted {
+		progressing.Reason = "NewReplicaSetAvailable" // what kubectl rollout status looks for
+	}
+	status.Conditions = append(status.Conditions, progressing)
+	if crash != "" {
+		status.Conditions = append(status.Conditions, appsv1.DeploymentCondition{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Reason: crashReason, Message: crash})
+	}
+	return status
+}
+
+// writeStatus replaces the status; times of conditions that did not change stay.
+func (w *workload) writeStatus(ctx context.Context, status appsv1.DeploymentStatus) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	deployment := &appsv1.Deployment{}
+	if err := w.node.client.Get(ctx, w.key, deployment); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	if deployment.UID != w.uid {
+		return nil
+	}
+	before := deployment.DeepCopy()
+	now := metav1.Now()
+	status = *status.DeepCopy()
+	for i := range status.Conditions {
+		condition := &status.Conditions[i]
+		condition.LastUpdateTime, condition.LastTransitionTime = now, now
+		for _, old := range before.Status.Conditions {
+			if old.Type == condition.Type && old.Status == condition.Status {
+				condition.LastTransitionTime = old.LastTransitionTime
+			}
+		}
+	}
+	deployment.Status = status
+	if err := w.node.client.Status().Patch(ctx, deployment, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("write the status of Deployment %s: %w", w.key, err)
+	}
+	return nil
+}
+
+func isClosed(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
+}
