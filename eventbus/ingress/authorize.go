@@ -27,6 +27,9 @@ type Caller struct {
 	Source string
 	// Applications are allowed to the connector: it publishes on their behalf.
 	Applications bool
+	// PublishesFor tells applications that name the caller as a publisher; nil:
+	// none do.
+	PublishesFor func(application string) bool
 	// Everything is allowed on an open listener.
 	Everything bool
 }
@@ -36,8 +39,8 @@ func (c Caller) MayPublish(source string) bool {
 	switch {
 	case c.Everything:
 		return true
-	case c.Applications && IsApplication(source):
-		return true
+	case IsApplication(source):
+		return c.Applications || (c.PublishesFor != nil && c.PublishesFor(source))
 	}
 	return c.Source != "" && c.Source == source
 }
@@ -65,6 +68,26 @@ type Mesh struct {
 	TrustDomain string
 	// Everything lists SPIFFE IDs that may publish any source.
 	Everything []string
+	// Publishers tells whether an application names a workload as a publisher;
+	// nil: none do.
+	Publishers Publishers
+}
+
+// Publishers tells whether an application names the workload with this service
+// account as one that publishes for it.
+type Publishers func(application, namespace, serviceAccount string) bool
+
+// workload is the caller with this service account.
+func workload(name, namespace, account string, publishers Publishers) Caller {
+	c := Caller{
+		Name:         name,
+		Source:       v1alpha1.LambdaSource(namespace, account),
+		Applications: namespace == v1alpha1.SystemNamespace && account == v1alpha1.ServiceAccountConnector,
+	}
+	if publishers != nil {
+		c.PublishesFor = func(application string) bool { return publishers(application, namespace, account) }
+	}
+	return c
 }
 
 // Authorize implements [Authorizer].
@@ -77,10 +100,7 @@ func (m Mesh) Authorize(r *http.Request) (Caller, error) {
 	if !ok {
 		return Caller{}, ErrUnauthenticated
 	}
-	return Caller{
-		Name:         id,
-		Source:       v1alpha1.LambdaSource(namespace, account),
-		Applications: id == v1alpha1.SPIFFEID(m.TrustDomain, v1alpha1.SystemNamespace, v1alpha1.ServiceAccountConnector),
-		Everything:   slices.Contains(m.Everything, id),
-	}, nil
+	caller := workload(id, namespace, account, m.Publishers)
+	caller.Everything = slices.Contains(m.Everything, id)
+	return caller, nil
 }

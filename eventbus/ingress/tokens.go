@@ -11,8 +11,6 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
 // How long the answer of a TokenReview counts, and how many are remembered.
@@ -29,7 +27,8 @@ type TokenReviewer interface {
 
 // Tokens knows callers by a service-account token in the Authorization header.
 type Tokens struct {
-	reviewer TokenReviewer
+	reviewer   TokenReviewer
+	publishers Publishers
 
 	mu    sync.Mutex
 	known map[[sha256.Size]byte]verdict
@@ -41,9 +40,9 @@ type verdict struct {
 	until  time.Time
 }
 
-// NewTokens returns an authorizer that asks reviewer.
-func NewTokens(reviewer TokenReviewer) *Tokens {
-	return &Tokens{reviewer: reviewer, known: map[[sha256.Size]byte]verdict{}}
+// NewTokens returns an authorizer that asks reviewer. publishers may be nil.
+func NewTokens(reviewer TokenReviewer, publishers Publishers) *Tokens {
+	return &Tokens{reviewer: reviewer, publishers: publishers, known: map[[sha256.Size]byte]verdict{}}
 }
 
 // Authorize implements [Authorizer].
@@ -72,7 +71,7 @@ func (t *Tokens) Authorize(r *http.Request) (Caller, error) {
 	}
 	v = verdict{err: ErrUnauthenticated, until: now.Add(tokenTTL)}
 	if review.Status.Authenticated {
-		v.caller, v.err = serviceAccount(review.Status.User.Username)
+		v.caller, v.err = serviceAccount(review.Status.User.Username, t.publishers)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -83,15 +82,11 @@ func (t *Tokens) Authorize(r *http.Request) (Caller, error) {
 	return v.caller, v.err
 }
 
-func serviceAccount(user string) (Caller, error) {
+func serviceAccount(user string, publishers Publishers) (Caller, error) {
 	rest, ok := strings.CutPrefix(user, "system:serviceaccount:")
 	namespace, name, cut := strings.Cut(rest, ":")
 	if !ok || !cut {
 		return Caller{}, ErrUnauthenticated
 	}
-	return Caller{
-		Name:         user,
-		Source:       v1alpha1.LambdaSource(namespace, name),
-		Applications: namespace == v1alpha1.SystemNamespace && name == v1alpha1.ServiceAccountConnector,
-	}, nil
+	return workload(user, namespace, name, publishers), nil
 }

@@ -247,22 +247,3 @@ func (d *Dispatcher) Info(ctx context.Context, uid string) (event.ConsumerInfo, 
 	_, consumer := r.current()
 	return consumer.Info(ctx)
 }
-
-// Subscribed returns the type patterns that subscriptions ask of a source, each
-// once.
-func (d *Dispatcher) Subscribed(source string) []string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var patterns []string
-	seen := map[string]bool{}
-	for _, r := range d.runners {
-		sub, _ := r.current()
-		for _, s := range sub.Selectors {
-			if s.Source == source && !seen[s.Type] {
-				seen[s.Type] = true
-				patterns = append(patterns, s.Type)
-			}
-		}
-	}
-	return patterns
-}

@@ -57,7 +57,9 @@ func (b *broker) put(d *delivery) {
 	b.changed = make(chan struct{})
 }
 
-func (b *broker) Subscribe(context.Context, event.ConsumerSpec) (event.Consumer, error) { return b, nil }
+func (b *broker) Subscribe(context.Context, event.ConsumerSpec) (event.Consumer, error) {
+	return b, nil
+}
 
 func (b *broker) Unsubscribe(_ context.Context, name string) error {
 	b.removed = append(b.removed, name)

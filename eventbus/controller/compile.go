@@ -1,0 +1,121 @@
+package controller
+
+import (
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
+	"github.com/lambdamesh/lambdamesh/eventbus/push"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+)
+
+// Defaults of the API, for objects that were stored before a field had one.
+const (
+	defaultTimeout     = 30 * time.Second
+	defaultMaxInFlight = 100
+	defaultMaxAttempts = 10
+	defaultMinBackoff  = time.Second
+	defaultMaxBackoff  = 5 * time.Minute
+	defaultMaxAge      = 24 * time.Hour
+)
+
+// compile turns the parts of a Subscription that need no other object into what
+// the dispatcher takes. It fails with a [*refusal] for what this version does
+// not do.
+func compile(sub *v1alpha1.Subscription) (push.Subscription, error) {
+	delivery := sub.Spec.Delivery
+	if delivery.OrderBy != "" {
+		return push.Subscription{}, refuse(v1alpha1.ReasonNotSupported, "delivery.orderBy is not supported yet: remove it")
+	}
+	if len(sub.Spec.Filters) > 0 {
+		return push.Subscription{}, refuse(v1alpha1.ReasonNotSupported, "filters are not supported yet: remove them")
+	}
+	retry := delivery.Retry
+	wanted := push.Subscription{
+		UID:         string(sub.UID),
+		Namespace:   sub.Namespace,
+		Name:        sub.Name,
+		Created:     sub.CreationTimestamp.Time,
+		Start:       start(sub.Spec.Start),
+		Format:      push.Format(or(string(delivery.Format), string(push.Binary))),
+		Timeout:     duration(delivery.Timeout, defaultTimeout),
+		MaxInFlight: number(delivery.MaxInFlight, defaultMaxInFlight),
+		Retry: push.Retry{
+			MaxAttempts: number(retry.MaxAttempts, defaultMaxAttempts),
+			MinBackoff:  duration(retry.MinBackoff, defaultMinBackoff),
+			MaxBackoff:  duration(retry.MaxBackoff, defaultMaxBackoff),
+			MaxAge:      duration(retry.MaxAge, defaultMaxAge),
+		},
+	}
+	if wanted.Retry.MaxBackoff < wanted.Retry.MinBackoff {
+		wanted.Retry.MaxBackoff = wanted.Retry.MinBackoff
+	}
+	return wanted, nil
+}
+
+func start(s *v1alpha1.Start) event.Start {
+	switch {
+	case s == nil:
+		return event.Start{}
+	case s.Time != nil:
+		return event.Start{Time: s.Time.Time}
+	case s.Sequence != nil:
+		return event.Start{Sequence: uint64(max(1, *s.Sequence))}
+	}
+	return event.Start{Earliest: s.From == "earliest"}
+}
+
+func or(value, fallback string) string {
+	if value == "" {
+		return fallback
+	}
+	return value
+}
+
+func duration(value *metav1.Duration, fallback time.Duration) time.Duration {
+	if value == nil {
+		return fallback
+	}
+	return value.Duration
+}
+
+func number(value *int32, fallback int) int {
+	if value == nil {
+		return fallback
+	}
+	return int(*value)
+}
+
+// bases holds what the counters of each Subscription were when this process
+// first saw it; the dispatcher counts from zero.
+type bases struct {
+	mu    sync.Mutex
+	first map[types.UID]v1alpha1.SubscriptionStatus
+}
+
+func (b *bases) of(sub *v1alpha1.Subscription) v1alpha1.SubscriptionStatus {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.first == nil {
+		b.first = map[types.UID]v1alpha1.SubscriptionStatus{}
+	}
+	base, ok := b.first[sub.UID]
+	if !ok {
+		base = v1alpha1.SubscriptionStatus{
+			Delivered:    sub.Status.Delivered,
+			Redelivered:  sub.Status.Redelivered,
+			DeadLettered: sub.Status.DeadLettered,
+		}
+		b.first[sub.UID] = base
+	}
+	return base
+}
+
+func (b *bases) forget(id types.UID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.first, id)
+}

@@ -1,0 +1,292 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	kubeevent "sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
+	"github.com/lambdamesh/lambdamesh/eventbus/push"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/reconcile"
+)
+
+// Finalizer keeps a Subscription until its durable consumer is deleted.
+const Finalizer = v1alpha1.Group + "/event-consumer"
+
+// Reasons of conditions that only this controller gives.
+const (
+	ReasonSubscribed        = "Subscribed"
+	ReasonBrokerUnavailable = "BrokerUnavailable"
+	ReasonResolved          = "Resolved"
+	ReasonDelivering        = "Delivering"
+	ReasonPaused            = "Paused"
+	ReasonNotDispatched     = "NotDispatched"
+	ReasonPushFailing       = "PushFailing"
+)
+
+const (
+	// brokerRetry is when a subscription is tried again that the broker did not
+	// take.
+	brokerRetry = 2 * time.Second
+	// refresh is how often the backlog of a subscription is counted anew while
+	// it may change without the dispatcher's doing.
+	refresh = 5 * time.Second
+)
+
+// Dispatcher is what pushes events; *push.Dispatcher is one.
+type Dispatcher interface {
+	Set(ctx context.Context, sub push.Subscription) error
+	Hold(uid string)
+	Remove(ctx context.Context, uid string) error
+	Stats(uid string) (push.Stats, bool)
+	Info(ctx context.Context, uid string) (event.ConsumerInfo, error)
+}
+
+// Changes tells the controller of Subscriptions whose stats changed.
+type Changes chan kubeevent.GenericEvent
+
+// NewChanges makes an empty one.
+func NewChanges() Changes { return make(Changes, 1024) }
+
+// Report is for [push.Config.Changed]. It never blocks: a report that does not
+// fit is replaced by the next one.
+func (c Changes) Report(namespace, name string) {
+	sub := &v1alpha1.Subscription{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
+	select {
+	case c <- kubeevent.GenericEvent{Object: sub}:
+	default:
+	}
+}
+
+// Reconciler reconciles Subscriptions.
+type Reconciler struct {
+	client     client.Client
+	dispatcher Dispatcher
+	policy     URLPolicy
+	bases      bases
+}
+
+// Register adds the controller to a manager.
+func Register(mgr ctrl.Manager, dispatcher Dispatcher, policy URLPolicy, changes Changes) error {
+	r := &Reconciler{client: mgr.GetClient(), dispatcher: dispatcher, policy: policy}
+	skipNameValidation := true // several buses may live in one test process
+	err := ctrl.NewControllerManagedBy(mgr).
+		Named("subscription").
+		For(&v1alpha1.Subscription{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&v1alpha1.Lambda{}, handler.EnqueueRequestsFromMapFunc(r.inNamespace)).
+		Watches(&corev1.Service{}, handler.EnqueueRequestsFromMapFunc(r.inNamespace)).
+		Watches(&v1alpha1.ApplicationBinding{}, handler.EnqueueRequestsFromMapFunc(r.inNamespace)).
+		Watches(&v1alpha1.EventGrant{}, handler.EnqueueRequestsFromMapFunc(r.granted)).
+		WatchesRawSource(source.Channel(changes, &handler.EnqueueRequestForObject{})).
+		WithOptions(controller.Options{MaxConcurrentReconciles: 4, SkipNameValidation: &skipNameValidation}).
+		Complete(r)
+	if err != nil {
+		return fmt.Errorf("subscription controller: %w", err)
+	}
+	return nil
+}
+
+// inNamespace asks for all Subscriptions in the namespace of an object.
+func (r *Reconciler) inNamespace(ctx context.Context, obj client.Object) []ctrl.Request {
+	return r.requests(ctx, obj.GetNamespace())
+}
+
+// granted asks for all Subscriptions in the namespaces of an EventGrant.
+func (r *Reconciler) granted(ctx context.Context, obj client.Object) []ctrl.Request {
+	grant, ok := obj.(*v1alpha1.EventGrant)
+	if !ok {
+		return nil
+	}
+	var all []ctrl.Request
+	for _, namespace := range grant.Spec.Namespaces {
+		all = append(all, r.requests(ctx, namespace)...)
+	}
+	return all
+}
+
+func (r *Reconciler) requests(ctx context.Context, namespace string) []ctrl.Request {
+	var subs v1alpha1.SubscriptionList
+	if err := r.client.List(ctx, &subs, client.InNamespace(namespace)); err != nil {
+		ctrl.LoggerFrom(ctx).Error(err, "listing subscriptions failed", "namespace", namespace)
+		return nil
+	}
+	requests := make([]ctrl.Request, len(subs.Items))
+	for i := range subs.Items {
+		requests[i] = ctrl.Request{NamespacedName: client.ObjectKeyFromObject(&subs.Items[i])}
+	}
+	return requests
+}
+
+// Reconcile brings the dispatcher and the status of one Subscription up to date.
+func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
+	var sub v1alpha1.Subscription
+	if err := r.client.Get(ctx, request.NamespacedName, &sub); err != nil {
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	if !sub.DeletionTimestamp.IsZero() {
+		return ctrl.Result{}, r.finalize(ctx, &sub)
+	}
+	if !controllerutil.ContainsFinalizer(&sub, Finalizer) {
+		before := sub.DeepCopy()
+		controllerutil.AddFinalizer(&sub, Finalizer)
+		if err := r.client.Patch(ctx, &sub, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+			return ctrl.Result{}, fmt.Errorf("add a finalizer to subscription %s: %w", request, client.IgnoreNotFound(err))
+		}
+	}
+
+	before := sub.DeepCopy()
+	result, err := r.dispatch(ctx, &sub)
+	r.count(ctx, &sub)
+	if sub.Status.Pending > 0 && result.RequeueAfter == 0 {
+		result.RequeueAfter = refresh
+	}
+	reconcile.Summarize(&sub, v1alpha1.ConditionSubscribed, v1alpha1.ConditionSinkReady, v1alpha1.ConditionDelivering)
+	return result, errors.Join(err, reconcile.PatchStatus(ctx, r.client, before, &sub))
+}
+
+// finalize deletes the consumer, and with it the backlog.
+func (r *Reconciler) finalize(ctx context.Context, sub *v1alpha1.Subscription) error {
+	if !controllerutil.ContainsFinalizer(sub, Finalizer) {
+		return nil
+	}
+	if err := r.dispatcher.Remove(ctx, string(sub.UID)); err != nil {
+		return fmt.Errorf("delete the consumer of subscription %s/%s: %w", sub.Namespace, sub.Name, err)
+	}
+	r.bases.forget(sub.UID)
+	before := sub.DeepCopy()
+	controllerutil.RemoveFinalizer(sub, Finalizer)
+	return client.IgnoreNotFound(r.client.Patch(ctx, sub, client.MergeFrom(before)))
+}
+
+// dispatch tells the dispatcher what to push, and sets the conditions.
+func (r *Reconciler) dispatch(ctx context.Context, sub *v1alpha1.Subscription) (ctrl.Result, error) {
+	wanted, err := compile(sub)
+	if err != nil {
+		return ctrl.Result{}, r.refused(sub, v1alpha1.ConditionSubscribed, err)
+	}
+	wanted.Selectors, err = selectors(ctx, r.client, sub)
+	if err != nil {
+		return ctrl.Result{}, r.refused(sub, v1alpha1.ConditionSubscribed, err)
+	}
+	if err := r.sinks(ctx, sub, &wanted); err != nil {
+		return ctrl.Result{}, err
+	}
+	if err := r.dispatcher.Set(ctx, wanted); err != nil {
+		if errors.Is(err, event.ErrUnavailable) {
+			reconcile.False(sub, v1alpha1.ConditionSubscribed, ReasonBrokerUnavailable, "the broker is not available; trying again")
+			reconcile.False(sub, v1alpha1.ConditionDelivering, ReasonBrokerUnavailable, "the broker is not available; trying again")
+			return ctrl.Result{RequeueAfter: brokerRetry}, nil
+		}
+		return ctrl.Result{}, err
+	}
+	reconcile.True(sub, v1alpha1.ConditionSubscribed, ReasonSubscribed, "events that are accepted from now on are kept for this subscription")
+	if wanted.Hold {
+		return ctrl.Result{RequeueAfter: refresh}, nil // its backlog grows unseen
+	}
+	return ctrl.Result{}, nil
+}
+
+// sinks resolves the sinks and decides whether to dispatch.
+func (r *Reconciler) sinks(ctx context.Context, sub *v1alpha1.Subscription, wanted *push.Subscription) error {
+	sink, err := resolveSink(ctx, r.client, r.policy, sub.Namespace, sub.Spec.Sink)
+	if err == nil && sub.Spec.Delivery.DeadLetter != nil {
+		var dead push.Sink
+		dead, err = resolveSink(ctx, r.client, r.policy, sub.Namespace, sub.Spec.Delivery.DeadLetter.Sink)
+		wanted.DeadLetter = &dead
+		if refused, ok := errors.AsType[*refusal](err); ok {
+			err = refuse(refused.reason, "delivery.deadLetter: %s", refused.message)
+		}
+	}
+	refused, isRefusal := errors.AsType[*refusal](err)
+	switch {
+	case isRefusal:
+		wanted.Hold = true
+		reconcile.False(sub, v1alpha1.ConditionSinkReady, refused.reason, refused.message)
+		reconcile.False(sub, v1alpha1.ConditionDelivering, ReasonNotDispatched, "events wait until the sink is ready")
+		return nil
+	case err != nil:
+		return err
+	}
+	wanted.Sink = sink
+	reconcile.True(sub, v1alpha1.ConditionSinkReady, ReasonResolved, "events are pushed to "+sink.URL)
+	if sub.Spec.Paused {
+		wanted.Hold = true
+		reconcile.False(sub, v1alpha1.ConditionDelivering, ReasonPaused, "spec.paused is true; events wait")
+	}
+	return nil
+}
+
+// refused keeps the position, dispatches nothing and says why.
+func (r *Reconciler) refused(sub *v1alpha1.Subscription, condition string, err error) error {
+	why, ok := errors.AsType[*refusal](err)
+	if !ok {
+		return err
+	}
+	r.dispatcher.Hold(string(sub.UID))
+	reconcile.False(sub, condition, why.reason, why.message)
+	for _, other := range []string{v1alpha1.ConditionSinkReady, v1alpha1.ConditionDelivering} {
+		reconcile.False(sub, other, ReasonNotDispatched, "the subscription is refused: "+why.message)
+	}
+	return nil
+}
+
+// count writes the counters and, where dispatching decides it, Delivering.
+func (r *Reconciler) count(ctx context.Context, sub *v1alpha1.Subscription) {
+	stats, ok := r.dispatcher.Stats(string(sub.UID))
+	if !ok {
+		return
+	}
+	base := r.bases.of(sub)
+	status := &sub.Status
+	status.Delivered = base.Delivered + stats.Delivered
+	status.Redelivered = base.Redelivered + stats.Redelivered
+	status.DeadLettered = base.DeadLettered + stats.DeadLettered
+	if stats.LastError != "" {
+		status.LastError = stats.LastError
+	}
+	status.OldestPending = nil
+	if !stats.Oldest.IsZero() {
+		oldest := metav1.NewTime(stats.Oldest)
+		status.OldestPending = &oldest
+	}
+	// A broker that is away has its own condition; the last figures stay.
+	if info, err := r.dispatcher.Info(ctx, string(sub.UID)); err == nil {
+		status.Pending, status.InFlight = int64(info.Pending), int64(info.Unacknowledged)
+	}
+	if held(sub) {
+		return
+	}
+	if stats.Failing {
+		reconcile.False(sub, v1alpha1.ConditionDelivering, ReasonPushFailing, stats.LastError)
+		return
+	}
+	reconcile.True(sub, v1alpha1.ConditionDelivering, ReasonDelivering, "")
+}
+
+// held reports whether this generation's conditions say that nothing is
+// dispatched.
+func held(sub *v1alpha1.Subscription) bool {
+	for _, c := range sub.Status.Conditions {
+		if c.Status == metav1.ConditionTrue {
+			continue
+		}
+		if c.Type == v1alpha1.ConditionSubscribed || c.Type == v1alpha1.ConditionSinkReady {
+			return true
+		}
+	}
+	return sub.Spec.Paused
+}

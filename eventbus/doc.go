@@ -1,0 +1,12 @@
+// Package eventbus puts the Event Bus together: events come in over HTTP, are
+// stored before they are accepted, and are pushed to the sinks of Subscriptions
+// until each was delivered or lies in the dead-letter store.
+//
+//	HTTP -> ingress -> stream (JetStream) -> push -> HTTP
+//	                      ^                   ^
+//	                  natsserver          controller <- Subscription, ApplicationBinding, EventGrant
+//	                  (embedded)
+//
+// What may enter: wiring. `cmd/eventbus` and `lambdamesh dev` both build the bus
+// with [New], from other listeners and with another NATS.
+package eventbus

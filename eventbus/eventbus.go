@@ -1,0 +1,305 @@
+package eventbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/admin"
+	"github.com/lambdamesh/lambdamesh/eventbus/controller"
+	"github.com/lambdamesh/lambdamesh/eventbus/ingress"
+	"github.com/lambdamesh/lambdamesh/eventbus/push"
+	"github.com/lambdamesh/lambdamesh/eventbus/stream"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/component"
+	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
+	"github.com/lambdamesh/lambdamesh/pkg/kube"
+	"github.com/lambdamesh/lambdamesh/pkg/targets"
+	"github.com/lambdamesh/lambdamesh/pkg/telemetry"
+)
+
+const (
+	// readTimeout is how long a publisher may take to send its request.
+	readTimeout = 30 * time.Second
+	// maxIdlePerSink keeps connections to a busy sink open.
+	maxIdlePerSink = 256
+)
+
+// Config of a bus. The stream must name a NATS, and at least one listener must
+// be there to publish on; the rest has defaults.
+type Config struct {
+	// Stream says where events are kept.
+	Stream stream.Config
+
+	// MeshListener takes publishers whose identity their sidecar proved. Nothing
+	// but the bus's own sidecar may reach it.
+	MeshListener net.Listener
+	// TokenListener takes publishers with a service-account token.
+	TokenListener net.Listener
+	// OpenListener takes everybody and every source; for loopback.
+	OpenListener net.Listener
+	// OpenHosts are names the open and the open admin listener answer to besides
+	// localhost.
+	OpenHosts []string
+	// AdminListener serves health, metrics and administration.
+	AdminListener net.Listener
+	// AdminOpen admits everybody who reaches AdminListener, guarded against
+	// browsers; otherwise callers need a token that the API server allows.
+	AdminOpen bool
+
+	// MeshProxyURL is the HTTP proxy listener of the bus's sidecar, through which
+	// sinks in the mesh are reached. Empty where traffic is captured (Istio).
+	MeshProxyURL string
+	// Targets decides which URIs may be sinks; default public addresses only.
+	Targets *targets.Policy
+	// TrustDomain of the mesh; default cluster.local.
+	TrustDomain string
+	// MeshPublishers are SPIFFE IDs that may publish any source.
+	MeshPublishers []string
+
+	// REST reaches the API server. Without it there is no controller, and
+	// subscriptions are set on [Bus.Dispatcher].
+	REST *rest.Config
+	// LeaderElection lets one of several replicas dispatch; all take events.
+	LeaderElection bool
+
+	// DrainTimeout is how long requests and pushes in flight may take at the
+	// stop, each; default 15 s.
+	DrainTimeout time.Duration
+	// Registry takes and serves the metrics; default one of the bus's own.
+	Registry *prometheus.Registry
+	Log      *slog.Logger // default slog.Default
+}
+
+// Defaults fills in what is not set.
+func (c Config) Defaults() (Config, error) {
+	if c.TrustDomain == "" {
+		c.TrustDomain = v1alpha1.DefaultTrustDomain
+	}
+	if c.DrainTimeout <= 0 {
+		c.DrainTimeout = 15 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.Registry == nil {
+		c.Registry = telemetry.Registry()
+	}
+	if c.Stream.Logger == nil {
+		c.Stream.Logger = c.Log
+	}
+	c.Stream = c.Stream.Defaults()
+	if c.Targets == nil {
+		policy, err := targets.New(targets.Config{})
+		if err != nil {
+			return c, fmt.Errorf("event bus: %w", err)
+		}
+		c.Targets = policy
+	}
+	return c, nil
+}
+
+// Validate names every wrong setting.
+func (c Config) Validate() error {
+	errs := []error{c.Stream.Validate()}
+	if c.MeshListener == nil && c.TokenListener == nil && c.OpenListener == nil {
+		errs = append(errs, errors.New("event bus: no listener to publish on"))
+	}
+	if c.TokenListener != nil && c.REST == nil {
+		errs = append(errs, errors.New("event bus: tokens can only be checked with an API server"))
+	}
+	if c.AdminListener != nil && !c.AdminOpen && c.REST == nil {
+		errs = append(errs, errors.New("event bus: the admin port can only be guarded with an API server"))
+	}
+	if c.MeshProxyURL != "" {
+		if u, err := url.Parse(c.MeshProxyURL); err != nil || u.Scheme != "http" || u.Host == "" {
+			errs = append(errs, fmt.Errorf("event bus: mesh proxy URL %q must be like http://127.0.0.1:15001", c.MeshProxyURL))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Bus is an event bus. It is a component.
+type Bus struct {
+	*component.Group
+	store      *stream.Store
+	dispatcher *push.Dispatcher
+}
+
+// Store is where the bus keeps its events.
+func (b *Bus) Store() *stream.Store { return b.store }
+
+// Dispatcher pushes events; without an API server subscriptions are set here.
+func (b *Bus) Dispatcher() *push.Dispatcher { return b.dispatcher }
+
+// New builds a bus from config; Run starts it.
+func New(config Config) (*Bus, error) {
+	config, err := config.Defaults()
+	if err != nil {
+		return nil, err
+	}
+	if err := config.Validate(); err != nil {
+		return nil, err
+	}
+	b := &Bus{}
+	if b.store, err = stream.New(config.Stream); err != nil {
+		return nil, err
+	}
+	changes := controller.NewChanges()
+	b.dispatcher = push.New(push.Config{
+		Source:       b.store,
+		DeadLetters:  b.store,
+		Mesh:         meshTransport(config.MeshProxyURL),
+		Direct:       config.Targets.Transport(targets.ClientOptions{}),
+		Changed:      changes.Report,
+		DrainTimeout: config.DrainTimeout,
+		ExtendEvery:  config.Stream.AckWait / 3,
+		Metrics:      push.NewMetrics(config.Registry),
+		Log:          config.Log,
+	})
+
+	var publishers ingress.Publishers
+	var subscribed func(string) []string
+	var kubeClient kubernetes.Interface
+	var parts []component.Component
+	if config.REST != nil {
+		mgr, err := newManager(config)
+		if err != nil {
+			return nil, err
+		}
+		if err := controller.Register(mgr, b.dispatcher, config.Targets, changes); err != nil {
+			return nil, err
+		}
+		publishers, subscribed = controller.Publishers(mgr.GetClient()), controller.Subscribed(mgr.GetClient())
+		if kubeClient, err = kubernetes.NewForConfig(config.REST); err != nil {
+			return nil, fmt.Errorf("event bus: %w", err)
+		}
+		parts = append(parts, managerComponent(mgr))
+	}
+
+	// Started first, stopped last: health is told from the beginning, and the
+	// store is there as long as anybody uses it.
+	all := []component.Component{}
+	if config.AdminListener != nil {
+		all = append(all, b.adminServer(config, kubeClient))
+	}
+	all = append(all, b.store, b.dispatcher)
+	all = append(all, parts...)
+	all = append(all, b.publishServers(config, kubeClient, publishers, subscribed)...)
+	b.Group = component.NewGroup("eventbus", component.GroupConfig{}, all...)
+	return b, nil
+}
+
+func meshTransport(proxy string) http.RoundTripper {
+	t := &http.Transport{
+		MaxIdleConnsPerHost: maxIdlePerSink,
+		IdleConnTimeout:     90 * time.Second,
+		DisableCompression:  true,
+		DialContext:         (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+	}
+	if proxy != "" {
+		// Validated to be a URL.
+		t.Proxy = func(*http.Request) (*url.URL, error) { return url.Parse(proxy) }
+	}
+	return t
+}
+
+func newManager(config Config) (ctrl.Manager, error) {
+	scheme, err := kube.Scheme()
+	if err != nil {
+		return nil, fmt.Errorf("event bus: %w", err)
+	}
+	mgr, err := ctrl.NewManager(config.REST, ctrl.Options{
+		Scheme:                        scheme,
+		Logger:                        telemetry.Logr(config.Log),
+		Metrics:                       metricsserver.Options{BindAddress: "0"},
+		HealthProbeBindAddress:        "0",
+		LeaderElection:                config.LeaderElection,
+		LeaderElectionID:              "eventbus." + v1alpha1.Group,
+		LeaderElectionNamespace:       v1alpha1.SystemNamespace,
+		LeaderElectionReleaseOnCancel: true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("event bus: %w", err)
+	}
+	return mgr, nil
+}
+
+// managerComponent is ready when the manager's caches are.
+func managerComponent(mgr ctrl.Manager) component.Component {
+	return component.New("eventbus-controller", func(ctx context.Context, ready func()) error {
+		go func() {
+			if mgr.GetCache().WaitForCacheSync(ctx) {
+				ready()
+			}
+		}()
+		return mgr.Start(ctx)
+	})
+}
+
+func (b *Bus) adminServer(config Config, client kubernetes.Interface) component.Component {
+	settings := admin.Config{
+		DeadLetters: b.store,
+		Ready:       func(context.Context) error { return b.ready() },
+		Metrics:     config.Registry,
+	}
+	if !config.AdminOpen {
+		settings.Authorize = admin.KubernetesAccess(client)
+	}
+	handler := admin.New(settings)
+	if config.AdminOpen {
+		handler = httpserver.BrowserGuard(httpserver.GuardConfig{Hosts: config.OpenHosts}, handler)
+	}
+	return httpserver.New(httpserver.Config{
+		Name: "eventbus-admin", Listener: config.AdminListener, Handler: handler, Log: config.Log,
+		ReadTimeout: readTimeout, DrainTimeout: config.DrainTimeout,
+	})
+}
+
+// ready is nil when every part has started and events can be stored.
+func (b *Bus) ready() error {
+	select {
+	case <-b.Ready():
+		return b.store.Check()
+	default:
+		return errors.New("starting")
+	}
+}
+
+func (b *Bus) publishServers(config Config, client kubernetes.Interface, publishers ingress.Publishers, subscribed func(string) []string) []component.Component {
+	metrics := ingress.NewMetrics(config.Registry)
+	var servers []component.Component
+	serve := func(name string, listener net.Listener, authorizer ingress.Authorizer, guard func(http.Handler) http.Handler) {
+		if listener == nil {
+			return
+		}
+		handler := guard(ingress.New(ingress.Config{
+			Publisher: b.store, Authorizer: authorizer, Subscribed: subscribed, Metrics: metrics, Log: config.Log,
+		}))
+		servers = append(servers, httpserver.New(httpserver.Config{
+			Name: name, Listener: listener, Handler: handler, Log: config.Log,
+			ReadTimeout: readTimeout, DrainTimeout: config.DrainTimeout,
+		}))
+	}
+	none := func(next http.Handler) http.Handler { return next }
+	serve("eventbus-mesh", config.MeshListener,
+		ingress.Mesh{TrustDomain: config.TrustDomain, Everything: config.MeshPublishers, Publishers: publishers}, none)
+	if config.TokenListener != nil {
+		serve("eventbus-token", config.TokenListener, ingress.NewTokens(client.AuthenticationV1().TokenReviews(), publishers), none)
+	}
+	serve("eventbus-open", config.OpenListener, ingress.Open{}, func(next http.Handler) http.Handler {
+		return httpserver.BrowserGuard(httpserver.GuardConfig{Hosts: config.OpenHosts}, next)
+	})
+	return servers
+}
