@@ -30,6 +30,9 @@ const (
 	etcdGrace        = 10 * time.Second
 	apiServerGrace   = 15 * time.Second
 	controllersGrace = 5 * time.Second
+	// All end at once when we are gone. etcd needs a moment; what it has
+	// acknowledged is on disk anyway. The others can do nothing without it.
+	orphanGrace = 2 * time.Second
 
 	// A child that ends this often in a row, each time within restartStable, is
 	// broken rather than unlucky.
@@ -104,7 +107,7 @@ func (r *running) child(name string, grace time.Duration, args func(context.Cont
 ) component.Component {
 	return component.New(name, func(ctx context.Context, ready func()) error {
 		r.wait(name)
-		r.Log.InfoContext(ctx, "starting "+name, "log", r.logFile(name))
+		r.Log.InfoContext(ctx, "starting", "component", name, "log", r.logFile(name))
 		ctx, fail := context.WithCancelCause(ctx)
 		defer fail(nil)
 		go func() {
@@ -128,7 +131,7 @@ func (r *running) child(name string, grace time.Duration, args func(context.Cont
 				out := output(log)
 				return process.Spec{
 					Name: name, Path: r.binary(name), Args: arguments, Dir: r.runDir(),
-					Stdout: out, Stderr: out, Grace: grace,
+					Stdout: out, Stderr: out, Grace: grace, OrphanGrace: orphanGrace,
 				}, nil
 			},
 			Min: restartMin, Max: restartMax, Stable: restartStable, Failures: restartFailures,
@@ -138,7 +141,7 @@ func (r *running) child(name string, grace time.Duration, args func(context.Cont
 				}
 			},
 			OnFailure: func(err error, pause time.Duration) {
-				r.Log.WarnContext(ctx, name+" ended and is started again", "error", err, "pause", pause)
+				r.Log.WarnContext(ctx, "it ended and is started again", "component", name, "error", err, "pause", pause)
 			},
 		}.Run(ctx)
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
@@ -153,18 +156,42 @@ func (r *running) child(name string, grace time.Duration, args func(context.Cont
 
 func plain(log io.Writer) io.Writer { return log }
 
-func (r *running) etcd() component.Component {
-	serving := make(chan struct{})
-	var once sync.Once
-	// The socket's path may be too long for us to connect, so its log tells.
-	output := func(log io.Writer) io.Writer {
-		return writerFunc(func(line []byte) (int, error) {
-			if bytes.Contains(line, []byte(`"ready to serve client requests"`)) {
-				once.Do(func() { close(serving) })
-			}
-			return log.Write(line)
-		})
+// said is closed when a child has logged a text. A child that cannot be asked
+// whether it is ready is taken at its word.
+type said struct {
+	text []byte
+	once sync.Once
+	done chan struct{}
+}
+
+func says(text string) *said { return &said{text: []byte(text), done: make(chan struct{})} }
+
+// tee returns a writer to log that looks for the text.
+func (s *said) tee(log io.Writer) io.Writer {
+	return writerFunc(func(line []byte) (int, error) {
+		if bytes.Contains(line, s.text) {
+			s.once.Do(func() { close(s.done) })
+		}
+		return log.Write(line)
+	})
+}
+
+func (s *said) wait(ctx context.Context) error {
+	select {
+	case <-s.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(data []byte) (int, error) { return f(data) }
+
+func (r *running) etcd() component.Component {
+	// The path of its socket may be too long for us to connect.
+	serving := says(`"ready to serve client requests"`)
 	args := func(context.Context) ([]string, error) {
 		return []string{
 			"--name=lambdamesh",
@@ -176,19 +203,8 @@ func (r *running) etcd() component.Component {
 			"--initial-cluster=lambdamesh=" + etcdPeerSocket,
 		}, nil
 	}
-	return r.child("etcd", etcdGrace, args, output, func(ctx context.Context) error {
-		select {
-		case <-serving:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	})
+	return r.child("etcd", etcdGrace, args, serving.tee, serving.wait)
 }
-
-type writerFunc func([]byte) (int, error)
-
-func (f writerFunc) Write(data []byte) (int, error) { return f(data) }
 
 func (r *running) apiServer() component.Component {
 	args := func(ctx context.Context) ([]string, error) {
@@ -284,6 +300,9 @@ func (r *running) publish() error {
 
 // controllers is the component of kube-controller-manager.
 func (r *running) controllers() component.Component {
+	// It listens nowhere. That it has listed all objects may take seconds more;
+	// its controllers work from state, so nobody needs to wait for that.
+	started := says(`"Starting controller" controller="garbagecollector"`)
 	args := func(context.Context) ([]string, error) {
 		return []string{
 			"--controllers=garbage-collector-controller,namespace-controller,serviceaccount-controller",
@@ -300,6 +319,9 @@ func (r *running) controllers() component.Component {
 		}, nil
 	}
 	wait := func(ctx context.Context) error {
+		if err := started.wait(ctx); err != nil {
+			return err
+		}
 		client, err := kubernetes.NewForConfig(r.admin())
 		if err != nil {
 			return err
@@ -309,7 +331,7 @@ func (r *running) controllers() component.Component {
 			return err
 		})
 	}
-	return r.child("kube-controller-manager", controllersGrace, args, plain, wait)
+	return r.child("kube-controller-manager", controllersGrace, args, started.tee, wait)
 }
 
 // choosePort returns the configured port if it is free, else, if any will do,

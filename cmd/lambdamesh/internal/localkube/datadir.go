@@ -18,8 +18,8 @@ import (
 
 const (
 	// leftoverWait is how long a start waits for the children of a run that was
-	// killed; their watchers end them within the grace periods below.
-	leftoverWait = 20 * time.Second
+	// killed; their watchers kill them after orphanGrace.
+	leftoverWait = 5 * orphanGrace
 	pollInterval = 25 * time.Millisecond
 )
 

@@ -78,7 +78,7 @@ func (c *ControlPlane) run(ctx context.Context, ready func()) error {
 
 	group := component.NewGroup("kubernetes", component.GroupConfig{
 		OnReady: func(name string, elapsed time.Duration) {
-			config.Log.InfoContext(ctx, name+" is ready", "elapsed", elapsed.Round(time.Millisecond))
+			config.Log.InfoContext(ctx, "ready", "component", name, "elapsed", elapsed.Round(time.Millisecond))
 		},
 	}, r.etcd(), r.apiServer(), r.definitions(), r.controllers())
 
@@ -203,7 +203,7 @@ func (r *running) until(ctx context.Context, what string, check func(context.Con
 // comes before the controllers, whose garbage collector would only find new
 // kinds after half a minute.
 func (r *running) definitions() component.Component {
-	return component.New("CustomResourceDefinitions", func(ctx context.Context, ready func()) error {
+	return component.New("custom resource definitions", func(ctx context.Context, ready func()) error {
 		client, err := kubernetes.NewForConfig(r.admin())
 		if err != nil {
 			return err

@@ -38,7 +38,7 @@ const parentDir = "LOCALKUBE_TEST_PARENT_DIR"
 func TestMain(m *testing.M) {
 	process.WatcherMain()
 	if dir := os.Getenv(parentDir); dir != "" {
-		c, err := localkube.New(localkube.Config{DataDir: dir, BinDir: os.Getenv("BIN_DIR")})
+		c, err := localkube.New(localkube.Config{DataDir: dir, BinDir: os.Getenv("BIN_DIR"), CRDs: crdTrees()})
 		if err == nil {
 			go func() { <-c.Ready(); fmt.Println("ready") }()
 			err = c.Run(context.Background())
@@ -298,7 +298,12 @@ func TestNothingIsLeftOfAKilledRun(t *testing.T) {
 	_ = parent.Wait()
 
 	// The next start waits for them by itself.
-	r := start(t, config(t, dir))
+	c := config(t, dir)
+	var log bytes.Buffer
+	c.Log = slog.New(slog.NewTextHandler(&log, nil))
+	r := start(t, c)
+	require.Contains(t, log.String(), "waiting for a process of the last run to end")
+	require.NotContains(t, log.String(), "started again")
 	for _, pid := range pids {
 		require.ErrorIs(t, syscall.Kill(-pid, 0), syscall.ESRCH)
 	}
