@@ -23,7 +23,7 @@ type Config struct {
 	// BinDir holds etcd, kube-apiserver and kube-controller-manager; empty means
 	// DefaultBinDir.
 	BinDir string
-	// Address is where the API server listens; it must be loopback. Port 0 means
+	// Address is where the API server listens; it must be IPv4 loopback. Port 0 means
 	// the port of the last start if it is free, else any. Empty means 127.0.0.1:0.
 	Address string
 	// CRDs are trees of files with CustomResourceDefinitions to install.
@@ -55,6 +55,9 @@ func (c *Config) complete() error {
 	address, err := netip.ParseAddrPort(c.Address)
 	if err != nil {
 		return fmt.Errorf("API server address %q: want an IP address and a port, such as 127.0.0.1:6443", c.Address)
+	}
+	if !address.Addr().Is4() { // of one family with the cluster IPs
+		return fmt.Errorf("API server address %q: want an IPv4 address", c.Address)
 	}
 	if !address.Addr().IsLoopback() {
 		return fmt.Errorf("API server address %q is not loopback: this control plane is for one machine", c.Address)

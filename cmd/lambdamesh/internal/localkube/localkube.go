@@ -48,7 +48,10 @@ func (c *ControlPlane) Kubeconfig() string { return c.config.kubeconfig() }
 // RESTConfig returns the administrator's client configuration, without limits on
 // the client's side, or nil before the component is ready.
 func (c *ControlPlane) RESTConfig() *rest.Config {
-	return rest.CopyConfig(c.rest.Load())
+	if config := c.rest.Load(); config != nil {
+		return rest.CopyConfig(config)
+	}
+	return nil
 }
 
 // StopTimeout is how long the component may take to stop: its children's grace
@@ -140,6 +143,10 @@ func (c *Config) prepare(ctx context.Context) (*running, error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("data directory cannot be written: %w", err)
 		}
+	}
+	// Whoever may enter it may connect to etcd, which asks for nothing.
+	if err := os.Chmod(c.stateDir(), 0o700); err != nil { //nolint:gosec // a directory
+		return nil, fmt.Errorf("data directory cannot be protected: %w", err)
 	}
 	version, err := c.checkData(ctx)
 	if err != nil {

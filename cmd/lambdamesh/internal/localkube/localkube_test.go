@@ -336,6 +336,18 @@ func TestStartIsRefusedInOneLine(t *testing.T) {
 			change: func(c *localkube.Config) { c.Address = "0.0.0.0:6443" },
 			want:   []string{`API server address "0.0.0.0:6443" is not loopback`},
 		},
+		"the address is no address": {
+			change: func(c *localkube.Config) { c.Address = "localhost:6443" },
+			want:   []string{`API server address "localhost:6443": want an IP address and a port`},
+		},
+		"the address is IPv6": {
+			change: func(c *localkube.Config) { c.Address = "[::1]:6443" },
+			want:   []string{`API server address "[::1]:6443": want an IPv4 address`},
+		},
+		"no data directory": {
+			change: func(c *localkube.Config) { c.DataDir = "" },
+			want:   []string{"no data directory given"},
+		},
 		"the port is taken": {
 			change: func(c *localkube.Config) { c.Address = taken.Addr().String() },
 			want:   []string{"address " + taken.Addr().String() + " is taken", "choose another"},
@@ -390,6 +402,31 @@ func TestStartIsRefusedInOneLine(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestAStopDuringTheStartLeavesNothing(t *testing.T) {
+	c := config(t, t.TempDir())
+	plane, err := localkube.New(c)
+	require.NoError(t, err)
+	require.Nil(t, plane.RESTConfig(), "it is not ready")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	result := make(chan error, 1)
+	go func() { result <- plane.Run(ctx) }()
+	var group int
+	testkit.Eventually(t, 30*time.Second, func() error {
+		data, err := os.ReadFile(filepath.Join(c.DataDir, "kubernetes/run/kube-apiserver.pid"))
+		if err == nil {
+			group, err = strconv.Atoi(strings.TrimSpace(string(data)))
+		}
+		return err
+	}, "starting kube-apiserver")
+	cancel()
+	require.NoError(t, <-result)
+	require.ErrorIs(t, syscall.Kill(-group, 0), syscall.ESRCH)
+	left, err := filepath.Glob(filepath.Join(c.DataDir, "kubernetes/run/*.pid"))
+	require.NoError(t, err)
+	require.Empty(t, left)
 }
 
 func TestAChildThatKeepsEndingFailsTheComponentWithItsLastLines(t *testing.T) {

@@ -78,8 +78,15 @@ func ensurePKI(dir, host string, now time.Time) (*pki, error) {
 		}
 	}
 	ca, err := tls.LoadX509KeyPair(p.file("ca.crt"), p.file("ca.key"))
-	if err == nil && now.After(ca.Leaf.NotAfter.Add(-renewBefore)) {
-		err = fmt.Errorf("it ends on %s", ca.Leaf.NotAfter.Format(time.DateOnly))
+	if err == nil && p.endsSoon(ca.Leaf) {
+		// Whatever trusts it is written anew at each start.
+		if err := os.RemoveAll(dir + ".old"); err != nil {
+			return nil, err
+		}
+		if err := os.Rename(dir, dir+".old"); err != nil {
+			return nil, err
+		}
+		return ensurePKI(dir, host, now)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("the certificate authority in %s is unusable: %w; remove that directory to get new certificates (the objects stay)", dir, err)
@@ -142,9 +149,13 @@ func (p *pki) ensureLeaf(l leaf) error {
 	return p.issue(l.name, template, &p.ca)
 }
 
+func (p *pki) endsSoon(certificate *x509.Certificate) bool {
+	return p.now.After(certificate.NotAfter.Add(-renewBefore))
+}
+
 func (p *pki) usable(certificate *x509.Certificate, l leaf) bool {
 	if certificate.CheckSignatureFrom(p.ca.Leaf) != nil || p.now.Before(certificate.NotBefore) ||
-		p.now.After(certificate.NotAfter.Add(-renewBefore)) ||
+		p.endsSoon(certificate) ||
 		certificate.Subject.CommonName != l.subject.CommonName ||
 		!slices.Equal(certificate.Subject.Organization, l.subject.Organization) {
 		return false
@@ -158,8 +169,8 @@ func (p *pki) usable(certificate *x509.Certificate, l leaf) bool {
 }
 
 func (p *pki) template(subject pkix.Name, life time.Duration) *x509.Certificate {
-	// An hour back, for clocks that are set back after the first start.
-	return &x509.Certificate{Subject: subject, NotBefore: p.now.Add(-time.Hour), NotAfter: p.now.Add(life)}
+	// A day back, for clocks that are set back after the first start.
+	return &x509.Certificate{Subject: subject, NotBefore: p.now.Add(-24 * time.Hour), NotAfter: p.now.Add(life)}
 }
 
 // issue writes a key and its certificate by parent, or by itself. The key is
