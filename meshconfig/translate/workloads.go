@@ -240,7 +240,13 @@ func (t *translator) visible(namespace string, out *istionetworking.IstioEgressL
 
 func (t *translator) workloadOfEntry(e *entry) string {
 	all := e.labels
-	if l := all[v1alpha1.LabelLambda]; l != "" && t.workloads[e.Namespace+"/"+l] != nil {
+	l := all[v1alpha1.LabelLambda]
+	if all[v1alpha1.LabelReplica] != "" && all[v1alpha1.LabelOwnerNamespace] == e.Namespace {
+		// A replica becomes an endpoint, with its pods' labels, only when its proxy
+		// has the lambda's policies: until then its owner tells whose it is.
+		l = cmp.Or(l, all[v1alpha1.LabelOwnerName])
+	}
+	if l != "" && t.workloads[e.Namespace+"/"+l] != nil {
 		return e.Namespace + "/" + l
 	}
 	if m := all[v1alpha1.LabelMember]; m != "" && e.Namespace == t.settings.SystemNamespace && t.workloads[e.Namespace+"/"+m] != nil {
