@@ -1,0 +1,108 @@
+// Command connector runs the connector: the controllers of applications and the
+// gateway through which lambdas call their APIs.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/lambdamesh/lambdamesh/connector"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
+	"github.com/lambdamesh/lambdamesh/pkg/kube"
+	"github.com/lambdamesh/lambdamesh/pkg/targets"
+	"github.com/lambdamesh/lambdamesh/pkg/telemetry"
+)
+
+// version is set by the build.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := command(os.Stderr).ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "connector:", err)
+		os.Exit(1)
+	}
+}
+
+// options are the flags.
+type options struct {
+	kubeconfig              string
+	outbound, public, admin string
+	trustDomain             string
+	targets                 targets.Config
+	leaderElection          bool
+	log                     telemetry.LogConfig
+}
+
+func command(stderr io.Writer) *cobra.Command {
+	var o options
+	cmd := &cobra.Command{
+		Use:           "connector",
+		Short:         "Connects third-party systems: calls their APIs for lambdas",
+		Version:       version,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), o, stderr) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default: $KUBECONFIG, ~/.kube/config, or the pod's service account)")
+	f.StringVar(&o.outbound, "outbound-address", ":8080", "address of the outbound gateway; nothing but the sidecar may reach it")
+	f.StringVar(&o.public, "public-address", ":8081", "address for third-party systems")
+	f.StringVar(&o.admin, "admin-address", "127.0.0.1:9090", "address of /healthz, /readyz and /metrics")
+	f.StringVar(&o.trustDomain, "trust-domain", v1alpha1.DefaultTrustDomain, "SPIFFE trust domain of the mesh")
+	f.StringSliceVar(&o.targets.Allow, "allow-target", nil, "address, range, name or *.name, each with or without :port, that may be called besides public ones")
+	f.StringSliceVar(&o.targets.Deny, "deny-target", nil, "the same, that may never be called")
+	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, which may be called")
+	f.BoolVar(&o.leaderElection, "leader-election", true, "let one of several connectors write statuses")
+	f.StringVar(&o.log.Level, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&o.log.Format, "log-format", "json", "json or text")
+	return cmd
+}
+
+func run(ctx context.Context, o options, stderr io.Writer) error {
+	log, err := telemetry.Logger(stderr, o.log)
+	if err != nil {
+		return err
+	}
+	slog.SetDefault(log)
+	ctrllog.SetLogger(telemetry.Logr(log))
+
+	config := connector.Config{TrustDomain: o.trustDomain, LeaderElection: o.leaderElection, Log: log}
+	if config.REST, err = kube.RESTConfig(o.kubeconfig); err != nil {
+		return err
+	}
+	if config.Targets, err = targets.New(o.targets); err != nil {
+		return err
+	}
+	for _, l := range []struct {
+		listener      *net.Listener
+		address, flag string
+	}{
+		{&config.Outbound, o.outbound, "--outbound-address"},
+		{&config.Public, o.public, "--public-address"},
+		{&config.Admin, o.admin, "--admin-address"},
+	} {
+		if *l.listener, err = httpserver.Listen(ctx, l.address, l.flag); err != nil {
+			return err
+		}
+		log.Info("listening", "for", l.flag, "address", (*l.listener).Addr().String())
+	}
+	c, err := connector.New(config)
+	if err != nil {
+		return err
+	}
+	return c.Run(ctx)
+}
