@@ -1,0 +1,239 @@
+package istio
+
+import (
+	"regexp"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	networking "istio.io/api/networking/v1alpha3"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+)
+
+const bearer = "Bearer "
+
+func (w *writer) virtualService(g *ir.Gateway, vh *ir.VirtualHost) Object {
+	vs := &networkingv1.VirtualService{
+		TypeMeta:   metav1.TypeMeta{APIVersion: networkingv1.SchemeGroupVersion.String(), Kind: "VirtualService"},
+		ObjectMeta: meta("apirule-", vh.Owner),
+	}
+	vs.Spec.Hosts = vh.Hosts
+	vs.Spec.Gateways = []string{g.Key()}
+	vs.Spec.Http = []*networking.HTTPRoute{answer("escaped-slashes", 400, "write slashes and backslashes in paths as they are",
+		&networking.HTTPMatchRequest{Uri: regex("(?i).*(%2f|%5c).*")})}
+	for i := range vh.Rules {
+		vs.Spec.Http = append(vs.Spec.Http, w.routes(&vh.Rules[i])...)
+	}
+	vs.Spec.Http = append(vs.Spec.Http, answer("not-found", 404, "no rule of this host matches the request"))
+	if cors := corsPolicy(vh.CORS); cors != nil {
+		for _, r := range vs.Spec.Http {
+			r.CorsPolicy = cors
+		}
+	}
+	return vs
+}
+
+// answer without asking a backend.
+func answer(name string, status uint32, body string, matches ...*networking.HTTPMatchRequest) *networking.HTTPRoute {
+	return &networking.HTTPRoute{
+		Name:  name,
+		Match: matches,
+		DirectResponse: &networking.HTTPDirectResponse{
+			Status: status,
+			Body:   &networking.HTTPBody{Specifier: &networking.HTTPBody_String_{String_: body}},
+		},
+	}
+}
+
+func (w *writer) routes(r *ir.Rule) []*networking.HTTPRoute {
+	switch {
+	case r.Closed != nil:
+		return []*networking.HTTPRoute{closed(r, r.Closed.Status, r.Closed.Reason)}
+	case r.JWT == nil:
+		return []*networking.HTTPRoute{w.route(r)}
+	case !w.enforceable(r):
+		return []*networking.HTTPRoute{closed(r, 503, "NotSupported")}
+	}
+	missing, other := match(r), match(r)
+	missing.WithoutHeaders = with(missing.WithoutHeaders, "authorization", &networking.StringMatch{})
+	other.WithoutHeaders = with(other.WithoutHeaders, "authorization", prefix(bearer))
+	unauthorized := answer(r.ID+"/no-token", 401, "a bearer token is needed", missing, other)
+	unauthorized.Headers = &networking.Headers{Response: &networking.Headers_HeaderOperations{
+		Set: map[string]string{"www-authenticate": "Bearer"},
+	}}
+	return []*networking.HTTPRoute{unauthorized, w.route(r)}
+}
+
+func closed(r *ir.Rule, status uint32, reason string) *networking.HTTPRoute {
+	return answer(r.ID, status, "this rule is closed until its configuration is repaired ("+reason+")", match(r))
+}
+
+// enforceable says whether every backend is a workload whose sidecar checks the
+// token. Others would be reached with any token, or none that is valid.
+func (w *writer) enforceable(r *ir.Rule) bool {
+	for _, b := range r.Backends {
+		if w.destinations[b.Destination].Workload == "" {
+			return false
+		}
+	}
+	return true
+}
+
+func with(m map[string]*networking.StringMatch, name string, value *networking.StringMatch) map[string]*networking.StringMatch {
+	if m == nil {
+		m = map[string]*networking.StringMatch{}
+	}
+	m[name] = value
+	return m
+}
+
+func (w *writer) route(r *ir.Rule) *networking.HTTPRoute {
+	out := &networking.HTTPRoute{
+		Name:    r.ID,
+		Match:   []*networking.HTTPMatchRequest{match(r)},
+		Timeout: durationpb.New(time.Duration(r.Timeout)),
+		// Said explicitly: istiod would retry twice.
+		Retries: &networking.HTTPRetry{Attempts: 0},
+		Headers: &networking.Headers{
+			Request:  edits(r.RequestHeaders),
+			Response: edits(r.ResponseHeaders),
+		},
+	}
+	request := out.Headers.Request
+	if request.Set == nil {
+		request.Set = map[string]string{}
+	}
+	request.Set[v1alpha1.HeaderRule] = r.ID
+	request.Remove = append(request.Remove, v1alpha1.HeaderRule, v1alpha1.HeaderToken)
+	if r.JWT != nil {
+		request.Set[v1alpha1.HeaderToken] = "%REQ(authorization)%"
+	}
+	if len(r.ResponseHeaders.Set)+len(r.ResponseHeaders.Remove) == 0 {
+		out.Headers.Response = nil
+	}
+	for _, b := range r.Backends {
+		d := w.destinations[b.Destination]
+		destination := &networking.HTTPRouteDestination{Destination: &networking.Destination{
+			Host: d.Hostname(), Port: &networking.PortSelector{Number: d.Port},
+		}}
+		if len(r.Backends) > 1 {
+			destination.Weight = int32(b.Weight)
+		}
+		out.Route = append(out.Route, destination)
+	}
+	if r.Retries != nil {
+		out.Retries = &networking.HTTPRetry{Attempts: int32(r.Retries.Attempts), RetryOn: strings.Join(r.Retries.On, ",")}
+		if r.Retries.PerTryTimeout > 0 {
+			out.Retries.PerTryTimeout = durationpb.New(time.Duration(r.Retries.PerTryTimeout))
+		}
+	}
+	out.Rewrite = rewrite(r)
+	return out
+}
+
+func rewrite(r *ir.Rule) *networking.HTTPRewrite {
+	if r.Rewrite == nil {
+		return nil
+	}
+	out := &networking.HTTPRewrite{Authority: r.Rewrite.Host}
+	switch {
+	case r.Rewrite.Path == "":
+	case r.Path.Kind == ir.PathTemplate:
+		out.UriRegexRewrite = &networking.RegexRewrite{
+			Match:   "^" + regexp.QuoteMeta(r.Path.Literal()),
+			Rewrite: strings.ReplaceAll(r.ReplacedLiteral(), `\`, `\\`),
+		}
+	default:
+		out.Uri = r.ReplacedLiteral()
+	}
+	return out
+}
+
+// edits with values that are literal: Envoy substitutes %COMMANDS%.
+func edits(e ir.HeaderEdits) *networking.Headers_HeaderOperations {
+	out := &networking.Headers_HeaderOperations{Remove: append([]string(nil), e.Remove...)}
+	for _, h := range e.Set {
+		if out.Set == nil {
+			out.Set = map[string]string{}
+		}
+		out.Set[h.Name] = strings.ReplaceAll(h.Value, "%", "%%")
+	}
+	return out
+}
+
+func match(r *ir.Rule) *networking.HTTPMatchRequest {
+	out := &networking.HTTPMatchRequest{}
+	switch r.Path.Kind {
+	case ir.PathExact:
+		out.Uri = exact(r.Path.Value)
+	case ir.PathPrefix:
+		out.Uri = prefix(r.Path.Value)
+	case ir.PathTemplate:
+		out.Uri = regex(r.Path.Regex())
+	}
+	switch len(r.Methods) {
+	case 0:
+	case 1:
+		out.Method = exact(r.Methods[0])
+	default:
+		out.Method = regex(strings.Join(r.Methods, "|"))
+	}
+	for _, h := range r.Headers {
+		switch h.Kind {
+		case ir.MatchAbsent:
+			out.WithoutHeaders = with(out.WithoutHeaders, h.Name, &networking.StringMatch{})
+		case ir.MatchPresent:
+			out.Headers = with(out.Headers, h.Name, &networking.StringMatch{})
+		default:
+			out.Headers = with(out.Headers, h.Name, stringMatch(h.StringMatch))
+		}
+	}
+	return out
+}
+
+func stringMatch(m ir.StringMatch) *networking.StringMatch {
+	switch m.Kind {
+	case ir.MatchPrefix:
+		return prefix(m.Value)
+	case ir.MatchRegex:
+		return regex(m.Value)
+	default:
+		return exact(m.Value)
+	}
+}
+
+func exact(v string) *networking.StringMatch {
+	return &networking.StringMatch{MatchType: &networking.StringMatch_Exact{Exact: v}}
+}
+
+func prefix(v string) *networking.StringMatch {
+	return &networking.StringMatch{MatchType: &networking.StringMatch_Prefix{Prefix: v}}
+}
+
+func regex(v string) *networking.StringMatch {
+	return &networking.StringMatch{MatchType: &networking.StringMatch_Regex{Regex: v}}
+}
+
+func corsPolicy(c *ir.CORS) *networking.CorsPolicy {
+	if c == nil {
+		return nil
+	}
+	out := &networking.CorsPolicy{
+		AllowMethods:     c.AllowMethods,
+		AllowHeaders:     c.AllowHeaders,
+		ExposeHeaders:    c.ExposeHeaders,
+		AllowCredentials: wrapperspb.Bool(c.AllowCredentials),
+	}
+	if c.MaxAge > 0 {
+		out.MaxAge = durationpb.New(time.Duration(c.MaxAge))
+	}
+	for _, o := range c.AllowOrigins {
+		out.AllowOrigins = append(out.AllowOrigins, stringMatch(o))
+	}
+	return out
+}
