@@ -170,24 +170,27 @@ func TestStartSaysWhyItCannot(t *testing.T) {
 	dir := t.TempDir()
 	script := filepath.Join(dir, "script")
 	require.NoError(t, os.WriteFile(script, []byte("true"), 0o600))
-	canceled, cancel := context.WithCancel(t.Context())
-	cancel()
 	for name, tc := range map[string]struct {
-		ctx  context.Context
 		spec process.Spec
 		want string
 	}{
-		"no such file":           {t.Context(), process.Spec{Path: dir + "/no"}, "starting no: exec " + dir + "/no: no such file or directory"},
-		"not executable":         {t.Context(), process.Spec{Name: "x", Path: script}, "starting x: exec " + script + ": permission denied"},
-		"no such directory":      {t.Context(), process.Spec{Name: "x", Path: "/bin/sh", Dir: dir + "/no"}, "starting x: its directory: stat " + dir + "/no: no such file or directory"},
-		"a name without a path":  {t.Context(), process.Spec{Path: "sh"}, `path "sh" has no directory: PATH is not searched`},
-		"a context that has end": {canceled, spec("sleep"), "starting sleep: context canceled"},
+		"no such file":          {process.Spec{Path: dir + "/no"}, "starting no: exec " + dir + "/no: no such file or directory"},
+		"not executable":        {process.Spec{Name: "x", Path: script}, "starting x: exec " + script + ": permission denied"},
+		"no such directory":     {process.Spec{Name: "x", Path: "/bin/sh", Dir: dir + "/no"}, "starting x: its directory: stat " + dir + "/no: no such file or directory"},
+		"a name without a path": {process.Spec{Path: "sh"}, `path "sh" has no directory: PATH is not searched`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := process.Start(tc.ctx, tc.spec)
+			_, err := process.Start(t.Context(), tc.spec)
 			require.ErrorContains(t, err, tc.want)
 		})
 	}
+}
+
+func TestStartEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := process.Start(ctx, spec("sleep"))
+	require.EqualError(t, err, "starting sleep: context canceled")
 }
 
 func TestTheChildGetsExactlyItsEnvironment(t *testing.T) {

@@ -2,6 +2,7 @@ package process
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -46,6 +47,9 @@ func (r Restarter) Run(ctx context.Context) error {
 		begin := time.Now()
 		err := r.once(ctx)
 		if ctx.Err() != nil {
+			if errors.Is(err, ctx.Err()) {
+				return nil // asked to stop while starting: nothing runs
+			}
 			return err
 		}
 		if time.Since(begin) >= r.Stable {
@@ -77,9 +81,6 @@ func (r Restarter) once(ctx context.Context) error {
 	}
 	p, err := Start(ctx, spec)
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil // asked to stop while starting; nothing runs
-		}
 		return err
 	}
 	if r.OnStart != nil {

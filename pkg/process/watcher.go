@@ -64,6 +64,7 @@ type (
 // started as one. Otherwise it does nothing but allow Start. Call it first in main.
 func WatcherMain() {
 	if len(os.Args) > 1 && os.Args[1] == watcherArg && os.Getenv(watcherEnv) != "" {
+		//nolint:forbidigo // it is the main of a program of its own
 		os.Exit(watch(os.NewFile(lifelineFD, "lifeline"), os.NewFile(statusFD, "status")))
 	}
 	hasWatcher.Store(true)

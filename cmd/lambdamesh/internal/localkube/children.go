@@ -37,8 +37,8 @@ const (
 	// A child that ends this often in a row, each time within restartStable, is
 	// broken rather than unlucky.
 	restartFailures = 5
-	restartMin      = 100 * time.Millisecond
-	restartMax      = 2 * time.Second
+	restartFirst    = 100 * time.Millisecond
+	restartLongest  = 2 * time.Second
 	restartStable   = 20 * time.Second
 
 	logSize = 10 << 20
@@ -134,7 +134,7 @@ func (r *running) child(name string, grace time.Duration, args func(context.Cont
 					Stdout: out, Stderr: out, Grace: grace, OrphanGrace: orphanGrace,
 				}, nil
 			},
-			Min: restartMin, Max: restartMax, Stable: restartStable, Failures: restartFailures,
+			Min: restartFirst, Max: restartLongest, Stable: restartStable, Failures: restartFailures,
 			OnStart: func(p *process.Process) {
 				if err := writeFile(r.pidFile(name), []byte(strconv.Itoa(p.PID())+"\n")); err != nil {
 					r.Log.WarnContext(ctx, "cannot note the process id", "process", name, "error", err)
@@ -367,7 +367,11 @@ func listen(ctx context.Context, host string, port int) (int, error) {
 		return 0, err
 	}
 	defer func() { _ = listener.Close() }()
-	return listener.Addr().(*net.TCPAddr).Port, nil
+	_, chosen, err := net.SplitHostPort(listener.Addr().String())
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(chosen)
 }
 
 func (r *running) server() string {

@@ -196,7 +196,7 @@ func (r *running) until(ctx context.Context, what string, check func(context.Con
 		r.wait(fmt.Sprintf("%s: %v", what, err))
 		if now := time.Now(); now.After(next) {
 			next = now.Add(chatter)
-			r.Log.InfoContext(ctx, "waiting for "+what, "because", err)
+			r.Log.InfoContext(ctx, "still waiting", "for", what, "because", err)
 		}
 		select {
 		case <-time.After(pollInterval):
