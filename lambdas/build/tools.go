@@ -78,8 +78,8 @@ func versionNote(lambda *v1alpha1.Lambda, tool tool) string {
 func toolEnv() []string {
 	var env []string
 	for _, name := range []string{
-		"PATH", "HOME", "TMPDIR", "LANG", "USER", "PYENV_ROOT", "PYENV_VERSION", "NVM_DIR", "XDG_CACHE_HOME",
-		"GOROOT", "GOPATH", "GOMODCACHE", "GOCACHE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR",
+		"PATH", "HOME", "TMPDIR", "LANG", "USER", "PYENV_ROOT", "PYENV_VERSION", "NVM_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME",
+		"GOROOT", "GOPATH", "GOMODCACHE", "GOCACHE", "GOENV", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR",
 	} {
 		if value, found := os.LookupEnv(name); found {
 			env = append(env, name+"="+value)

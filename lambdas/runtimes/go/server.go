@@ -16,6 +16,10 @@ import (
 	"time"
 )
 
+// idleTimeout is longer than a proxy keeps an idle connection (Envoy: 1 h), so
+// that it is never this side that closes one under a request.
+const idleTimeout = 65 * time.Minute
+
 // Handler is a function that can be a lambda.
 type Handler interface {
 	func(context.Context, *Event) (any, error) | func(http.ResponseWriter, *http.Request)
@@ -88,7 +92,7 @@ func (s *server) run(ctx context.Context) error {
 		_ = main.Close()
 		return err
 	}
-	invocations := &http.Server{Handler: http.HandlerFunc(s.invoke), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute}
+	invocations := &http.Server{Handler: http.HandlerFunc(s.invoke), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleTimeout}
 	adminServer := &http.Server{Handler: s.adminHandler(), ReadHeaderTimeout: 10 * time.Second}
 	failed := make(chan error, 2)
 	serve := func(server *http.Server, listener net.Listener) {

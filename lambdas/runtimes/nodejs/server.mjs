@@ -16,6 +16,9 @@ import { readConfig, parseAddress } from './config.mjs';
 import { newLogger, replaceConsole } from './log.mjs';
 
 const FAILED = 'the lambda failed; its log tells why under this invocation id';
+// Longer than a proxy keeps an idle connection (Envoy: 1 h), so that it is never
+// this side that closes one under a request.
+const IDLE_TIMEOUT = 65 * 60_000;
 const invocations = new AsyncLocalStorage();
 
 function die(config, error) {
@@ -156,7 +159,7 @@ async function main() {
       logger.error('cannot load the handler', { error: String(error?.message ?? error), stack: error?.stack });
       throw error;
     });
-    const server = http.createServer({ keepAliveTimeout: 300_000 }, newServer(config, handler, logger, metrics));
+    const server = http.createServer({ keepAliveTimeout: IDLE_TIMEOUT }, newServer(config, handler, logger, metrics));
     await listen(server, config.listen);
     state.ready = true;
     logger.info('ready', { listen: config.listen });

@@ -107,7 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "lambdamesh"
     sys_version = ""
-    timeout = 300  # an idle connection, in seconds
+    # Longer than a proxy keeps an idle connection (Envoy: 1 h), so that it is
+    # never this side that closes one under a request.
+    timeout = 65 * 60
     wbufsize = -1
 
     def __getattr__(self, name):
