@@ -23,6 +23,10 @@ const (
 	// outputDelay is how long output is still read after the end of a child
 	// whose descendants left the group and hold its pipes open.
 	outputDelay = time.Second
+
+	// watcherDelay is how much longer than it should take a watcher may take: it
+	// may itself be halted.
+	watcherDelay = 2*lastWait + outputDelay
 )
 
 // ErrKilled is wrapped by the error of Stop when a group did not end by SIGTERM.
@@ -80,6 +84,7 @@ func (s *Spec) complete() error {
 // Process is a started child and its process group.
 type Process struct {
 	name     string
+	grace    time.Duration
 	pid      int
 	watcher  *exec.Cmd
 	lifeline *os.File // the watcher ends the group when this closes
@@ -133,7 +138,7 @@ func start(ctx context.Context, spec Spec) (_ *Process, err error) {
 	}
 
 	p := &Process{
-		name: spec.Name, lifeline: lifeline, status: status, tail: &tail{}, done: make(chan struct{}),
+		name: spec.Name, grace: spec.Grace, lifeline: lifeline, status: status, tail: &tail{}, done: make(chan struct{}),
 		watcher: &exec.Cmd{
 			Path: self,
 			// ps shows this.
@@ -222,7 +227,7 @@ func (p *Process) wait(reports *json.Decoder, outputs ...*reading) {
 			Tail: p.tail.lines(),
 		}
 	}
-	p.killed = last.Killed
+	p.killed = last.Killed || (reportErr != nil && p.stopping)
 	_ = p.lifeline.Close()
 	_ = p.status.Close()
 	close(p.done)
@@ -251,16 +256,32 @@ func (p *Process) Err() error {
 // nothing.
 func (p *Process) Stop(ctx context.Context) error {
 	p.ask(request{Stop: true})
+	late := time.NewTimer(p.grace + watcherDelay)
+	defer late.Stop()
 	select {
 	case <-p.done:
 	case <-ctx.Done():
 		p.ask(request{Kill: true})
-		<-p.done
+		late.Reset(watcherDelay)
+		select {
+		case <-p.done:
+		case <-late.C:
+			p.kill()
+		}
+	case <-late.C:
+		p.kill()
 	}
 	if p.killed {
 		return fmt.Errorf("stopping %s: %w", p.name, ErrKilled)
 	}
 	return nil
+}
+
+// kill ends the group when its watcher does not.
+func (p *Process) kill() {
+	_ = syscall.Kill(-p.pid, syscall.SIGKILL)
+	_ = p.watcher.Process.Kill()
+	<-p.done
 }
 
 func (p *Process) ask(r request) {

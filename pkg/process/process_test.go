@@ -117,6 +117,19 @@ func TestNothingOutlivesTheWatcher(t *testing.T) {
 	require.NoError(t, p.Stop(t.Context()), "there is nothing left to stop")
 }
 
+func TestStopDoesNotDependOnTheWatcher(t *testing.T) {
+	out := make(lines, 10)
+	s := spec("family", "sleep")
+	s.Stdout = out
+	p := start(t, s)
+	family := pids(t, out.next(t))
+	require.NoError(t, syscall.Kill(family[0], syscall.SIGSTOP))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorIs(t, p.Stop(ctx), process.ErrKilled)
+	requireGone(t, family...)
+}
+
 func TestGrandchildrenEndWithTheChild(t *testing.T) {
 	out := make(lines, 10)
 	s := spec("family", "sleep", "exit")

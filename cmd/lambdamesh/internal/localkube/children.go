@@ -262,7 +262,7 @@ func (r *running) apiServer() component.Component {
 // readyz returns nil when the API server says that it is ready, else which of
 // its checks fail.
 func readyz(ctx context.Context, client *http.Client, host string) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, host+"/readyz?verbose", nil)
 	if err != nil {

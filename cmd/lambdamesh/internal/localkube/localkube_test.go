@@ -404,6 +404,40 @@ func TestStartIsRefusedInOneLine(t *testing.T) {
 	}
 }
 
+func TestAPortThatIsLostBeforeTheServerListensIsReplaced(t *testing.T) {
+	c := config(t, t.TempDir())
+	real := c.BinDir
+	c.BinDir = t.TempDir()
+	for _, name := range []string{"etcd", "kube-controller-manager"} {
+		require.NoError(t, os.Symlink(filepath.Join(real, name), filepath.Join(c.BinDir, name)))
+	}
+	// The first time it tells its port and waits until that is taken.
+	told, taken := filepath.Join(c.BinDir, "told"), filepath.Join(c.BinDir, "taken")
+	require.NoError(t, syscall.Mkfifo(told, 0o600))
+	require.NoError(t, syscall.Mkfifo(taken, 0o600))
+	script := fmt.Sprintf(`#!/bin/sh
+if [ "$1" != --version ] && mkdir '%s/once' 2>/dev/null; then
+	for argument; do case $argument in --secure-port=*) echo "${argument#*=}" ;; esac; done >'%s'
+	cat '%s'
+fi
+exec '%s/kube-apiserver' "$@"
+`, c.BinDir, told, taken, real)
+	require.NoError(t, os.WriteFile(filepath.Join(c.BinDir, "kube-apiserver"), []byte(script), 0o700)) //nolint:gosec // it must be executable
+	lost := make(chan net.Listener, 1)
+	go func() {
+		port, _ := os.ReadFile(told)
+		var config net.ListenConfig
+		listener, _ := config.Listen(context.Background(), "tcp", "127.0.0.1:"+strings.TrimSpace(string(port)))
+		lost <- listener
+		_ = os.WriteFile(taken, nil, 0o600)
+	}()
+	r := start(t, c)
+	listener := <-lost
+	require.NotNil(t, listener)
+	defer func() { _ = listener.Close() }()
+	require.NotEqual(t, "https://"+listener.Addr().String(), r.RESTConfig().Host)
+}
+
 func TestAStopDuringTheStartLeavesNothing(t *testing.T) {
 	c := config(t, t.TempDir())
 	plane, err := localkube.New(c)
