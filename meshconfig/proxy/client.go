@@ -1,0 +1,201 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+)
+
+const (
+	minBackoff = 100 * time.Millisecond
+	maxBackoff = 5 * time.Second
+	// maxMessage bounds a response; a gateway with thousands of routes exceeds
+	// gRPC's default of 4 MiB.
+	maxMessage = 64 << 20
+)
+
+// token sends the service-account token with each stream.
+type token func(ctx context.Context) (string, error)
+
+func (t token) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
+	text, err := t(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("get a token: %w", err)
+	}
+	return map[string]string{"authorization": "Bearer " + text}, nil
+}
+
+func (token) RequireTransportSecurity() bool { return true }
+
+// follow keeps a stream to the control plane until ctx ends.
+func (p *Proxy) follow(ctx context.Context) error {
+	target := p.config.ADSAddress
+	if !strings.HasPrefix(target, "unix:") {
+		target = "passthrough:///" + target
+	}
+	client, err := grpc.NewClient(target,
+		grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(p.config.RootCAs, p.config.ADSServerName)),
+		grpc.WithPerRPCCredentials(token(p.config.Token)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: minBackoff, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
+			MinConnectTimeout: 5 * time.Second,
+		}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.WithDisableServiceConfig(),
+	)
+	if err != nil {
+		return fmt.Errorf("prepare the connection to the control plane at %s: %w", p.config.ADSAddress, err)
+	}
+	defer client.Close()
+
+	s := &session{proxy: p, versions: map[string]string{}}
+	wait := minBackoff
+	for {
+		started := time.Now()
+		progress, err := s.run(ctx, client)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if progress || time.Since(started) > time.Minute {
+			wait = minBackoff
+		}
+		p.log.Warn("the stream to the control plane ended; the last good configuration stays", "error", err, "again_in", wait)
+		timer := time.NewTimer(wait/2 + rand.N(wait))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+		wait = min(2*wait, maxBackoff)
+	}
+}
+
+// session is what outlives a stream: the versions that were accepted.
+type session struct {
+	proxy    *Proxy
+	versions map[string]string
+	stream   discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesClient
+	nonces   map[string]string
+	names    map[string][]string
+	sent     bool
+}
+
+// run serves one stream. progress tells that it brought something.
+func (s *session) run(ctx context.Context, client grpc.ClientConnInterface) (progress bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.stream, err = discoveryv3.NewAggregatedDiscoveryServiceClient(client).StreamAggregatedResources(ctx, grpc.WaitForReady(true))
+	if err != nil {
+		return false, err
+	}
+	s.nonces, s.names, s.sent = map[string]string{}, map[string][]string{}, false
+	for _, typeURL := range []string{resource.ClusterType, resource.ListenerType} {
+		if err := s.request(typeURL, nil, nil); err != nil {
+			return false, s.reason(err)
+		}
+	}
+	if err := s.subscribe(); err != nil {
+		return false, s.reason(err)
+	}
+	for {
+		resp, err := s.stream.Recv()
+		if err != nil {
+			return progress, err
+		}
+		progress = true
+		if err := s.take(ctx, resp); err != nil {
+			return progress, s.reason(err)
+		}
+	}
+}
+
+// reason replaces the io.EOF of a failed Send by what the server said.
+func (s *session) reason(err error) error {
+	if _, recvErr := s.stream.Recv(); recvErr != nil {
+		return recvErr
+	}
+	return err
+}
+
+// request subscribes, acknowledges (problem is nil) or refuses.
+func (s *session) request(typeURL string, names []string, problem error) error {
+	req := &discoveryv3.DiscoveryRequest{
+		TypeUrl: typeURL, ResourceNames: names, VersionInfo: s.versions[typeURL], ResponseNonce: s.nonces[typeURL],
+	}
+	if !s.sent {
+		s.sent = true
+		req.Node = &corev3.Node{Id: s.proxy.config.NodeID, UserAgentName: "lambdamesh-proxy"}
+	}
+	if problem != nil {
+		req.ErrorDetail = &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: problem.Error()}
+	}
+	return s.stream.Send(req)
+}
+
+// take compiles a response and answers it.
+func (s *session) take(ctx context.Context, resp *discoveryv3.DiscoveryResponse) error {
+	p, typeURL := s.proxy, resp.GetTypeUrl()
+	s.nonces[typeURL] = resp.GetNonce()
+	kind := typeURL[strings.LastIndexByte(typeURL, '.')+1:]
+	if err := p.accept(ctx, resp); err != nil {
+		p.metrics.updates.WithLabelValues(kind, "nack").Inc()
+		p.log.Error("refused a configuration; the last good one stays", "type", kind, "version", resp.GetVersionInfo(), "error", err)
+		return s.request(typeURL, s.names[typeURL], err)
+	}
+	p.metrics.updates.WithLabelValues(kind, "ack").Inc()
+	s.versions[typeURL] = resp.GetVersionInfo()
+	// New subscriptions first: the server then knows, when it sees that clusters
+	// are acknowledged, which endpoints to send before routes.
+	if err := s.subscribe(); err != nil {
+		return err
+	}
+	return s.request(typeURL, s.names[typeURL], nil)
+}
+
+// subscribe asks for what clusters and listeners name, where that changed.
+func (s *session) subscribe() error {
+	wanted := s.proxy.resources.wanted()
+	for _, typeURL := range []string{resource.SecretType, resource.EndpointType, resource.RouteType} {
+		names := wanted[typeURL]
+		if slices.Equal(names, s.names[typeURL]) {
+			continue
+		}
+		s.names[typeURL] = names
+		if err := s.request(typeURL, names, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// accept takes a response whole or not at all.
+func (p *Proxy) accept(ctx context.Context, resp *discoveryv3.DiscoveryResponse) error {
+	typeURL := resp.GetTypeUrl()
+	listeners, raw := p.resources.listeners, p.resources.raw[typeURL]
+	if err := p.resources.accept(typeURL, resp.GetResources()); err != nil {
+		return err
+	}
+	if typeURL == resource.ListenerType {
+		if err := p.open(ctx); err != nil {
+			p.resources.listeners, p.resources.raw[typeURL] = listeners, raw
+			return err
+		}
+	}
+	p.apply()
+	return nil
+}

@@ -1,0 +1,55 @@
+// Package proxy is the embedded data plane: an xDS client that compiles what it
+// is served into HTTP handlers. It stands where an Envoy stands and knows
+// nothing but xDS.
+//
+//	p, err := proxy.New(proxy.Config{NodeID: ..., ADSAddress: ..., RootCAs: ..., Token: ..., Listen: ...})
+//	err = p.Run(ctx) // a component: p.Ready() is closed when the first listeners serve
+//
+//	ADS stream -> session -> resources (compiled, each on its own)
+//	                             |  apply
+//	                             v
+//	           snapshot (immutable) <- request -> exchange: sanitize, route, filters, forward
+//
+// # What it promises
+//
+// What it accepts behaves as in Envoy; what it does not fully implement and
+// could change an answer is refused (NACK) with a message that names resource
+// and field. A response is taken whole or not at all, and the last good
+// configuration stays, also without a control plane. A new configuration
+// replaces the old one between two requests: connections survive, sockets stay
+// open while any listener has their address, and a filter chain whose TLS or
+// connection settings changed drains while its successor takes new connections.
+// A listener waits for its routes and secrets before it serves; its address is
+// bound before it is acknowledged.
+//
+// # What it covers
+//
+// Listeners on TCP and Unix sockets, filter chains by server name,
+// downstream and upstream TLS from 1.2 with certificates and validation over SDS
+// and SAN matchers (URI, DNS); the HTTP connection manager with RDS or inline
+// routes, path normalization, header rules, X-Forwarded-*, client certificate
+// details, local replies, websocket upgrades; the filters jwt_authn (inlined key
+// sets), rbac, cors and router; routes by path, headers and query to clusters,
+// weighted clusters, redirects and direct responses, with timeouts, retries and
+// rewrites; clusters of type EDS, STATIC and DNS with round robin, least request
+// and random, circuit breakers, and transport sockets chosen by endpoint.
+//
+// # Where it differs, on purpose
+//
+//   - X-Envoy-* request headers are removed on every listener and never obeyed;
+//     x-envoy-upstream-service-time and the like are not added.
+//   - A token that is given twice, in two places or in two headers, is refused
+//     (401), and so is one without a key id.
+//   - A request header must arrive within 5 seconds unless configured.
+//   - A cluster with TLS and without a validation context is refused; Envoy would
+//     trust any server.
+//   - Outlier detection is accepted and does nothing. max_connections limits
+//     requests of HTTP/1.1 clusters, not connections. DNS names are resolved when
+//     connecting.
+//   - Local replies to gRPC requests are plain HTTP.
+//   - Access logs, tracing and statistics of Envoy are accepted and not written
+//     (inert.go has the list of extensions).
+//
+// What may enter: reading xDS and doing what it says. Nothing here knows rules,
+// lambdas or Kubernetes.
+package proxy

@@ -1,0 +1,66 @@
+package proxy
+
+import (
+	"net/http"
+	"strings"
+)
+
+// hopHeaders are for one connection only (RFC 9110, section 7.6.1).
+var hopHeaders = []string{
+	"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Transfer-Encoding", "Upgrade", "Expect", "Http2-Settings",
+}
+
+// keptHeaders cannot be removed by naming them in Connection: what decides
+// about a request, or tells the upstream who asks.
+func kept(name string) bool {
+	switch name {
+	case "Authorization", "Cookie", "Host", "Content-Length", "Content-Type", "Origin", "Traceparent", "Tracestate", "Forwarded", "X-Request-Id":
+		return true
+	}
+	return strings.HasPrefix(name, "X-Forwarded-") || strings.HasPrefix(name, "X-Lambdamesh-")
+}
+
+// removeHopByHop removes those headers and the ones that Connection names. A
+// request to upgrade is noted; "TE: trailers" passes.
+func (e *exchange) removeHopByHop(h http.Header) {
+	connection := h["Connection"]
+	upgrade := false
+	for _, value := range connection {
+		for _, token := range strings.Split(value, ",") {
+			name := canonical(strings.TrimSpace(token))
+			if name == "Upgrade" {
+				upgrade = true
+			}
+			if name != "" && !kept(name) && name != "Te" && name != "Upgrade" {
+				delete(h, name)
+			}
+		}
+	}
+	trailers := false
+	for _, value := range h["Te"] {
+		trailers = trailers || strings.Contains(strings.ToLower(value), "trailers")
+	}
+	if protocol := lower(h.Get("Upgrade")); upgrade && protocol != "" && protocol != "h2c" {
+		e.upgrade = protocol
+	}
+	for _, name := range hopHeaders {
+		delete(h, name)
+	}
+	if trailers {
+		h["Te"] = []string{"trailers"}
+	}
+}
+
+// removeHopByHopResponse does the same for an answer.
+func removeHopByHopResponse(h http.Header) {
+	for _, value := range h["Connection"] {
+		for _, token := range strings.Split(value, ",") {
+			if name := canonical(strings.TrimSpace(token)); name != "" {
+				delete(h, name)
+			}
+		}
+	}
+	for _, name := range hopHeaders {
+		delete(h, name)
+	}
+}

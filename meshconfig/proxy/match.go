@@ -1,0 +1,182 @@
+package proxy
+
+import (
+	"fmt"
+	"net/url"
+	"regexp"
+	"strings"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+)
+
+type stringMatch func(string) bool
+
+func compileString(at string, m *matcherv3.StringMatcher) (stringMatch, error) {
+	if err := allow(at, m, "exact", "prefix", "suffix", "contains", "safe_regex", "ignore_case"); err != nil {
+		return nil, err
+	}
+	fold := func(s string) string { return s }
+	if m.GetIgnoreCase() {
+		fold = strings.ToLower
+	}
+	switch p := m.GetMatchPattern().(type) {
+	case *matcherv3.StringMatcher_Exact:
+		if m.GetIgnoreCase() {
+			return func(s string) bool { return strings.EqualFold(s, p.Exact) }, nil
+		}
+		return func(s string) bool { return s == p.Exact }, nil
+	case *matcherv3.StringMatcher_Prefix:
+		want := fold(p.Prefix)
+		return func(s string) bool { return strings.HasPrefix(fold(s), want) }, nil
+	case *matcherv3.StringMatcher_Suffix:
+		want := fold(p.Suffix)
+		return func(s string) bool { return strings.HasSuffix(fold(s), want) }, nil
+	case *matcherv3.StringMatcher_Contains:
+		want := fold(p.Contains)
+		return func(s string) bool { return strings.Contains(fold(s), want) }, nil
+	case *matcherv3.StringMatcher_SafeRegex:
+		re, err := compileRegex(at+".safe_regex", p.SafeRegex)
+		if err != nil {
+			return nil, err
+		}
+		return re.MatchString, nil
+	default:
+		return nil, fmt.Errorf("%s: has no pattern", at)
+	}
+}
+
+// compileRegex makes an expression that matches whole strings, as Envoy's do.
+// Envoy's RE2 and Go's regexp have the same syntax.
+func compileRegex(at string, m *matcherv3.RegexMatcher) (*regexp.Regexp, error) {
+	if err := allow(at, m, "google_re2", "regex"); err != nil {
+		return nil, err
+	}
+	re, err := regexp.Compile(`\A(?:` + m.GetRegex() + `)\z`)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", at, err)
+	}
+	return re, nil
+}
+
+type requestMatch func(*exchange) bool
+
+func compileHeaderMatch(at string, m *routev3.HeaderMatcher) (requestMatch, error) {
+	at = fmt.Sprintf("%s[%s]", at, m.GetName())
+	if err := allow(at, m, "name", "exact_match", "safe_regex_match", "present_match", "prefix_match", "suffix_match",
+		"contains_match", "string_match", "invert_match", "treat_missing_header_as_empty"); err != nil {
+		return nil, err
+	}
+	get := headerGetter(m.GetName())
+	invert, missingEmpty := m.GetInvertMatch(), m.GetTreatMissingHeaderAsEmpty()
+
+	var pattern *matcherv3.StringMatcher
+	switch s := m.GetHeaderMatchSpecifier().(type) {
+	case nil:
+		return func(e *exchange) bool { _, ok := get(e); return ok != invert }, nil
+	case *routev3.HeaderMatcher_PresentMatch:
+		want := s.PresentMatch != invert
+		return func(e *exchange) bool { _, ok := get(e); return (ok || missingEmpty) == want }, nil
+	case *routev3.HeaderMatcher_StringMatch:
+		pattern = s.StringMatch
+	case *routev3.HeaderMatcher_ExactMatch:
+		pattern = &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: s.ExactMatch}}
+	case *routev3.HeaderMatcher_PrefixMatch:
+		pattern = &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: s.PrefixMatch}}
+	case *routev3.HeaderMatcher_SuffixMatch:
+		pattern = &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Suffix{Suffix: s.SuffixMatch}}
+	case *routev3.HeaderMatcher_ContainsMatch:
+		pattern = &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Contains{Contains: s.ContainsMatch}}
+	case *routev3.HeaderMatcher_SafeRegexMatch:
+		pattern = &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: s.SafeRegexMatch}}
+	default:
+		return nil, fmt.Errorf("%s: this kind of match is not supported", at)
+	}
+	match, err := compileString(at, pattern)
+	if err != nil {
+		return nil, err
+	}
+	return func(e *exchange) bool {
+		value, ok := get(e)
+		if !ok && !missingEmpty {
+			return false // also when inverted
+		}
+		return match(value) != invert
+	}, nil
+}
+
+// headerGetter reads a request header, several values joined by commas, or one
+// of the pseudo headers.
+func headerGetter(name string) func(*exchange) (string, bool) {
+	switch strings.ToLower(name) {
+	case ":method":
+		return func(e *exchange) (string, bool) { return e.r.Method, true }
+	case ":authority", "host":
+		return func(e *exchange) (string, bool) { return e.host, true }
+	case ":path":
+		return func(e *exchange) (string, bool) { return e.requestPath(), true }
+	case ":scheme":
+		return func(e *exchange) (string, bool) { return e.scheme(), true }
+	}
+	key := canonical(name)
+	return func(e *exchange) (string, bool) {
+		switch values := e.r.Header[key]; len(values) {
+		case 0:
+			return "", false
+		case 1:
+			return values[0], true
+		default:
+			return strings.Join(values, ","), true
+		}
+	}
+}
+
+func compileQueryMatch(at string, m *routev3.QueryParameterMatcher) (requestMatch, error) {
+	at = fmt.Sprintf("%s[%s]", at, m.GetName())
+	if err := allow(at, m, "name", "string_match", "present_match"); err != nil {
+		return nil, err
+	}
+	name := m.GetName()
+	switch s := m.GetQueryParameterMatchSpecifier().(type) {
+	case *routev3.QueryParameterMatcher_StringMatch:
+		match, err := compileString(at+".string_match", s.StringMatch)
+		if err != nil {
+			return nil, err
+		}
+		return func(e *exchange) bool { v, ok := queryValue(e.query, name); return ok && match(v) }, nil
+	case *routev3.QueryParameterMatcher_PresentMatch:
+		return func(e *exchange) bool { _, ok := queryValue(e.query, name); return ok == s.PresentMatch }, nil
+	default:
+		return func(e *exchange) bool { _, ok := queryValue(e.query, name); return ok }, nil
+	}
+}
+
+// queryValue returns the first value of a query parameter. Names and values are
+// compared decoded; one that cannot be decoded is compared as it stands.
+func queryValue(query, name string) (string, bool) {
+	for query != "" {
+		var pair string
+		pair, query, _ = strings.Cut(query, "&")
+		key, value, _ := strings.Cut(pair, "=")
+		if unescape(key) == name {
+			return unescape(value), true
+		}
+	}
+	return "", false
+}
+
+func unescape(s string) string {
+	if u, err := url.QueryUnescape(s); err == nil {
+		return u
+	}
+	return s
+}
+
+func all(matches []requestMatch, e *exchange) bool {
+	for _, m := range matches {
+		if !m(e) {
+			return false
+		}
+	}
+	return true
+}

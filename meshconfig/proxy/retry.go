@@ -1,0 +1,110 @@
+package proxy
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+)
+
+// retryPolicy is a compiled RetryPolicy.
+type retryPolicy struct {
+	on            map[string]bool
+	codes         []uint32
+	attempts      int // beyond the first
+	perTry        time.Duration
+	base, max     time.Duration
+	avoidPrevious bool
+}
+
+// grpcRetries are the conditions that look at grpc-status.
+var grpcRetries = map[string]string{
+	"cancelled": "1", "deadline-exceeded": "4", "resource-exhausted": "8", "internal": "13", "unavailable": "14",
+}
+
+func compileRetry(at string, c *routev3.RetryPolicy) (*retryPolicy, error) {
+	if err := allow(at, c, "retry_on", "num_retries", "per_try_timeout", "retry_back_off", "retriable_status_codes",
+		"retry_host_predicate", "host_selection_retry_max_attempts"); err != nil {
+		return nil, err
+	}
+	p := &retryPolicy{on: map[string]bool{}, codes: c.GetRetriableStatusCodes(), attempts: 1, perTry: duration(c.GetPerTryTimeout(), 0), base: 25 * time.Millisecond}
+	if c.GetNumRetries() != nil {
+		p.attempts = int(c.GetNumRetries().GetValue())
+	}
+	for _, on := range strings.Split(c.GetRetryOn(), ",") {
+		on = strings.TrimSpace(on)
+		switch on {
+		case "":
+		case "5xx", "gateway-error", "reset", "reset-before-request", "connect-failure", "refused-stream", "retriable-4xx", "retriable-status-codes":
+			p.on[on] = true
+		default:
+			if _, ok := grpcRetries[on]; !ok {
+				return nil, fmt.Errorf("%s: retry_on %q is not supported", at, on)
+			}
+			p.on[on] = true
+		}
+	}
+	if b := c.GetRetryBackOff(); b != nil {
+		p.base = duration(b.GetBaseInterval(), p.base)
+		p.max = duration(b.GetMaxInterval(), 0)
+	}
+	if p.max == 0 {
+		p.max = 10 * p.base
+	}
+	for _, predicate := range c.GetRetryHostPredicate() {
+		if predicate.GetName() != "envoy.retry_host_predicates.previous_hosts" {
+			return nil, fmt.Errorf("%s: retry_host_predicate %q is not supported", at, predicate.GetName())
+		}
+		p.avoidPrevious = true
+	}
+	return p, nil
+}
+
+// response tells whether an answer is to be tried again.
+func (p *retryPolicy) response(status int, header http.Header) bool {
+	if p.on["5xx"] && status >= 500 ||
+		p.on["gateway-error"] && (status == 502 || status == 503 || status == 504) ||
+		p.on["retriable-4xx"] && status == http.StatusConflict ||
+		p.on["retriable-status-codes"] && slices.Contains(p.codes, uint32(status)) {
+		return true
+	}
+	if code := header.Get("Grpc-Status"); code != "" {
+		for on, want := range grpcRetries {
+			if p.on[on] && code == want {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// failure tells whether a request that got no answer is to be tried again.
+func (p *retryPolicy) failure(f *upstreamError) bool {
+	switch {
+	case p.on["5xx"] || p.on["reset"]:
+		return true
+	case p.on["gateway-error"]:
+		return f.reason == reasonTimeout || f.reason == reasonConnect || f.reason == reasonReset
+	case p.on["connect-failure"] && f.reason == reasonConnect:
+		return true
+	case p.on["refused-stream"] && f.refused:
+		return true
+	case p.on["reset-before-request"] && f.reason == reasonConnect:
+		return true
+	}
+	return false
+}
+
+// backoff before the n-th retry (from 1): random below base*(2^n-1), at most
+// max, as Envoy computes it.
+func (p *retryPolicy) backoff(n int) time.Duration {
+	ceiling := min(p.base*time.Duration(1<<min(n, 16)-1), p.max)
+	if ceiling <= 0 {
+		return 0
+	}
+	return rand.N(ceiling)
+}

@@ -1,0 +1,180 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// upstreamError is a request that got no answer.
+type upstreamError struct {
+	reason  resetReason
+	refused bool // the server said that it did nothing (HTTP/2 REFUSED_STREAM)
+	err     error
+}
+
+type resetReason string
+
+// Reasons in Envoy's words; they are part of the answer's body.
+const (
+	reasonConnect resetReason = "remote connection failure"
+	reasonReset   resetReason = "connection termination"
+	reasonTimeout resetReason = "timeout"
+)
+
+func (u *upstreamError) Error() string { return u.err.Error() }
+
+var (
+	errRouteTimeout  = errors.New("the route's timeout is over")
+	errTryTimeout    = errors.New("the timeout of one try is over")
+	errStreamIdle    = errors.New("the stream was idle for too long")
+	errRequestTimout = errors.New("the request took too long to arrive")
+)
+
+// send makes one attempt. The answer's body must be closed.
+func (e *exchange) send(ctx context.Context, h *host, header http.Header, body io.ReadCloser, length int64) (*http.Response, *upstreamError) {
+	f := e.route.forward
+	path := f.rewrite(e.path)
+	u := &url.URL{Scheme: "http", Host: h.key, RawQuery: e.query, Opaque: path}
+	if strings.HasPrefix(path, "//") || !strings.HasPrefix(path, "/") {
+		// An opaque value that begins with // would be taken for an authority.
+		u.Opaque = ""
+		u.Path, u.RawPath = path, path
+		if p, err := url.PathUnescape(path); err == nil {
+			u.Path = p
+		}
+	}
+	if h.transport.socket.tls != nil {
+		u.Scheme = "https"
+	}
+	authority := e.host
+	switch {
+	case e.weighted != nil && e.weighted.hostRewrite != "":
+		authority = e.weighted.hostRewrite
+	case f.hostRewrite != "":
+		authority = f.hostRewrite
+	case f.autoHost && h.hostname != "":
+		authority = h.hostname
+	case f.autoHost && e.state.clusters[e.cluster].config.dns:
+		authority, _, _ = strings.Cut(h.addr, ":")
+	}
+	req := &http.Request{
+		Method: e.r.Method, URL: u, Host: authority, Header: header, Body: body, ContentLength: length, Trailer: e.r.Trailer,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}
+	trip := h.transport.http1
+	if trip == nil || h.transport.http2 != nil && e.r.ProtoMajor == 2 {
+		trip = h.transport.http2
+	}
+	resp, err := trip.RoundTrip(req.WithContext(ctx))
+	if err == nil {
+		return resp, nil
+	}
+	failure := &upstreamError{reason: reasonReset, err: err}
+	var connect errConnect
+	switch {
+	case context.Cause(ctx) != nil:
+		failure.reason, failure.err = reasonTimeout, context.Cause(ctx)
+	case errors.As(err, &connect):
+		failure.reason = reasonConnect
+	case strings.Contains(err.Error(), "REFUSED_STREAM"):
+		failure.refused = true
+	}
+	return nil, failure
+}
+
+// informational passes 1xx answers on, 100 and 101 excepted.
+func (e *exchange) informational(ctx context.Context) context.Context {
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		Got1xxResponse: func(code int, header textproto.MIMEHeader) error {
+			if code == http.StatusContinue || code == http.StatusSwitchingProtocols {
+				return nil
+			}
+			h := e.w.Header()
+			for k, v := range header {
+				h[k] = v
+			}
+			e.w.WriteHeader(code)
+			for k := range header {
+				delete(h, k)
+			}
+			return nil
+		},
+	})
+}
+
+// requestBody is the body on its way up. It tells when the last byte was read,
+// which starts the route's timeout.
+type requestBody struct {
+	io.ReadCloser
+	touched atomic.Bool
+	done    func()
+	active  func()
+	once    sync.Once
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	b.touched.Store(true)
+	n, err := b.ReadCloser.Read(p)
+	b.active()
+	if err != nil {
+		b.once.Do(b.done)
+	}
+	return n, err
+}
+
+// Close leaves the body open: the server closes it, and another attempt may
+// still need it.
+func (b *requestBody) Close() error { return nil }
+
+// buffers for copying answers.
+var bufferPool = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+
+// clock bounds an exchange: the route's timeout from the end of the request on,
+// and how long nothing may move.
+type clock struct {
+	cancel  context.CancelCauseFunc
+	route   time.Duration
+	routeT  atomic.Pointer[time.Timer]
+	idle    time.Duration
+	idleT   *time.Timer
+	stopped atomic.Bool
+}
+
+func newClock(cancel context.CancelCauseFunc, route, idle time.Duration) *clock {
+	c := &clock{cancel: cancel, route: route, idle: idle}
+	if idle > 0 {
+		c.idleT = time.AfterFunc(idle, func() { cancel(errStreamIdle) })
+	}
+	return c
+}
+
+func (c *clock) requestDone() {
+	if c.route > 0 && !c.stopped.Load() {
+		c.routeT.Store(time.AfterFunc(c.route, func() { c.cancel(errRouteTimeout) }))
+	}
+}
+
+func (c *clock) active() {
+	if c.idleT != nil && !c.stopped.Load() {
+		c.idleT.Reset(c.idle)
+	}
+}
+
+func (c *clock) stop() {
+	c.stopped.Store(true)
+	if c.idleT != nil {
+		c.idleT.Stop()
+	}
+	if t := c.routeT.Load(); t != nil {
+		t.Stop()
+	}
+}
