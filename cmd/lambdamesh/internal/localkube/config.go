@@ -45,9 +45,10 @@ func (c *Config) complete() error {
 	}
 	c.DataDir = dir
 	if c.BinDir == "" {
-		if c.BinDir, err = DefaultBinDir(); err != nil {
-			return err
-		}
+		c.BinDir = DefaultBinDir()
+	}
+	if c.BinDir == "" {
+		return errors.New("no directory of the Kubernetes binaries is known: set HOME or LAMBDAMESH_CACHE")
 	}
 	if c.Address == "" {
 		c.Address = "127.0.0.1:0"
@@ -73,20 +74,21 @@ func (c *Config) complete() error {
 
 // DefaultBinDir is where `make kubernetes` puts the binaries:
 // ${LAMBDAMESH_CACHE:-${XDG_CACHE_HOME:-~/.cache}/lambdamesh}/kubernetes/<version>/<os>-<arch>.
-func DefaultBinDir() (string, error) {
+// It is empty if none of the three is known.
+func DefaultBinDir() string {
 	cache := os.Getenv("LAMBDAMESH_CACHE")
 	if cache == "" {
 		user := os.Getenv("XDG_CACHE_HOME")
 		if user == "" {
 			home, err := os.UserHomeDir()
 			if err != nil {
-				return "", fmt.Errorf("finding the cache: %w; set LAMBDAMESH_CACHE", err)
+				return ""
 			}
 			user = filepath.Join(home, ".cache")
 		}
 		cache = filepath.Join(user, "lambdamesh")
 	}
-	return filepath.Join(cache, "kubernetes", KubernetesVersion, runtime.GOOS+"-"+runtime.GOARCH), nil
+	return filepath.Join(cache, "kubernetes", KubernetesVersion, runtime.GOOS+"-"+runtime.GOARCH)
 }
 
 // host is the IP address the API server listens on.

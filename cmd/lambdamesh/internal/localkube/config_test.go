@@ -4,11 +4,29 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
+
+func TestTheBinariesAreInTheCache(t *testing.T) {
+	platform := "/kubernetes/" + KubernetesVersion + "/" + runtime.GOOS + "-" + runtime.GOARCH
+	for name, tc := range map[string]struct{ cache, xdg, home, want string }{
+		"of the project":     {"/cache", "/xdg", "/home", "/cache" + platform},
+		"of the user":        {"", "/xdg", "/home", "/xdg/lambdamesh" + platform},
+		"in the home":        {"", "", "/home", "/home/.cache/lambdamesh" + platform},
+		"which nobody knows": {"", "", "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("LAMBDAMESH_CACHE", tc.cache)
+			t.Setenv("XDG_CACHE_HOME", tc.xdg)
+			t.Setenv("HOME", tc.home)
+			require.Equal(t, tc.want, DefaultBinDir())
+		})
+	}
+}
 
 func TestThePortOfTheLastStartIsUsedIfItIsFree(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
