@@ -2,7 +2,7 @@
 // names (labels, annotations, environment variables, identities) by which the
 // parts of the system and their users know each other.
 //
-// What may enter: a contract that another process reads. Behaviour stays in the
+// What may enter: a contract that another process reads. Behavior stays in the
 // domain that owns the kind; this package imports nothing of this module.
 //
 // +kubebuilder:object:generate=true
