@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"testing"
@@ -112,7 +111,7 @@ func policy(t *testing.T) *targets.Policy {
 
 func TestEventBusGetsByWithItsRole(t *testing.T) {
 	api, namespace, as := installed(t)
-	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
+	quiet := slog.New(slog.DiscardHandler)
 	nats, err := natsserver.New(natsserver.Config{Dir: t.TempDir(), Logger: quiet})
 	require.NoError(t, err)
 	bus, err := eventbus.New(eventbus.Config{
