@@ -1,0 +1,205 @@
+package examples_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"go/format"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"testing"
+	"time"
+
+	"github.com/MicahParks/jwkset"
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/lambdamesh/lambdamesh/manifests"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/kube"
+	"github.com/lambdamesh/lambdamesh/pkg/testkit"
+)
+
+// read returns the objects of the files; a field that no kind has is an error.
+func read(t *testing.T, pattern string) []client.Object {
+	t.Helper()
+	scheme, err := kube.Scheme()
+	require.NoError(t, err)
+	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
+	files, err := filepath.Glob(pattern)
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	var objects []client.Object
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		require.NoError(t, err)
+		documents := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(raw)))
+		for {
+			document, err := documents.Read()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			require.NoError(t, err)
+			decoded, _, err := decoder.Decode(document, nil, nil)
+			require.NoError(t, err, file)
+			object, ok := decoded.(client.Object)
+			require.True(t, ok)
+			objects = append(objects, object)
+		}
+	}
+	return objects
+}
+
+func all(t *testing.T) []client.Object {
+	t.Helper()
+	return append(read(t, "commerce/*.yaml"), read(t, "hello/*.yaml")...)
+}
+
+// find returns the object of a name, or fails the test.
+func find[T client.Object](t *testing.T, objects []client.Object, namespace, name string) T {
+	t.Helper()
+	for _, object := range objects {
+		if found, ok := object.(T); ok && object.GetNamespace() == namespace && object.GetName() == name {
+			return found
+		}
+	}
+	var none T
+	t.Fatalf("there is no %T %s/%s", none, namespace, name)
+	return none
+}
+
+func TestTheAPIServerTakesTheExamples(t *testing.T) {
+	config := testkit.KubeAPI(t, manifests.CRDs)
+	scheme, err := kube.Scheme()
+	require.NoError(t, err)
+	c, err := client.New(config, client.Options{Scheme: scheme, FieldValidation: metav1.FieldValidationStrict})
+	require.NoError(t, err)
+	for _, namespace := range []string{"shop", v1alpha1.SystemNamespace} {
+		err := c.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}})
+		require.True(t, err == nil || apierrors.IsAlreadyExists(err), "%v", err)
+	}
+	for _, object := range all(t) {
+		if _, ok := object.(*corev1.Namespace); !ok {
+			require.NoError(t, c.Create(t.Context(), object, client.DryRunAll), object.GetName())
+		}
+	}
+}
+
+func TestWhatTheExamplesNameIsThere(t *testing.T) {
+	objects := all(t)
+	for _, object := range objects {
+		switch o := object.(type) {
+		case *v1alpha1.Subscription:
+			find[*v1alpha1.Lambda](t, objects, o.Namespace, o.Spec.Sink.Lambda)
+			if o.Spec.Source != "*" {
+				find[*v1alpha1.Application](t, objects, "", o.Spec.Source)
+			}
+		case *v1alpha1.APIRule:
+			for _, rule := range o.Spec.Rules {
+				find[*v1alpha1.Lambda](t, objects, o.Namespace, rule.Lambda)
+				if rule.JWT != nil {
+					find[*corev1.Secret](t, objects, o.Namespace, rule.JWT.Authentications[0].JWKSSecret)
+				}
+			}
+		case *v1alpha1.ApplicationBinding:
+			find[*v1alpha1.Application](t, objects, "", o.Spec.Application)
+			for _, name := range o.Spec.Lambdas.Names {
+				find[*v1alpha1.Lambda](t, objects, o.Namespace, name)
+			}
+		case *v1alpha1.Application:
+			for _, service := range o.Spec.Services {
+				find[*corev1.Secret](t, objects, v1alpha1.SystemNamespace, service.API.Auth.OAuth2.Secret.Name)
+			}
+		}
+	}
+}
+
+// TestTheCodeCompiles asks the compilers that are here; the runtimes' own tests
+// and e2e run the code.
+func TestTheCodeCompiles(t *testing.T) {
+	for _, object := range all(t) {
+		lambda, ok := object.(*v1alpha1.Lambda)
+		if !ok {
+			continue
+		}
+		t.Run(lambda.Name, func(t *testing.T) {
+			code, dir := lambda.Spec.Source.Inline.Code, t.TempDir()
+			write := func(name, text string) string {
+				path := filepath.Join(dir, name)
+				require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+				return path
+			}
+			var compile *exec.Cmd
+			switch lambda.Spec.Runtime {
+			case v1alpha1.RuntimeGo:
+				formatted, err := format.Source([]byte(code))
+				require.NoError(t, err)
+				require.Equal(t, string(formatted), code, "gofmt")
+				// The overlay puts the file into this module, where the SDK is.
+				here, err := os.Getwd()
+				require.NoError(t, err)
+				overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{
+					filepath.Join(here, "compiled", "lambda.go"): write("lambda.go", code),
+				}})
+				require.NoError(t, err)
+				compile = exec.Command("go", "build", "-overlay", write("overlay.json", string(overlay)), "./compiled")
+			case v1alpha1.RuntimeNodeJS:
+				compile = exec.Command("node", "--check", write("lambda.mjs", code))
+			case v1alpha1.RuntimePython:
+				compile = exec.Command("python3", "-c", "import ast, sys; ast.parse(open(sys.argv[1]).read())", write("lambda.py", code))
+			default:
+				t.Fatalf("no compiler for %s", lambda.Spec.Runtime)
+			}
+			if compile.Err != nil {
+				t.Skipf("%s is not installed", compile.Args[0])
+			}
+			output, err := compile.CombinedOutput()
+			require.NoError(t, err, string(output))
+		})
+	}
+}
+
+func TestTheDemoKeySignsWhatTheRulesTake(t *testing.T) {
+	objects := all(t)
+	secret := find[*corev1.Secret](t, objects, "shop", "demo-jwks")
+	var set jwkset.JWKSMarshal
+	require.NoError(t, json.Unmarshal([]byte(secret.StringData["jwks.json"]), &set))
+	require.Len(t, set.Keys, 1)
+	require.Empty(t, set.Keys[0].D, "the private half is not for the cluster")
+	public, err := jwkset.NewJWKFromMarshal(set.Keys[0], jwkset.JWKMarshalOptions{}, jwkset.JWKValidateOptions{})
+	require.NoError(t, err)
+
+	raw, err := os.ReadFile("commerce/keys/demo.jwk")
+	require.NoError(t, err)
+	var marshaled jwkset.JWKMarshal
+	require.NoError(t, json.Unmarshal(raw, &marshaled))
+	private, err := jwkset.NewJWKFromMarshal(marshaled, jwkset.JWKMarshalOptions{Private: true}, jwkset.JWKValidateOptions{})
+	require.NoError(t, err)
+	require.Equal(t, set.Keys[0].KID, marshaled.KID)
+
+	signed, err := jwt.NewWithClaims(jwt.SigningMethodES256, jwt.MapClaims{"sub": "alice", "exp": time.Now().Add(time.Minute).Unix()}).SignedString(private.Key())
+	require.NoError(t, err)
+	_, err = jwt.Parse(signed, func(*jwt.Token) (any, error) { return public.Key(), nil })
+	require.NoError(t, err)
+}
+
+func TestTheCredentialsAreTheCommerceSystems(t *testing.T) {
+	secret := find[*corev1.Secret](t, all(t), v1alpha1.SystemNamespace, "commerce-oauth")
+	source, err := os.ReadFile("commerce/commerce-system/main.go")
+	require.NoError(t, err)
+	for variable, key := range map[string]string{"COMMERCE_CLIENT_ID": "clientId", "COMMERCE_CLIENT_SECRET": "clientSecret"} {
+		found := regexp.MustCompile(`env\("` + variable + `", "([^"]*)"\)`).FindSubmatch(source)
+		require.NotNil(t, found)
+		require.Equal(t, secret.StringData[key], string(found[1]))
+	}
+}
