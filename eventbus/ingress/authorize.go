@@ -13,6 +13,9 @@ import (
 // ErrUnauthenticated is returned by an [Authorizer] that cannot tell who calls.
 var ErrUnauthenticated = errors.New("who calls is not known")
 
+// errNoVerdict: whoever knows the callers could not be asked.
+var errNoVerdict = errors.New("the caller could not be checked")
+
 // Authorizer tells who makes a request. It fails with [ErrUnauthenticated], or
 // with another error when it could not find out.
 type Authorizer interface {

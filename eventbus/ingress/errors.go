@@ -53,6 +53,8 @@ func failureOf(err error) *failure {
 			status: http.StatusServiceUnavailable, retryAfter: retryUnavailable,
 			detail: "the event store is not available; send the event again with the same id",
 		}
+	case errors.Is(err, errNoVerdict):
+		return &failure{status: http.StatusServiceUnavailable, detail: "the token could not be checked now", retryAfter: retryUnavailable}
 	case errors.Is(err, ErrUnauthenticated):
 		return &failure{status: http.StatusUnauthorized, detail: "call through the mesh, or with a service-account token"}
 	}

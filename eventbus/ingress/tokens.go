@@ -67,7 +67,7 @@ func (t *Tokens) Authorize(r *http.Request) (Caller, error) {
 	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}
 	review, err := t.reviewer.Create(r.Context(), review, metav1.CreateOptions{})
 	if err != nil {
-		return Caller{}, fmt.Errorf("ask the API server about a token: %w", err)
+		return Caller{}, fmt.Errorf("%w: ask the API server about a token: %w", errNoVerdict, err)
 	}
 	v = verdict{err: ErrUnauthenticated, until: now.Add(tokenTTL)}
 	if review.Status.Authenticated {
