@@ -1,0 +1,341 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"strings"
+	"sync"
+	"time"
+
+	cachetypes "github.com/envoyproxy/go-control-plane/pkg/cache/types"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
+	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
+	"github.com/lambdamesh/lambdamesh/meshconfig/xds"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+)
+
+// absenceGrace is how long a gateway may be without nodes before rules that
+// were programmed say so: a proxy or a control plane that restarts is back by
+// then.
+const absenceGrace = 10 * time.Second
+
+// EnvoyConfig of an [EnvoyOutput].
+type EnvoyConfig struct {
+	// ADS server; its NodeIdentity and OnChange are set here.
+	ADS ads.Config
+	// Cache and Reader find the object a data-plane node stands for: a Gateway
+	// or a WorkloadEntry. Reader is asked about those that the cache does not
+	// have yet. Required.
+	Cache, Reader client.Reader
+	// GatewayServiceAccount that gateway nodes run as; default
+	// lambdamesh-system/gateway.
+	GatewayServiceAccount types.NamespacedName
+}
+
+// EnvoyOutput serves the mesh over ADS.
+type EnvoyOutput struct {
+	config EnvoyConfig
+	server *ads.Server
+	log    *slog.Logger
+
+	mu      sync.Mutex
+	changed func()
+	// seen is when nodes of a gateway were there for the last time.
+	seen map[string]time.Time
+
+	// Used by the caller of Update and Programmed only.
+	last     Update
+	versions map[string]string // by target; empty: nothing could be served yet
+	failed   map[string]error
+}
+
+// NewEnvoyOutput makes the output and its ADS server, which the caller runs
+// once the controller is ready.
+func NewEnvoyOutput(config EnvoyConfig) (*EnvoyOutput, error) {
+	if config.Cache == nil || config.Reader == nil {
+		return nil, errors.New("configure the Envoy output: Cache and Reader are required")
+	}
+	if config.GatewayServiceAccount == (types.NamespacedName{}) {
+		config.GatewayServiceAccount = types.NamespacedName{Namespace: v1alpha1.SystemNamespace, Name: v1alpha1.ServiceAccountGateway}
+	}
+	o := &EnvoyOutput{
+		config:  config,
+		changed: func() {},
+		seen:    map[string]time.Time{}, versions: map[string]string{}, failed: map[string]error{},
+	}
+	config.ADS.NodeIdentity = o.nodeIdentity
+	config.ADS.OnChange = o.onChange
+	server, err := ads.New(config.ADS)
+	if err != nil {
+		return nil, fmt.Errorf("configure the Envoy output: %w", err)
+	}
+	o.server = server
+	if o.log = config.ADS.Log; o.log == nil {
+		o.log = slog.Default()
+	}
+	return o, nil
+}
+
+// Name implements [Output].
+func (o *EnvoyOutput) Name() string { return "envoy" }
+
+// Server is the ADS server, a component to be run after the controller.
+func (o *EnvoyOutput) Server() *ads.Server { return o.server }
+
+// Run implements [Output].
+func (o *EnvoyOutput) Run(ctx context.Context, changed func()) error {
+	o.mu.Lock()
+	o.changed = changed
+	o.mu.Unlock()
+	<-ctx.Done()
+	return nil
+}
+
+func (o *EnvoyOutput) notify() {
+	o.mu.Lock()
+	changed := o.changed
+	o.mu.Unlock()
+	changed()
+}
+
+// onChange passes on what gateways acknowledge, refuse, and that they come and
+// go; conditions do not depend on sidecars.
+func (o *EnvoyOutput) onChange(target string) {
+	if strings.Contains(target, "/") {
+		o.notify()
+	}
+}
+
+// nodeIdentity is who may be a node: what its Gateway or WorkloadEntry says.
+func (o *EnvoyOutput) nodeIdentity(ctx context.Context, nodeID string) (ads.Identity, bool) {
+	node, ok := ads.ParseNode(nodeID)
+	if !ok {
+		return ads.Identity{}, false
+	}
+	key := types.NamespacedName{Namespace: node.Namespace, Name: node.Name}
+	if node.Gateway {
+		if !o.find(ctx, key, &networkingv1.Gateway{}) {
+			return ads.Identity{}, false
+		}
+		account := o.config.GatewayServiceAccount
+		return ads.Identity{Namespace: account.Namespace, ServiceAccount: account.Name}, true
+	}
+	entry := &networkingv1.WorkloadEntry{}
+	if !o.find(ctx, key, entry) {
+		return ads.Identity{}, false
+	}
+	account := entry.Spec.GetServiceAccount()
+	if account == "" {
+		account = "default"
+	}
+	return ads.Identity{Namespace: node.Namespace, ServiceAccount: account}, true
+}
+
+// find looks in the cache, then asks: a replica connects right after its
+// WorkloadEntry was made.
+func (o *EnvoyOutput) find(ctx context.Context, key types.NamespacedName, into client.Object) bool {
+	err := o.config.Cache.Get(ctx, key, into)
+	if apierrors.IsNotFound(err) {
+		err = o.config.Reader.Get(ctx, key, into)
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		o.log.Warn("cannot look up a data-plane node's object", "object", key.String(), "error", err)
+	}
+	return err == nil
+}
+
+// Update implements [Output]: sidecars first, so that a gateway sends nobody to
+// a sidecar that has not been told about it.
+func (o *EnvoyOutput) Update(_ context.Context, update Update) {
+	previous := o.last
+	o.last = update
+	if previous.Mesh != nil && reflect.DeepEqual(previous, update) {
+		return
+	}
+	current := map[string]bool{}
+	changed := changedSidecars(previous.Mesh, update.Mesh)
+	for i := range update.Mesh.Sidecars {
+		sidecar := &update.Mesh.Sidecars[i]
+		current[sidecar.Node] = true
+		if _, served := o.versions[sidecar.Node]; served && !changed(sidecar) {
+			continue
+		}
+		o.set(sidecar.Node, nil, func() (xds.Resources, error) { return xds.SidecarResources(update.Mesh, sidecar.Node) })
+	}
+	for i := range update.Mesh.Gateways {
+		gateway := &update.Mesh.Gateways[i]
+		target := ads.GatewayTarget(gateway.Namespace, gateway.Name)
+		current[target] = true
+		o.noteGateway(target)
+		o.set(target, gatewaySecrets(gateway, update.Secrets), func() (xds.Resources, error) {
+			return xds.GatewayResources(update.Mesh, gateway.Namespace, gateway.Name)
+		})
+	}
+	for target := range o.versions {
+		if !current[target] {
+			o.server.Remove(target)
+			delete(o.versions, target)
+			o.forgetGateway(target)
+		}
+	}
+	for target := range o.failed {
+		if !current[target] {
+			delete(o.failed, target)
+		}
+	}
+}
+
+// changedSidecars returns a function that tells whether a sidecar's resources
+// may differ: they follow from the sidecar, its workload and all destinations.
+func changedSidecars(before, after *ir.Mesh) func(*ir.Sidecar) bool {
+	if before == nil || before.TrustDomain != after.TrustDomain || !reflect.DeepEqual(before.Destinations, after.Destinations) {
+		return func(*ir.Sidecar) bool { return true }
+	}
+	workload := func(workloads []ir.Workload) map[string]*ir.Workload {
+		byKey := make(map[string]*ir.Workload, len(workloads))
+		for i := range workloads {
+			byKey[workloads[i].Key()] = &workloads[i]
+		}
+		return byKey
+	}
+	oldWorkloads, newWorkloads := workload(before.Workloads), workload(after.Workloads)
+	oldSidecars := make(map[string]*ir.Sidecar, len(before.Sidecars))
+	for i := range before.Sidecars {
+		oldSidecars[before.Sidecars[i].Node] = &before.Sidecars[i]
+	}
+	return func(s *ir.Sidecar) bool {
+		return !reflect.DeepEqual(oldSidecars[s.Node], s) ||
+			!reflect.DeepEqual(oldWorkloads[s.Workload], newWorkloads[s.Workload])
+	}
+}
+
+// set serves a target its resources. When that fails, what it was served before
+// stays.
+func (o *EnvoyOutput) set(target string, secrets []cachetypes.Resource, make func() (xds.Resources, error)) {
+	resources, err := make()
+	var version string
+	if err == nil {
+		byType := resources.ByType()
+		byType[resource.SecretType] = secrets
+		version, err = o.server.SetResources(target, byType)
+	}
+	if err != nil {
+		if before := o.failed[target]; before == nil || before.Error() != err.Error() {
+			o.log.Error("cannot serve a data plane; it keeps what it has", "target", target, "error", err)
+		}
+		o.failed[target] = err
+		return
+	}
+	delete(o.failed, target)
+	o.versions[target] = version
+}
+
+// gatewaySecrets are the certificates of a gateway's TLS servers.
+func gatewaySecrets(gateway *ir.Gateway, secrets []*corev1.Secret) []cachetypes.Resource {
+	names := map[string]bool{}
+	for i := range gateway.Servers {
+		names[gateway.Servers[i].TLSSecret] = true
+	}
+	var all []cachetypes.Resource
+	for _, secret := range secrets {
+		if secret.Namespace == gateway.Namespace && names[secret.Name] {
+			all = append(all, xds.Secret(secret.Name, secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey]))
+		}
+	}
+	return all
+}
+
+// Programmed implements [Output].
+func (o *EnvoyOutput) Programmed() func(*translate.APIRuleStatus) Programmed {
+	byTarget := map[string]Programmed{}
+	return func(rule *translate.APIRuleStatus) Programmed {
+		p, known := byTarget[rule.Gateway]
+		if !known {
+			p = o.gatewayState(rule.Gateway)
+			byTarget[rule.Gateway] = p
+		}
+		return p
+	}
+}
+
+// gatewayState is what can be said of all rules of a gateway.
+func (o *EnvoyOutput) gatewayState(target string) Programmed {
+	if err := o.failed[target]; err != nil {
+		return Programmed{Status: metav1.ConditionFalse, Reason: ReasonDataPlaneRefused, Message: err.Error(), Keep: o.versions[target] != ""}
+	}
+	status := o.server.Status(target)
+	if len(status.Nodes) == 0 {
+		return Programmed{
+			Status: metav1.ConditionFalse, Reason: ReasonNoDataPlane,
+			Message: "no proxy of Gateway " + target + " is connected to this control plane",
+			Keep:    o.recentlySeen(target),
+		}
+	}
+	o.noteNodes(target)
+	version := o.versions[target]
+	if status.Acknowledged(version) {
+		return Programmed{Status: metav1.ConditionTrue, Reason: ReasonProgrammed}
+	}
+	refused, waiting, keep := "", "", true
+	for _, node := range status.Nodes {
+		if len(node.Nacks) > 0 {
+			nack := node.Nacks[0]
+			refused = fmt.Sprintf("%s refused %s: %s", node.NodeID, nack.Type[strings.LastIndexByte(nack.Type, '.')+1:], nack.Message)
+			// A node that has acknowledged nothing keeps nothing.
+			keep = keep && node.Version != ""
+		} else if node.Version != version && waiting == "" {
+			waiting = node.NodeID + " has not answered yet"
+		}
+	}
+	if refused != "" {
+		return Programmed{Status: metav1.ConditionFalse, Reason: ReasonDataPlaneRefused, Message: refused, Keep: keep}
+	}
+	return Programmed{Status: metav1.ConditionUnknown, Reason: v1alpha1.ReasonPending, Message: waiting, Keep: true}
+}
+
+// noteGateway begins the grace of a gateway that is new here.
+func (o *EnvoyOutput) noteGateway(target string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if _, known := o.seen[target]; !known {
+		o.seen[target] = time.Now()
+		time.AfterFunc(absenceGrace, o.notify)
+	}
+}
+
+func (o *EnvoyOutput) forgetGateway(target string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.seen, target)
+}
+
+func (o *EnvoyOutput) noteNodes(target string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.seen[target] = time.Time{}
+}
+
+// recentlySeen tells whether a gateway without nodes had some a moment ago.
+func (o *EnvoyOutput) recentlySeen(target string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	at, known := o.seen[target]
+	if known && at.IsZero() { // they were there when we last looked
+		at = time.Now()
+		o.seen[target] = at
+		time.AfterFunc(absenceGrace, o.notify)
+	}
+	return known && time.Since(at) < absenceGrace
+}

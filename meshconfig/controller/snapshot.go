@@ -1,0 +1,160 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+)
+
+// snapshot reads all that a translation depends on. The objects are the cache's
+// own: translations change none.
+func (c *Controller) snapshot(ctx context.Context) (translate.Snapshot, error) {
+	s := translate.Snapshot{Settings: c.config.Settings}
+	var (
+		lambdas  v1alpha1.LambdaList
+		subs     v1alpha1.SubscriptionList
+		bindings v1alpha1.ApplicationBindingList
+		services corev1.ServiceList
+		slices   discoveryv1.EndpointSliceList
+		gateways networkingv1.GatewayList
+		sidecars networkingv1.SidecarList
+		entries  networkingv1.WorkloadEntryList
+	)
+	for _, list := range []client.ObjectList{&lambdas, &subs, &bindings, &services, &slices, &gateways, &sidecars, &entries} {
+		if err := c.list(ctx, list); err != nil {
+			return s, err
+		}
+	}
+	var err error
+	if s.APIRules, err = c.apiRules(ctx); err != nil {
+		return s, err
+	}
+	s.Lambdas = pointers(lambdas.Items)
+	s.Subscriptions = pointers(subs.Items)
+	s.ApplicationBindings = pointers(bindings.Items)
+	s.Services = pointers(services.Items)
+	s.EndpointSlices = pointers(slices.Items)
+	s.Gateways, s.Sidecars, s.WorkloadEntries = gateways.Items, sidecars.Items, entries.Items
+
+	if s.Secrets, err = c.readSecrets(ctx, translate.SecretRefs(s.APIRules, s.Gateways)); err != nil {
+		return s, err
+	}
+	c.keySets.Keep(translate.JWKSURIs(s.APIRules))
+	s.JWKS = map[string]translate.KeySetResult{}
+	for uri, result := range c.keySets.Results() {
+		s.JWKS[uri] = translate.KeySetResult(result)
+	}
+	return s, nil
+}
+
+func (c *Controller) apiRules(ctx context.Context) ([]*v1alpha1.APIRule, error) {
+	var rules v1alpha1.APIRuleList
+	if err := c.list(ctx, &rules); err != nil {
+		return nil, err
+	}
+	return pointers(rules.Items), nil
+}
+
+func (c *Controller) list(ctx context.Context, list client.ObjectList) error {
+	if err := c.config.Cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list %T: %w", list, err)
+	}
+	return nil
+}
+
+func pointers[T any](items []T) []*T {
+	all := make([]*T, len(items))
+	for i := range items {
+		all[i] = &items[i]
+	}
+	return all
+}
+
+// secrets are those that the mesh names, and nothing of any other.
+type secrets struct {
+	reader client.Reader
+
+	mu    sync.Mutex
+	known map[types.NamespacedName]*corev1.Secret // nil: named and not there
+}
+
+func newSecrets(reader client.Reader) *secrets {
+	return &secrets{reader: reader, known: map[types.NamespacedName]*corev1.Secret{}}
+}
+
+func (s *secrets) named(key types.NamespacedName) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.known[key]
+	return ok
+}
+
+// readSecrets returns the Secrets of refs that exist. It reads those whose
+// metadata has changed since the last time and forgets the others' data.
+func (c *Controller) readSecrets(ctx context.Context, refs []types.NamespacedName) ([]*corev1.Secret, error) {
+	s := c.secrets
+	next := make(map[types.NamespacedName]*corev1.Secret, len(refs))
+	s.mu.Lock()
+	for _, ref := range refs {
+		next[ref] = s.known[ref]
+	}
+	// Named before they are looked up, so that no change is missed.
+	s.known = next
+	s.mu.Unlock()
+
+	found := make([]*corev1.Secret, len(refs))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(8)
+	for i, ref := range refs {
+		group.Go(func() error {
+			secret, err := c.readSecret(ctx, ref, next[ref])
+			found[i] = secret
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	known := make(map[types.NamespacedName]*corev1.Secret, len(refs))
+	var existing []*corev1.Secret
+	for i, ref := range refs {
+		known[ref] = found[i]
+		if found[i] != nil {
+			existing = append(existing, found[i])
+		}
+	}
+	s.known = known
+	return existing, nil
+}
+
+func (c *Controller) readSecret(ctx context.Context, ref types.NamespacedName, known *corev1.Secret) (*corev1.Secret, error) {
+	metadata := secretMetadata()
+	if err := c.config.Cache.Get(ctx, ref, metadata); apierrors.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("look up Secret %s: %w", ref, err)
+	}
+	if known != nil && known.UID == metadata.UID && known.ResourceVersion == metadata.ResourceVersion {
+		return known, nil
+	}
+	secret := &corev1.Secret{}
+	if err := c.secrets.reader.Get(ctx, ref, secret); apierrors.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("read Secret %s: %w", ref, err)
+	}
+	return secret, nil
+}

@@ -1,0 +1,201 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/reconcile"
+)
+
+const (
+	// statusWriters bounds the writes at a time.
+	statusWriters = 8
+	maxRetry      = 30 * time.Second
+)
+
+// wanted is what an APIRule's status shall say.
+type wanted struct {
+	status     *translate.APIRuleStatus
+	programmed Programmed
+}
+
+func (w wanted) equal(o wanted) bool {
+	return w.programmed == o.programmed && o.status != nil && w.status.Generation == o.status.Generation &&
+		slices.Equal(w.status.URLs, o.status.URLs) && slices.Equal(w.status.Conditions, o.status.Conditions)
+}
+
+// statusWriter writes statuses that differ from what they shall say, a few at a
+// time and one at a time for each object, the newest wish only.
+type statusWriter struct {
+	cache   client.Reader
+	client  client.Client
+	metrics *metrics
+	log     *slog.Logger
+	queue   workqueue.TypedRateLimitingInterface[types.NamespacedName]
+
+	mu     sync.Mutex
+	wishes map[types.NamespacedName]wanted
+	// written are objects as the API server answered to a write, until the
+	// cache has caught up with them.
+	written map[types.NamespacedName]*v1alpha1.APIRule
+}
+
+func newStatusWriter(cache client.Reader, c client.Client, m *metrics, log *slog.Logger) *statusWriter {
+	return &statusWriter{
+		cache: cache, client: c, metrics: m, log: log,
+		queue: workqueue.NewTypedRateLimitingQueue(
+			workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](50*time.Millisecond, maxRetry)),
+		wishes:  map[types.NamespacedName]wanted{},
+		written: map[types.NamespacedName]*v1alpha1.APIRule{},
+	}
+}
+
+func (w *statusWriter) want(key types.NamespacedName, wish wanted) {
+	w.mu.Lock()
+	same := wish.equal(w.wishes[key])
+	w.wishes[key] = wish
+	w.mu.Unlock()
+	if !same {
+		w.queue.Add(key)
+	}
+}
+
+// check compares an object with what it shall say.
+func (w *statusWriter) check(key types.NamespacedName) { w.queue.Add(key) }
+
+func (w *statusWriter) forgetAllBut(current map[types.NamespacedName]bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for key := range w.wishes {
+		if !current[key] {
+			delete(w.wishes, key)
+			delete(w.written, key)
+		}
+	}
+}
+
+func (w *statusWriter) run(ctx context.Context, elected <-chan struct{}) error {
+	stop := context.AfterFunc(ctx, w.queue.ShutDown)
+	defer stop()
+	select {
+	case <-elected:
+	case <-ctx.Done():
+		return nil
+	}
+	var group errgroup.Group
+	for range statusWriters {
+		group.Go(func() error {
+			for {
+				key, shutdown := w.queue.Get()
+				if shutdown {
+					return nil
+				}
+				w.write(ctx, key)
+				w.queue.Done(key)
+			}
+		})
+	}
+	return group.Wait()
+}
+
+func (w *statusWriter) write(ctx context.Context, key types.NamespacedName) {
+	err := w.tryWrite(ctx, key)
+	switch {
+	case err == nil:
+		w.queue.Forget(key)
+	case ctx.Err() == nil:
+		w.metrics.writes.WithLabelValues("error").Inc()
+		w.log.Warn("cannot write a status; it is tried again", "error", err)
+		w.queue.AddRateLimited(key)
+	}
+}
+
+func (w *statusWriter) tryWrite(ctx context.Context, key types.NamespacedName) error {
+	w.mu.Lock()
+	wish, found := w.wishes[key]
+	w.mu.Unlock()
+	if !found {
+		return nil
+	}
+	before, err := w.newest(ctx, key)
+	if err != nil || before == nil || before.Generation != wish.status.Generation {
+		return err // gone, or the rebuild for this generation is on its way
+	}
+	after := before.DeepCopy()
+	wish.apply(after)
+	if sameStatus(&before.Status, &after.Status) {
+		return nil
+	}
+	if err := reconcile.PatchStatus(ctx, w.client, before, after); err != nil {
+		return err
+	}
+	w.metrics.writes.WithLabelValues("ok").Inc()
+	w.mu.Lock()
+	w.written[key] = after
+	w.mu.Unlock()
+	return nil
+}
+
+// newest is the object of the cache, or what our last write gave when the cache
+// has not seen that yet: a difference to an old object could be no difference
+// to the object as it is.
+func (w *statusWriter) newest(ctx context.Context, key types.NamespacedName) (*v1alpha1.APIRule, error) {
+	cached := &v1alpha1.APIRule{}
+	if err := w.cache.Get(ctx, key, cached); apierrors.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("read APIRule %s: %w", key, err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	ours := w.written[key]
+	if ours == nil {
+		return cached, nil
+	}
+	order, err := resourceversion.CompareResourceVersion(cached.ResourceVersion, ours.ResourceVersion)
+	if err != nil || order >= 0 || cached.UID != ours.UID {
+		delete(w.written, key)
+		return cached, nil
+	}
+	return ours, nil
+}
+
+// apply sets the status of a rule of the same generation.
+func (w wanted) apply(rule *v1alpha1.APIRule) {
+	rule.Status.URLs = w.status.URLs
+	for _, condition := range w.status.Conditions {
+		reconcile.Set(rule, condition.Type, condition.Status, condition.Reason, condition.Message)
+	}
+	if !w.programmed.Keep || !isProgrammed(rule) {
+		reconcile.Set(rule, v1alpha1.ConditionProgrammed, w.programmed.Status, w.programmed.Reason, w.programmed.Message)
+	}
+	reconcile.Summarize(rule, v1alpha1.ConditionAccepted, v1alpha1.ConditionResolvedRefs, v1alpha1.ConditionProgrammed)
+}
+
+func isProgrammed(rule *v1alpha1.APIRule) bool {
+	c := meta.FindStatusCondition(rule.Status.Conditions, v1alpha1.ConditionProgrammed)
+	return c != nil && c.Status == metav1.ConditionTrue && c.ObservedGeneration == rule.Generation
+}
+
+func sameStatus(a, b *v1alpha1.APIRuleStatus) bool {
+	return a.ObservedGeneration == b.ObservedGeneration && slices.Equal(a.URLs, b.URLs) &&
+		slices.EqualFunc(a.Conditions, b.Conditions, func(x, y metav1.Condition) bool {
+			return x.Type == y.Type && x.Status == y.Status && x.Reason == y.Reason &&
+				x.Message == y.Message && x.ObservedGeneration == y.ObservedGeneration
+		})
+}

@@ -1,0 +1,135 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+)
+
+// ConfigureCache sets what the controller needs of a cache: no object keeps its
+// managed fields, and Secrets that are watched for their metadata keep no
+// annotations, where kubectl may have left their data.
+func ConfigureCache(options *cache.Options) {
+	if options.DefaultTransform == nil {
+		options.DefaultTransform = cache.TransformStripManagedFields()
+	}
+	if options.ByObject == nil {
+		options.ByObject = map[client.Object]cache.ByObject{}
+	}
+	options.ByObject[&corev1.Secret{}] = cache.ByObject{Transform: func(obj any) (any, error) {
+		if secret, ok := obj.(*metav1.PartialObjectMetadata); ok {
+			secret.Annotations, secret.ManagedFields = nil, nil
+		}
+		return obj, nil
+	}}
+}
+
+func secretMetadata() *metav1.PartialObjectMetadata {
+	m := &metav1.PartialObjectMetadata{}
+	m.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
+	return m
+}
+
+// watch begins to mark the snapshot dirty on changes, and waits for the caches.
+func (c *Controller) watch(ctx context.Context) error {
+	var synced []toolscache.InformerSynced
+	for _, w := range []struct {
+		object  client.Object
+		handler toolscache.ResourceEventHandler
+	}{
+		{&v1alpha1.APIRule{}, c.onChange(sameGeneration, c.apiRuleTouched)},
+		{&v1alpha1.Lambda{}, c.onChange(sameGeneration, nil)},
+		{&v1alpha1.Subscription{}, c.onChange(sameGeneration, nil)},
+		{&v1alpha1.ApplicationBinding{}, c.onChange(sameGeneration, nil)},
+		{&corev1.Service{}, c.onChange(sameVersion, nil)},
+		{&discoveryv1.EndpointSlice{}, c.onChange(sameVersion, nil)},
+		{&networkingv1.Gateway{}, c.onChange(sameGeneration, nil)},
+		{&networkingv1.Sidecar{}, c.onChange(sameGeneration, nil)},
+		{&networkingv1.WorkloadEntry{}, c.onChange(sameGeneration, nil)},
+		{secretMetadata(), c.onSecret()},
+	} {
+		informer, err := c.config.Cache.GetInformer(ctx, w.object, cache.BlockUntilSynced(false))
+		if err != nil {
+			if meta.IsNoMatchError(err) {
+				return fmt.Errorf("watch %T: the API server does not know the kind; install the CustomResourceDefinitions: %w", w.object, err)
+			}
+			return fmt.Errorf("watch %T: %w", w.object, err)
+		}
+		registration, err := informer.AddEventHandler(w.handler)
+		if err != nil {
+			return fmt.Errorf("watch %T: %w", w.object, err)
+		}
+		context.AfterFunc(ctx, func() { _ = informer.RemoveEventHandler(registration) })
+		synced = append(synced, registration.HasSynced)
+	}
+	if !toolscache.WaitForCacheSync(ctx.Done(), synced...) {
+		return errors.Join(errors.New("stopped before the caches had synced"), ctx.Err())
+	}
+	return nil
+}
+
+// onChange marks the snapshot dirty, but for updates that are the same to a
+// translation; those go to otherwise, if it is there.
+func (c *Controller) onChange(same func(before, after client.Object) bool, otherwise func(client.Object)) toolscache.ResourceEventHandler {
+	return toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { c.markDirty() },
+		DeleteFunc: func(any) { c.markDirty() },
+		UpdateFunc: func(old, updated any) {
+			before, ok1 := old.(client.Object)
+			after, ok2 := updated.(client.Object)
+			switch {
+			case !ok1 || !ok2 || !same(before, after):
+				c.markDirty()
+			case otherwise != nil:
+				otherwise(after)
+			}
+		},
+	}
+}
+
+// sameGeneration is for kinds whose generation counts the changes of spec: a
+// new status alone changes nothing.
+func sameGeneration(before, after client.Object) bool {
+	return before.GetUID() == after.GetUID() && before.GetGeneration() == after.GetGeneration() &&
+		maps.Equal(before.GetLabels(), after.GetLabels()) && maps.Equal(before.GetAnnotations(), after.GetAnnotations())
+}
+
+func sameVersion(before, after client.Object) bool {
+	return before.GetUID() == after.GetUID() && before.GetResourceVersion() == after.GetResourceVersion()
+}
+
+// apiRuleTouched looks at a status that was written, by us or by somebody else.
+func (c *Controller) apiRuleTouched(rule client.Object) {
+	c.writer.check(client.ObjectKeyFromObject(rule))
+}
+
+// onSecret notes the versions of Secrets; only those that are named make the
+// snapshot dirty.
+func (c *Controller) onSecret() toolscache.ResourceEventHandler {
+	changed := func(obj any) {
+		if gone, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
+			obj = gone.Obj
+		}
+		o, ok := obj.(client.Object)
+		if ok && c.secrets.named(types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}) {
+			c.markDirty()
+		}
+	}
+	return toolscache.ResourceEventHandlerFuncs{
+		AddFunc: changed, DeleteFunc: changed,
+		UpdateFunc: func(_, updated any) { changed(updated) },
+	}
+}
