@@ -110,7 +110,7 @@ func (t *Toolchain) goEnv(network bool) []string {
 func checkGoSource(code, handler string) (isMain bool, position token.Position, err error) {
 	files := token.NewFileSet()
 	file, err := parser.ParseFile(files, goFile, code, parser.SkipObjectResolution)
-	if list := (scanner.ErrorList)(nil); errors.As(err, &list) {
+	if list := scanner.ErrorList(nil); errors.As(err, &list) {
 		lines := make([]string, 0, len(list))
 		for _, problem := range list {
 			lines = append(lines, problem.Error())

@@ -146,7 +146,7 @@ func (t *Toolchain) Build(ctx context.Context, lambda *v1alpha1.Lambda) (Artifac
 	if err != nil {
 		return Artifact{}, fmt.Errorf("build lambda %s: %w", lambda.Name, err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // the next start clears what stays
 	ctx, cancel := context.WithTimeout(ctx, t.config.Timeout)
 	defer cancel()
 	switch runtime {

@@ -64,7 +64,7 @@ func Main(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintln(os.Stderr, "boom: asked to")
 		os.Exit(3)
 	}
-	time.Sleep(20 * time.Millisecond)
+	<-time.After(20 * time.Millisecond)
 	fmt.Fprint(w, "v1 ", os.Getpid(), " ", os.Getenv("SECRET"), " ", os.Getenv("HTTP_PROXY"))
 }
 `
@@ -206,7 +206,7 @@ func TestNode(t *testing.T) {
 			}, version+" answers")
 			w.waitReady(t, lambda)
 		}
-		w.changeSource(t, lambda, strings.Replace(program, "time.Sleep(", "time.Sleep((", 1))
+		w.changeSource(t, lambda, strings.Replace(program, "time.After(", "time.After((", 1))
 		w.waitCondition(t, lambda, v1alpha1.ConditionSourceReady, build.ReasonBuildFailed, "main.go:15:")
 		require.Contains(t, w.call(t, ns, "/"), "v3", "the last good version runs")
 		require.Equal(t, int32(1), lambda.Status.ReadyReplicas)

@@ -104,7 +104,8 @@ func (m *membership) announce(ctx context.Context) error {
 	return m.patch(ctx, labels)
 }
 
-// withdraw takes the endpoint out and leaves the identity; final is for good.
+// withdraw takes the endpoint out and leaves the identity, also when ctx has
+// ended; final is for good.
 // It tells whether there was one to take out.
 func (m *membership) withdraw(ctx context.Context, final bool) (bool, error) {
 	m.mu.Lock()
@@ -117,7 +118,7 @@ func (m *membership) withdraw(ctx context.Context, final bool) (bool, error) {
 	for key := range m.labels {
 		labels[key] = nil
 	}
-	if err := m.patch(ctx, labels); err != nil && !apierrors.IsNotFound(err) { // it may be deleted with the Deployment
+	if err := m.patch(context.WithoutCancel(ctx), labels); err != nil && !apierrors.IsNotFound(err) { // it may be deleted with the Deployment
 		return true, err
 	}
 	m.announced = false
@@ -140,10 +141,9 @@ func (m *membership) patch(ctx context.Context, labels map[string]any) error {
 	return nil
 }
 
-// leave deletes the objects.
-func (m *membership) leave() error {
-	// Its own context: the replica's has ended.
-	ctx, cancel := context.WithTimeout(context.Background(), apiTimeout)
+// leave deletes the objects, also when ctx has ended.
+func (m *membership) leave(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), apiTimeout)
 	defer cancel()
 	return errors.Join(
 		client.IgnoreNotFound(m.client.Delete(ctx, m.entry)),

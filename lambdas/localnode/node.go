@@ -73,7 +73,7 @@ func (n *Node) Run(ctx context.Context) error {
 	if err := n.makeRunDir(); err != nil {
 		return err
 	}
-	defer os.RemoveAll(n.runDir)
+	defer func() { _ = os.RemoveAll(n.runDir) }() // sockets only
 	if err := n.removeStale(ctx); err != nil {
 		return err
 	}
@@ -137,7 +137,7 @@ func (n *Node) reconcile(ctx context.Context, reader client.Reader, key types.Na
 		return nil
 	}
 	if current == nil {
-		current = newWorkload(n, deployment)
+		current = newWorkload(ctx, n, deployment)
 		n.workloads[key] = current
 	}
 	current.update(deployment)

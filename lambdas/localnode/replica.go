@@ -51,7 +51,6 @@ type replica struct {
 	deployment *appsv1.Deployment // as it was when the replica was made
 	log        *slog.Logger
 
-	ctx    context.Context // ends when the replica is to go; see stop
 	cancel context.CancelFunc
 	done   chan struct{}
 
@@ -64,15 +63,15 @@ type replicaState struct {
 	failureReason, failure string
 }
 
-func newReplica(w *workload, deployment *appsv1.Deployment, revision string) *replica {
+func newReplica(ctx context.Context, w *workload, deployment *appsv1.Deployment, revision string) *replica {
 	// A replica's name becomes a label's value: 63 characters at most.
 	name := fmt.Sprintf("%.40s-%.6s-%s", deployment.Name, revision, newID()[:6])
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // stop ends it, in the workload's order
 	r := &replica{
-		workload: w, name: name, revision: revision, deployment: deployment, ctx: ctx, cancel: cancel, done: make(chan struct{}),
+		workload: w, name: name, revision: revision, deployment: deployment, cancel: cancel, done: make(chan struct{}),
 		log: w.node.config.Log.With("lambda", w.key.String(), "replica", name),
 	}
-	go r.run()
+	go r.run(ctx)
 	return r
 }
 
@@ -101,13 +100,13 @@ func (r *replica) change(change func(*replicaState)) {
 
 // run lives until it is stopped; when the node cannot give the replica its
 // place in the mesh it tries again.
-func (r *replica) run() {
+func (r *replica) run(ctx context.Context) {
 	defer r.workload.changed()
 	defer close(r.done)
 	config := r.workload.node.config
 	for pause := config.MinBackoff; ; pause = min(2*pause, config.MaxBackoff) {
-		err := r.live()
-		if r.ctx.Err() != nil {
+		err := r.live(ctx)
+		if ctx.Err() != nil {
 			if err != nil && !errors.Is(err, context.Canceled) {
 				r.log.Warn("stopping a replica left something behind", "error", err)
 			}
@@ -117,7 +116,7 @@ func (r *replica) run() {
 		r.fail(reasonStartFailed, err)
 		select {
 		case <-time.After(pause):
-		case <-r.ctx.Done():
+		case <-ctx.Done():
 			return
 		}
 	}
@@ -138,32 +137,32 @@ func (r *replica) fail(reason string, err error) {
 }
 
 // live is one life: everything is made in order, and unmade in reverse.
-func (r *replica) live() (err error) {
+func (r *replica) live(ctx context.Context) (err error) {
 	node := r.workload.node
 	dir := filepath.Join(node.runDir, newID())
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return fmt.Errorf("make the replica's directory: %w", err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
-	inbound, err := listenLoopback(r.ctx)
+	inbound, err := listenLoopback(ctx)
 	if err != nil {
 		return fmt.Errorf("bind the inbound listener: %w", err)
 	}
 	defer inbound.Close() // the sidecar has closed it already, unless it never started
-	egress, err := listenLoopback(r.ctx)
+	egress, err := listenLoopback(ctx)
 	if err != nil {
 		return fmt.Errorf("bind the egress listener: %w", err)
 	}
 	defer egress.Close()
 
 	membership := newMembership(node.client, r.name, r.deployment, portOf(inbound), portOf(egress), filepath.Join(dir, appSocket))
-	if err := membership.join(r.ctx); err != nil {
-		return errors.Join(err, membership.leave())
+	if err := membership.join(ctx); err != nil {
+		return errors.Join(err, membership.leave(ctx))
 	}
-	defer func() { err = errors.Join(err, membership.leave()) }()
+	defer func() { err = errors.Join(err, membership.leave(ctx)) }()
 
-	sidecar, err := node.config.Sidecars.Start(r.ctx, Replica{
+	sidecar, err := node.config.Sidecars.Start(ctx, Replica{
 		Name: r.name, Namespace: r.deployment.Namespace, ServiceAccount: r.deployment.Spec.Template.Spec.ServiceAccountName,
 		Labels: membership.entry.Labels, InboundListener: inbound, EgressListener: egress, AppSocket: filepath.Join(dir, appSocket),
 	})
@@ -171,7 +170,7 @@ func (r *replica) live() (err error) {
 		return fmt.Errorf("start the sidecar: %w", err)
 	}
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.Background(), apiTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), apiTimeout)
 		defer cancel()
 		err = errors.Join(err, sidecar.Stop(ctx))
 	}()
@@ -180,17 +179,17 @@ func (r *replica) live() (err error) {
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)
 	}
-	defer logFile.Close()
+	defer func() { err = errors.Join(err, logFile.Close()) }()
 	pruneLogs(filepath.Dir(node.logPath(r)))
 
-	return r.runProcess(dir, egress, sidecar, membership, logFile)
+	return r.runProcess(ctx, dir, egress, sidecar, membership, logFile)
 }
 
 // runProcess keeps the process running until the replica is to go, then
 // drains.
-func (r *replica) runProcess(dir string, egress net.Listener, sidecar Sidecar, membership *membership, logFile *process.Log) error {
+func (r *replica) runProcess(ctx context.Context, dir string, egress net.Listener, sidecar Sidecar, membership *membership, logFile *process.Log) error {
 	config := r.workload.node.config
-	processCtx, endProcess := context.WithCancel(context.Background())
+	processCtx, endProcess := context.WithCancel(context.WithoutCancel(ctx))
 	defer endProcess()
 	var watchers sync.WaitGroup
 	restarter := process.Restarter{
@@ -201,7 +200,7 @@ func (r *replica) runProcess(dir string, egress net.Listener, sidecar Sidecar, m
 			return spec, err
 		},
 		OnStart: func(p *process.Process) {
-			watchers.Go(func() { r.watch(p, dir, sidecar, membership) })
+			watchers.Go(func() { r.watch(ctx, p, dir, sidecar, membership) })
 		},
 		OnFailure: func(err error, pause time.Duration) {
 			reason := reasonStartFailed
@@ -214,11 +213,9 @@ func (r *replica) runProcess(dir string, egress net.Listener, sidecar Sidecar, m
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- restarter.Run(processCtx) }()
-	<-r.ctx.Done()
+	<-ctx.Done()
 
-	ctx, cancel := context.WithTimeout(context.Background(), apiTimeout)
 	wasEndpoint, err := membership.withdraw(ctx, true)
-	cancel()
 	r.change(func(s *replicaState) { s.ready = false })
 	if wasEndpoint {
 		r.drain(sidecar)
@@ -244,9 +241,9 @@ func (r *replica) drain(sidecar Sidecar) {
 
 // watch announces the process when it and its sidecar are ready, and takes the
 // endpoint out when it ends or stops answering.
-func (r *replica) watch(p *process.Process, dir string, sidecar Sidecar, membership *membership) {
+func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir string, sidecar Sidecar, membership *membership) {
 	// It ends with the process or when the replica is to go.
-	ctx, cancel := context.WithCancel(r.ctx)
+	ctx, cancel := context.WithCancel(replicaCtx)
 	defer cancel()
 	go func() {
 		select {
@@ -256,11 +253,9 @@ func (r *replica) watch(p *process.Process, dir string, sidecar Sidecar, members
 		}
 	}()
 	defer func() {
-		if r.ctx.Err() != nil {
+		if replicaCtx.Err() != nil {
 			return // runProcess takes the endpoint out
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), apiTimeout)
-		defer cancel()
 		if _, err := membership.withdraw(ctx, false); err != nil {
 			r.log.Warn("cannot take the endpoint of an ended process out", "error", err)
 		}

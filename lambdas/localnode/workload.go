@@ -33,9 +33,10 @@ type workload struct {
 	desired *appsv1.Deployment
 }
 
-func newWorkload(node *Node, deployment *appsv1.Deployment) *workload {
-	// Its own context: when the node stops, replicas still drain.
-	ctx, cancel := context.WithCancel(context.Background())
+func newWorkload(ctx context.Context, node *Node, deployment *appsv1.Deployment) *workload {
+	// It outlives the reconciliation that makes it, and the node's context:
+	// replicas still drain when the node stops.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	w := &workload{
 		node: node, key: client.ObjectKeyFromObject(deployment), uid: deployment.UID,
 		wake: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{}),
@@ -84,7 +85,7 @@ func (w *workload) run(ctx context.Context) {
 		if desired == nil {
 			continue
 		}
-		replicas = w.converge(desired, replicas)
+		replicas = w.converge(ctx, desired, replicas)
 		status := statusOf(desired, replicas)
 		if written == nil || !equality.Semantic.DeepEqual(*written, status) {
 			if err := w.writeStatus(ctx, status); err != nil {
@@ -100,7 +101,7 @@ func (w *workload) run(ctx context.Context) {
 // converge starts and stops replicas so that, in the end, those of the newest
 // pod template are as many as wanted, and never fewer ready ones on the way
 // than there need to be.
-func (w *workload) converge(desired *appsv1.Deployment, replicas []*replica) []*replica {
+func (w *workload) converge(ctx context.Context, desired *appsv1.Deployment, replicas []*replica) []*replica {
 	wanted := wantedReplicas(desired)
 	revision := revisionOf(desired)
 	replicas = slices.DeleteFunc(replicas, func(r *replica) bool { return isClosed(r.done) })
@@ -122,7 +123,7 @@ func (w *workload) converge(desired *appsv1.Deployment, replicas []*replica) []*
 		}
 	}
 	for len(current) < wanted {
-		r := newReplica(w, desired, revision)
+		r := newReplica(ctx, w, desired, revision)
 		current = append(current, r)
 		replicas = append(replicas, r)
 		w.node.config.Log.Info("starting a replica", "lambda", w.key.String(), "replica", r.name)

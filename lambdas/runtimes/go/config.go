@@ -1,6 +1,7 @@
 package lambda
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -69,7 +70,7 @@ func (c config) newContext(logger *slog.Logger, client *http.Client) *Context {
 }
 
 // listen opens "unix:/path" or "tcp:host:port".
-func listen(address string) (net.Listener, error) {
+func listen(ctx context.Context, address string) (net.Listener, error) {
 	network, rest, found := strings.Cut(address, ":")
 	if !found || network != "unix" && network != "tcp" {
 		return nil, fmt.Errorf("listen address %q: want unix:/path or tcp:host:port", address)
@@ -80,5 +81,5 @@ func listen(address string) (net.Listener, error) {
 			_ = os.Remove(rest)
 		}
 	}
-	return net.Listen(network, rest)
+	return (&net.ListenConfig{}).Listen(ctx, network, rest)
 }

@@ -82,12 +82,12 @@ func (c *Context) publish(ctx context.Context, e *Event) (string, error) {
 	if e.Type == "" {
 		return "", errors.New("publish: an event needs a type")
 	}
-	fields := map[string]any{}
+	id, fields := firstOf(e.ID, newID()), map[string]any{}
 	for name, value := range e.Extensions {
 		fields[name] = value
 	}
 	maps.Copy(fields, map[string]any{
-		"specversion": "1.0", "type": e.Type, "id": firstOf(e.ID, newID()),
+		"specversion": "1.0", "type": e.Type, "id": id,
 		"source": firstOf(e.Source, "/"+c.Namespace+"/"+c.Lambda),
 		"time":   e.Time.Format(time.RFC3339Nano),
 	})
@@ -129,7 +129,7 @@ func (c *Context) publish(ctx context.Context, e *Event) (string, error) {
 	if response.StatusCode/100 != 2 {
 		return "", fmt.Errorf("publish %s: the event bus answered %s: %s", e.Type, response.Status, excerpt(answer))
 	}
-	return fields["id"].(string), nil
+	return id, nil
 }
 
 // Application gives access to the APIs of a connected application.

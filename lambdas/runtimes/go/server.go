@@ -50,7 +50,7 @@ func Start[H Handler](handler H) {
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "lambda %s/%s: %v\n", config.namespace, config.lambda, err)
-		os.Exit(1)
+		os.Exit(1) //nolint:forbidigo // this is all that a lambda's main does
 	}
 }
 
@@ -83,11 +83,11 @@ func newServer(config config, handler any, logger *slog.Logger) *server {
 // run serves until ctx ends, then drains: no new connections, what runs
 // finishes.
 func (s *server) run(ctx context.Context) error {
-	main, err := listen(s.config.listen)
+	main, err := listen(ctx, s.config.listen)
 	if err != nil {
 		return err
 	}
-	admin, err := listen(s.config.adminListen)
+	admin, err := listen(ctx, s.config.adminListen)
 	if err != nil {
 		_ = main.Close()
 		return err
@@ -111,7 +111,7 @@ func (s *server) run(ctx context.Context) error {
 		s.logger.Info("draining")
 	}
 	s.ready.Store(false)
-	drain, cancel := context.WithTimeout(context.Background(), s.config.timeout+5*time.Second)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.timeout+5*time.Second)
 	defer cancel()
 	err = errors.Join(err, invocations.Shutdown(drain))
 	_ = adminServer.Close()
