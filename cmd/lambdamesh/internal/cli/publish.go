@@ -1,0 +1,172 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+)
+
+// maxAnswer bounds what is read of an answer.
+const maxAnswer = 1 << 20
+
+type publishOptions struct {
+	url, source, eventType, id, subject, contentType, data string
+	extensions                                             []string
+}
+
+func newPublishCommand(g *globals) *cobra.Command {
+	var o publishOptions
+	cmd := &cobra.Command{
+		Use:   "publish --source SOURCE --type TYPE [--data JSON|@FILE|@-]",
+		Short: "Publish an event to the event bus",
+		Long: `publish sends one CloudEvent to the event bus and prints its id and its sequence
+number once it is on disk. The same source and id again are stored once.`,
+		Example: `  lambdamesh publish --source commerce --type order.created.v1 --data '{"orderCode":"4711"}'
+  lambdamesh publish --source commerce --type invoice.sent.v1 --data @invoice.json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.source == "" || o.eventType == "" {
+				return usagef("publish needs --source and --type (see `lambdamesh publish --help`)")
+			}
+			if o.url == "" {
+				e, err := g.endpoints()
+				if err != nil {
+					return err
+				}
+				o.url = e.EventBus
+			}
+			return publish(cmd.Context(), o, cmd.InOrStdin(), cmd.OutOrStdout())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.url, "url", "", "the event bus (default: that of the local mesh)")
+	f.StringVar(&o.source, "source", "", "the event's source, such as an application's name")
+	f.StringVar(&o.eventType, "type", "", "the event's type, such as order.created.v1")
+	f.StringVar(&o.id, "id", "", "the event's id (default: a new UUID)")
+	f.StringVar(&o.subject, "subject", "", "the event's subject")
+	f.StringVar(&o.contentType, "content-type", "application/json", "media type of the data")
+	f.StringVar(&o.data, "data", "", "the data: text, @FILE, or @- for standard input")
+	f.StringArrayVar(&o.extensions, "extension", nil, "an extension attribute NAME=VALUE; repeatable")
+	return cmd
+}
+
+// publish posts the event in binary mode (CloudEvents HTTP binding, section
+// 3.1).
+func publish(ctx context.Context, o publishOptions, stdin io.Reader, stdout io.Writer) error {
+	data, err := readData(o.data, stdin)
+	if err != nil {
+		return err
+	}
+	if o.id == "" {
+		o.id = uuid.NewString()
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimSuffix(o.url, "/")+"/publish", bytes.NewReader(data))
+	if err != nil {
+		return usagef("--url %q: %w", o.url, err)
+	}
+	attributes := map[string]string{"specversion": "1.0", "id": o.id, "source": o.source, "type": o.eventType}
+	if o.subject != "" {
+		attributes["subject"] = o.subject
+	}
+	for _, e := range o.extensions {
+		name, value, ok := strings.Cut(e, "=")
+		if !ok {
+			return usagef("--extension %q: write NAME=VALUE", e)
+		}
+		attributes[name] = value
+	}
+	for name, value := range attributes {
+		req.Header.Set("Ce-"+name, percentEncode(value))
+	}
+	if len(data) > 0 {
+		req.Header.Set("Content-Type", o.contentType)
+	}
+	resp, err := (&http.Client{Timeout: time.Minute}).Do(req)
+	if err != nil {
+		return fmt.Errorf("reach the event bus (is `lambdamesh dev` running?): %w", err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("read the event bus's answer: %w", err)
+	}
+	if resp.StatusCode/100 != 2 {
+		return problemError(resp.Status, body)
+	}
+	var answer struct {
+		Events []struct {
+			ID       string `json:"id"`
+			Sequence uint64 `json:"sequence"`
+		} `json:"events"`
+	}
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return fmt.Errorf("read the event bus's answer %q: %w", body, err)
+	}
+	for _, e := range answer.Events {
+		fmt.Fprintf(stdout, "stored %s as number %d\n", e.ID, e.Sequence)
+	}
+	return nil
+}
+
+func readData(data string, stdin io.Reader) ([]byte, error) {
+	name, isFile := strings.CutPrefix(data, "@")
+	switch {
+	case !isFile:
+		return []byte(data), nil
+	case name == "-":
+		raw, err := io.ReadAll(stdin)
+		if err != nil {
+			return nil, fmt.Errorf("read standard input: %w", err)
+		}
+		return raw, nil
+	default:
+		raw, err := os.ReadFile(name)
+		if err != nil {
+			return nil, fmt.Errorf("read --data: %w", err)
+		}
+		return raw, nil
+	}
+}
+
+// percentEncode encodes an attribute for a header (CloudEvents HTTP binding,
+// section 3.1.3.2): everything but printable ASCII, and space, quote, percent.
+func percentEncode(value string) string {
+	var b strings.Builder
+	for _, c := range []byte(value) {
+		if c <= ' ' || c >= 0x7f || c == '"' || c == '%' {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+// problemError makes a readable error of an RFC 9457 answer.
+func problemError(status string, body []byte) error {
+	var p struct {
+		Title, Detail string
+		Errors        []struct{ Field, Message, Detail string }
+	}
+	if json.Unmarshal(body, &p) != nil || p.Title == "" {
+		return fmt.Errorf("the event bus answered %s: %s", status, strings.TrimSpace(string(body)))
+	}
+	text := "the event bus answered " + status
+	if p.Detail != "" {
+		text += ": " + p.Detail
+	}
+	for _, e := range p.Errors {
+		text += fmt.Sprintf("; %s: %s%s", e.Field, e.Message, e.Detail)
+	}
+	return errors.New(text)
+}

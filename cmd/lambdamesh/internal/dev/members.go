@@ -1,0 +1,96 @@
+package dev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/component"
+	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
+	"github.com/lambdamesh/lambdamesh/pkg/kube"
+)
+
+// member is a workload of the system that stands behind a sidecar as lambdas
+// do: the event bus, the connector.
+type member struct {
+	// name is its service account, and the value of the label that service
+	// selects by.
+	name, service   string
+	inbound, egress net.Listener
+	// app is the socket that the workload serves: only its sidecar and this
+	// user reach it, so what the sidecar says of the caller can be trusted.
+	app net.Listener
+}
+
+func newMember(ctx context.Context, name, service, privateDir string) (*member, error) {
+	m := &member{name: name, service: service}
+	var err error
+	if m.inbound, err = httpserver.Listen(ctx, "127.0.0.1:0", ""); err != nil {
+		return nil, err
+	}
+	if m.egress, err = httpserver.Listen(ctx, "127.0.0.1:0", ""); err != nil {
+		return nil, errors.Join(err, m.inbound.Close())
+	}
+	if m.app, err = httpserver.Listen(ctx, "unix:"+filepath.Join(privateDir, name+".sock"), ""); err != nil {
+		return nil, errors.Join(err, m.inbound.Close(), m.egress.Close())
+	}
+	return m, nil
+}
+
+// proxyURL is the workload's way into the mesh.
+func (m *member) proxyURL() string { return "http://" + m.egress.Addr().String() }
+
+func (m *member) labels() map[string]string {
+	return map[string]string{v1alpha1.LabelMember: m.name, v1alpha1.LabelManagedBy: v1alpha1.ManagedBy}
+}
+
+// announce makes the objects by which the control plane knows the member.
+func (m *member) announce(ctx context.Context, c client.Client) error {
+	service := &corev1.Service{
+		ObjectMeta: systemMeta(m.service),
+		Spec: corev1.ServiceSpec{
+			Selector: map[string]string{v1alpha1.LabelMember: m.name},
+			Ports: []corev1.ServicePort{{
+				Name: v1alpha1.ServiceHTTPPort, Port: v1alpha1.ServicePort, Protocol: corev1.ProtocolTCP,
+				TargetPort: intstr.FromString(v1alpha1.ServiceHTTPPort),
+			}},
+		},
+	}
+	if err := kube.Apply(ctx, c, systemOwner, service); err != nil {
+		return err
+	}
+	for _, o := range meshObjects(m) {
+		if err := kube.Apply(ctx, c, systemOwner, o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sidecar is the member's proxy as a component.
+func (m *member) sidecar(c client.Client, start func(m *member) (component.Component, error)) component.Component {
+	return component.New(m.name+"-sidecar", func(ctx context.Context, ready func()) error {
+		if err := m.announce(ctx, c); err != nil {
+			return fmt.Errorf("announce %s: %w", m.name, err)
+		}
+		proxy, err := start(m)
+		if err != nil {
+			return err
+		}
+		go func() {
+			select {
+			case <-proxy.Ready():
+				ready()
+			case <-ctx.Done():
+			}
+		}()
+		return proxy.Run(ctx)
+	})
+}

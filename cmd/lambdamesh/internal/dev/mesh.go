@@ -1,0 +1,215 @@
+package dev
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+
+	istioapi "istio.io/api/networking/v1"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/lambdamesh/lambdamesh/connector"
+	"github.com/lambdamesh/lambdamesh/eventbus"
+	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
+	"github.com/lambdamesh/lambdamesh/eventbus/stream"
+	"github.com/lambdamesh/lambdamesh/lambdas/build"
+	"github.com/lambdamesh/lambdamesh/lambdas/localnode"
+	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/component"
+	"github.com/lambdamesh/lambdamesh/pkg/kube"
+	"github.com/lambdamesh/lambdamesh/pkg/targets"
+)
+
+// mesh is everything above the Kubernetes API.
+type mesh struct {
+	cfg        Config
+	sockets    *sockets
+	rest       *rest.Config
+	scheme     *runtime.Scheme
+	client     client.Client
+	authority  *ca.CA
+	clientset  kubernetes.Interface
+	targets    *targets.Policy
+	toolchain  *build.Toolchain
+	eventBus   *member
+	connector  *member
+	components []component.Component
+}
+
+// newMesh builds every component; none of them runs yet. Their order is that of
+// the start. The gateway comes last and so stops first: what is in flight is
+// answered while everything behind it still runs.
+func newMesh(ctx context.Context, cfg Config, sockets *sockets, rest *rest.Config) (*mesh, error) {
+	m := &mesh{cfg: cfg, sockets: sockets, rest: rest}
+	var err error
+	if m.scheme, err = kube.Scheme(); err != nil {
+		return nil, err
+	}
+	if m.client, err = client.New(rest, client.Options{Scheme: m.scheme}); err != nil {
+		return nil, fmt.Errorf("connect to the local API server: %w", err)
+	}
+	if err := applySystem(ctx, m.client); err != nil {
+		return nil, fmt.Errorf("set up %s: %w", v1alpha1.SystemNamespace, err)
+	}
+	if m.authority, err = ca.Open(ctx, ca.Directory(cfg.path("ca")), ca.Config{}); err != nil {
+		return nil, err
+	}
+	if m.targets, err = m.allowedTargets(); err != nil {
+		return nil, err
+	}
+	if m.eventBus, err = newMember(ctx, v1alpha1.ServiceAccountEventBus, v1alpha1.ServiceEventBus, sockets.private); err != nil {
+		return nil, err
+	}
+	if m.connector, err = newMember(ctx, v1alpha1.ServiceAccountConnector, v1alpha1.ServiceConnectorOutbound, sockets.private); err != nil {
+		return nil, err
+	}
+	for _, add := range []func() error{m.addControlPlane, m.addConnector, m.addLocalNode, m.addEventBus, m.addGateway} {
+		if err := add(); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// allowedTargets adds the addresses that dev assigns itself and that outsiders
+// are meant to reach, and denies those that nobody may reach by an object of
+// ours.
+func (m *mesh) allowedTargets() (*targets.Policy, error) {
+	allow := append([]string{
+		m.sockets.gateway.Addr().String(), m.sockets.gatewayTLS.Addr().String(),
+		m.sockets.eventBus.Addr().String(), m.sockets.connector.Addr().String(),
+	}, m.cfg.AllowTargets...)
+	deny := []string{m.sockets.eventBusAdmin.Addr().String(), m.sockets.xds.Addr().String()}
+	if host, err := kubernetesAddress(m.rest); err == nil {
+		deny = append(deny, host)
+	}
+	policy, err := targets.New(targets.Config{Allow: allow, Deny: deny})
+	if err != nil {
+		return nil, fmt.Errorf("allowed targets: %w", err)
+	}
+	return policy, nil
+}
+
+// addConnector adds the connector behind its sidecar.
+func (m *mesh) addConnector() error {
+	c, err := connector.New(connector.Config{
+		REST: m.rest, Outbound: m.connector.app, Public: m.sockets.connector,
+		Targets: m.targets, Log: m.log("connector"),
+	})
+	if err != nil {
+		return err
+	}
+	m.components = append(m.components, m.connector.sidecar(m.client, m.startMemberProxy), c)
+	return nil
+}
+
+// addLocalNode adds what runs lambdas.
+func (m *mesh) addLocalNode() error {
+	node, err := localnode.New(localnode.Config{
+		REST: m.rest, DataDir: m.cfg.DataDir, Artifacts: m.toolchain, Sidecars: replicaSidecars{m},
+		Log: m.log("localnode"),
+	})
+	if err != nil {
+		return err
+	}
+	m.components = append(m.components, node)
+	return nil
+}
+
+// addEventBus adds the broker, and the bus behind its sidecar.
+func (m *mesh) addEventBus() error {
+	nats, err := natsserver.New(natsserver.Config{Dir: m.cfg.path("nats"), Logger: m.log("nats")})
+	if err != nil {
+		return err
+	}
+	bus, err := eventbus.New(eventbus.Config{
+		Stream:       stream.Config{InProcess: nats},
+		MeshListener: m.eventBus.app,
+		// Everything on this machine may publish; the bus keeps browsers out.
+		OpenListener:  m.sockets.eventBus,
+		AdminListener: m.sockets.eventBusAdmin,
+		AdminOpen:     true,
+		MeshProxyURL:  m.eventBus.proxyURL(),
+		Targets:       m.targets,
+		REST:          m.rest,
+		Log:           m.log("eventbus"),
+	})
+	if err != nil {
+		return err
+	}
+	m.components = append(m.components, nats, m.eventBus.sidecar(m.client, m.startMemberProxy), bus)
+	return nil
+}
+
+func (m *mesh) log(component string) *slog.Logger { return m.cfg.Log.With("component", component) }
+
+func (m *mesh) endpoints() Endpoints {
+	http := func(l net.Listener) string { return "http://" + l.Addr().String() }
+	return Endpoints{
+		Gateway:           http(m.sockets.gateway),
+		GatewayTLS:        "https://" + m.sockets.gatewayTLS.Addr().String(),
+		EventBus:          http(m.sockets.eventBus),
+		EventBusAdmin:     http(m.sockets.eventBusAdmin),
+		Connector:         http(m.sockets.connector),
+		ConnectorOutbound: "https://" + m.connector.inbound.Addr().String(),
+		XDS:               m.sockets.xds.Addr().String(),
+		Kubernetes:        m.rest.Host,
+		PID:               os.Getpid(),
+	}
+}
+
+func port(l net.Listener) string {
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}
+
+func portNumber(l net.Listener) uint32 {
+	n, _ := strconv.ParseUint(port(l), 10, 16) // a listener's own address
+	return uint32(n)
+}
+
+// meshObjects are the WorkloadEntry and the Sidecar of a member, the same that
+// a lambda's replica has.
+func meshObjects(m *member) []client.Object {
+	const loopback = "127.0.0.1"
+	labels := m.labels()
+	labels[v1alpha1.LabelReplica] = m.name
+	labels[v1alpha1.LabelIstioTLSMode] = "istio"
+	meta := func() metav1.ObjectMeta {
+		meta := systemMeta(m.name)
+		meta.Labels = labels
+		return meta
+	}
+	return []client.Object{
+		&networkingv1.WorkloadEntry{
+			ObjectMeta: meta(),
+			Spec: istioapi.WorkloadEntry{
+				Address: loopback, Ports: map[string]uint32{v1alpha1.ServiceHTTPPort: portNumber(m.inbound)},
+				Labels: labels, ServiceAccount: m.name,
+			},
+		},
+		&networkingv1.Sidecar{
+			ObjectMeta: meta(),
+			Spec: istioapi.Sidecar{
+				WorkloadSelector: &istioapi.WorkloadSelector{Labels: map[string]string{v1alpha1.LabelReplica: m.name}},
+				Ingress: []*istioapi.IstioIngressListener{{
+					Port: &istioapi.SidecarPort{Number: portNumber(m.inbound), Name: v1alpha1.ServiceHTTPPort, Protocol: "HTTP"},
+					Bind: loopback, CaptureMode: istioapi.CaptureMode_NONE, DefaultEndpoint: "unix://" + m.app.Addr().String(),
+				}},
+				Egress: []*istioapi.IstioEgressListener{{
+					Port: &istioapi.SidecarPort{Number: portNumber(m.egress), Name: "http-proxy", Protocol: "HTTP_PROXY"},
+					Bind: loopback, CaptureMode: istioapi.CaptureMode_NONE, Hosts: []string{"*/*"},
+				}},
+			},
+		},
+	}
+}
