@@ -216,8 +216,8 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 	incomplete.Spec.Services[0].API.Auth = &v1alpha1.APIAuth{OAuth2: &v1alpha1.OAuth2Auth{
 		TokenURL: "https://shop.example.com/token", Secret: v1alpha1.SecretRef{Name: "complete"},
 	}}
-	mtls := application("mtls", "https://shop.example.com")
-	mtls.Spec.Services[0].API.Auth = &v1alpha1.APIAuth{MTLS: &v1alpha1.MTLSAuth{Secret: v1alpha1.SecretRef{Name: "complete"}}}
+	csrf := application("csrf", "https://shop.example.com")
+	csrf.Spec.Services[0].API.Auth = &v1alpha1.APIAuth{CSRF: &v1alpha1.CSRFAuth{TokenURL: "https://shop.example.com/token"}}
 	webhooks := application("complete", "https://shop.example.com")
 	webhooks.Spec.Webhooks = []v1alpha1.Webhook{{Name: "orders", Provider: "shopify", SecretName: "x"}}
 	unreadable := &v1alpha1.ApplicationBinding{
@@ -230,10 +230,10 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "token"},
 		Spec:       v1alpha1.TokenRequestSpec{Application: "complete"},
 	}
-	w.create(refused, incomplete, mtls, webhooks, unreadable, token)
+	w.create(refused, incomplete, csrf, webhooks, unreadable, token)
 	w.becomes(refused, v1alpha1.ReasonTargetRefused, "add it with --allow-target 127.0.0.1:8180")
 	w.becomes(incomplete, "SecretInvalid", "has no key clientId")
-	w.becomes(mtls, v1alpha1.ReasonNotSupported, "service orders: auth.mtls is not implemented")
+	w.becomes(csrf, v1alpha1.ReasonNotSupported, "service orders: auth.csrf is not implemented")
 	w.becomes(webhooks, v1alpha1.ReasonNotSupported, "webhooks are not implemented")
 	w.becomes(unreadable, v1alpha1.ReasonInvalid, "lambdas.selector")
 	w.becomes(token, v1alpha1.ReasonNotSupported, "pairing is not implemented")

@@ -164,6 +164,9 @@ func secretsOf(app *v1alpha1.Application) []string {
 		if auth.Basic != nil {
 			names = append(names, auth.Basic.Secret.Name)
 		}
+		if auth.MTLS != nil {
+			names = append(names, auth.MTLS.Secret.Name)
+		}
 		for _, value := range slices.Concat(auth.Headers, auth.QueryParameters) {
 			if value.Secret != nil {
 				names = append(names, value.Secret.Name)

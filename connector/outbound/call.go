@@ -109,8 +109,9 @@ func (c *call) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func (c *call) roundTrip(r *http.Request) (*http.Response, error) {
+	transport := c.gateway.transports.get(c.endpoint.mtls)
 	if c.endpoint.oauth2 == nil {
-		return c.gateway.transport.RoundTrip(r)
+		return transport.RoundTrip(r)
 	}
 	replay, err := replayable(r)
 	if err != nil {
@@ -121,7 +122,7 @@ func (c *call) roundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	r.Header.Set("Authorization", "Bearer "+token)
-	response, err := c.gateway.transport.RoundTrip(r)
+	response, err := transport.RoundTrip(r)
 	if err != nil || response.StatusCode != http.StatusUnauthorized && response.StatusCode != http.StatusForbidden {
 		return response, err
 	}
@@ -141,7 +142,7 @@ func (c *call) roundTrip(r *http.Request) (*http.Response, error) {
 		}
 	}
 	r.Header.Set("Authorization", "Bearer "+token)
-	return c.gateway.transport.RoundTrip(r)
+	return transport.RoundTrip(r)
 }
 
 // replayable reports whether the request can be sent twice, after reading a

@@ -49,6 +49,7 @@ type Endpoint struct {
 	timeout time.Duration
 	oauth2  *clientCredentials // nil without
 	basic   *basicCredentials  // nil without
+	mtls    *clientCertificate // nil without
 	header  http.Header
 	query   []added
 }
@@ -78,11 +79,17 @@ func Resolve(api *v1alpha1.ServiceAPI, secrets SecretFunc, policy *targets.Polic
 }
 
 func (e *Endpoint) addAuth(auth *v1alpha1.APIAuth, r resolver) (err error) {
+	if auth.CSRF != nil {
+		return unusable(v1alpha1.ReasonNotSupported, "auth.csrf is not implemented in this version")
+	}
 	switch {
 	case auth.MTLS != nil:
-		return unusable(v1alpha1.ReasonNotSupported, "auth.mtls is not implemented in this version")
-	case auth.CSRF != nil:
-		return unusable(v1alpha1.ReasonNotSupported, "auth.csrf is not implemented in this version")
+		if e.target.Scheme != "https" {
+			return unusable(v1alpha1.ReasonInvalid, "auth.mtls needs a targetUrl with https")
+		}
+		if e.mtls, err = r.mtls(auth.MTLS); err != nil {
+			return err
+		}
 	case auth.OAuth2 != nil:
 		if e.oauth2, err = r.clientCredentials(auth.OAuth2); err != nil {
 			return err
@@ -144,7 +151,7 @@ func (r resolver) clientCredentials(auth *v1alpha1.OAuth2Auth) (*clientCredentia
 		tokenURL:      auth.TokenURL,
 		clientID:      values[0],
 		clientSecret:  values[1],
-		secretVersion: string(secret.UID) + "/" + secret.ResourceVersion,
+		secretVersion: secretVersion(secret),
 		scopes:        strings.Join(auth.Scopes, " "),
 		audience:      auth.Audience,
 		inParams:      auth.AuthStyle == "params",

@@ -43,7 +43,7 @@ type Gateway struct {
 	trustDomain string
 	log         *slog.Logger
 	metrics     metrics
-	transport   http.RoundTripper
+	transports  *transports
 	tokens      *tokens
 }
 
@@ -55,7 +55,7 @@ func New(config Config) (*Gateway, error) {
 		trustDomain: config.TrustDomain,
 		log:         config.Log,
 		metrics:     newMetrics(),
-		transport:   config.Targets.Transport(targets.ClientOptions{}),
+		transports:  newTransports(config.Targets),
 	}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)

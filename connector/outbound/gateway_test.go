@@ -200,6 +200,7 @@ func newWorld(t *testing.T, change ...func(*v1alpha1.Application)) *world {
 		secret("oauth", map[string]string{"clientId": "lambdamesh", "clientSecret": clientSecret + "\n"}),
 		secret("basic", map[string]string{"username": "ada", "password": password}),
 		secret("key", map[string]string{"key": apiKey}),
+		secret("no-certificate", map[string]string{"tls.crt": "x", "tls.key": "y"}),
 		lambda("shop", "last-order", nil), lambda("shop", "labeled", map[string]string{"tier": "back"}), lambda("shop", "other", nil),
 		lambda("elsewhere", "last-order", nil),
 		binding("shop", "commerce", v1alpha1.ApplicationBindingSpec{
@@ -657,9 +658,13 @@ func TestWhatCannotBeCalledSaysWhy(t *testing.T) {
 		"a missing key": {func(a *v1alpha1.Application) {
 			api(a).Auth = &v1alpha1.APIAuth{Basic: &v1alpha1.BasicAuth{Secret: v1alpha1.SecretRef{Name: "oauth"}}}
 		}, 503, "SecretInvalid: Secret lambdamesh-system/oauth has no key username"},
-		"mtls": {func(a *v1alpha1.Application) {
-			api(a).Auth = &v1alpha1.APIAuth{MTLS: &v1alpha1.MTLSAuth{Secret: v1alpha1.SecretRef{Name: "x"}}}
-		}, 503, "NotSupported: auth.mtls"},
+		"mtls without TLS": {func(a *v1alpha1.Application) {
+			api(a).Auth = &v1alpha1.APIAuth{MTLS: &v1alpha1.MTLSAuth{Secret: v1alpha1.SecretRef{Name: "oauth"}}}
+		}, 503, "Invalid: auth.mtls needs a targetUrl with https"},
+		"mtls with something else than a certificate": {func(a *v1alpha1.Application) {
+			api(a).TargetURL = "https://shop.example.com"
+			api(a).Auth = &v1alpha1.APIAuth{MTLS: &v1alpha1.MTLSAuth{Secret: v1alpha1.SecretRef{Name: "no-certificate"}}}
+		}, 503, "SecretInvalid: Secret lambdamesh-system/no-certificate: tls.crt and tls.key are no PEM certificate and its key"},
 		"csrf": {func(a *v1alpha1.Application) {
 			api(a).Auth = &v1alpha1.APIAuth{CSRF: &v1alpha1.CSRFAuth{TokenURL: "https://x.example"}}
 		}, 503, "NotSupported: auth.csrf"},

@@ -126,7 +126,7 @@ func (s *Server) Run(ctx context.Context) error {
 			"server", s.config.Name, "drainTimeout", s.config.DrainTimeout)
 		err = s.server.Close()
 	}
-	<-served
+	<-served //nolint:errcheck // it is http.ErrServerClosed
 	return err
 }
 
