@@ -84,9 +84,12 @@ generate: check-go ## Write deepcopy functions, CRDs and their field docs from p
 		for file in manifests/crds/lambdamesh.dev_*.yaml; do echo "  - $${file##*/}"; done; } >manifests/crds/kustomization.yaml
 
 .PHONY: golden
-golden: check-go ## Rewrite the golden files of meshconfig; read the diff before you commit it
-	@CGO_ENABLED=0 go test ./meshconfig/... -run Golden -update
-	@git --no-pager diff --stat -- meshconfig
+golden: check-go ## Rewrite the golden files; read the diff before you commit it
+	@# The translation first: its output is the input of the others.
+	@UPDATE_GOLDEN=1 CGO_ENABLED=0 go test -count=1 -run Golden ./meshconfig/translate
+	@UPDATE_GOLDEN=1 CGO_ENABLED=0 go test -p 1 -count=1 $$(grep -rl --include='*_test.go' 'testkit\.Golden(' meshconfig lambdas eventbus connector \
+		| xargs -n 1 dirname | sort -u | sed 's|^|./|')
+	@git --no-pager diff --stat
 
 .PHONY: lint
 lint: check-go ## Lint, the import arrows of the architecture included

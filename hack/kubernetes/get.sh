@@ -155,7 +155,9 @@ fetch_envtest() {
 
 say "need $(missing)in $dir"
 if [ "${LAMBDAMESH_PREBUILT:-1}" != 0 ]; then
-	fetch_envtest || say "no prebuilt binaries within reach; building from source instead"
+	if ! { have etcd && have kube-apiserver && have kubectl; }; then
+		fetch_envtest || say "no prebuilt binaries within reach; building from source instead"
+	fi
 	if [ "$os" = linux ]; then
 		have kube-controller-manager || fetch_release kube-controller-manager || true
 	fi
