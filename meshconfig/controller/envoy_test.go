@@ -250,12 +250,13 @@ func TestANodeIsServedOnlyToTheAccountItStandsFor(t *testing.T) {
 // issuer is an identity provider.
 type issuer struct {
 	address string
+	set     string
 	key     *ecdsa.PrivateKey
 	down    atomic.Bool
 	delay   atomic.Int64
 }
 
-func newIssuer(t *testing.T) *issuer {
+func newIssuer(t testing.TB) *issuer {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
@@ -263,7 +264,7 @@ func newIssuer(t *testing.T) *issuer {
 	require.NoError(t, err)
 	encode := base64.RawURLEncoding.EncodeToString
 	set := fmt.Sprintf(`{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","kid":"k","x":%q,"y":%q}]}`, encode(point[1:33]), encode(point[33:]))
-	i := &issuer{key: key}
+	i := &issuer{key: key, set: set}
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		select {
 		case <-time.After(time.Duration(i.delay.Load())):
