@@ -146,6 +146,6 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 	if err != nil {
 		return err
 	}
-	log.Info("event bus starts", "nats", o.config.Stream.URL)
+	log.Info("event bus starts", "nats", o.config.Stream.Servers())
 	return bus.Run(ctx)
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -81,6 +83,20 @@ func set[T comparable](field *T, value T) {
 	if *field == zero {
 		*field = value
 	}
+}
+
+// Servers names the NATS servers for people: without the passwords in the URL.
+func (c Config) Servers() string {
+	servers := strings.Split(c.URL, ",")
+	for i, server := range servers {
+		u, err := url.Parse(strings.TrimSpace(server))
+		if err != nil {
+			servers[i] = "a URL that cannot be read"
+			continue
+		}
+		servers[i] = u.Redacted()
+	}
+	return strings.Join(servers, ",")
 }
 
 // Validate names every wrong setting.
@@ -238,7 +254,7 @@ func (s *Store) connect() (*nats.Conn, error) {
 	}
 	nc, err := nats.Connect(s.config.URL, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to NATS at %s: %w", s.config.URL, err)
+		return nil, fmt.Errorf("connect to NATS at %s: %w", s.config.Servers(), err)
 	}
 	return nc, nil
 }

@@ -127,3 +127,8 @@ func TestConfigIsChecked(t *testing.T) {
 		require.ErrorContains(t, err, part)
 	}
 }
+
+func TestServersAreNamedWithoutPasswords(t *testing.T) {
+	config := stream.Config{URL: "nats://eventbus:secret@a:4222, nats://b:4222,://secret@"}
+	require.Equal(t, "nats://eventbus:xxxxx@a:4222,nats://b:4222,a URL that cannot be read", config.Servers())
+}
