@@ -1,0 +1,237 @@
+package meshtest_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
+	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
+	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+	"github.com/lambdamesh/lambdamesh/meshconfig/meshtest"
+	"github.com/lambdamesh/lambdamesh/meshconfig/proxy"
+	"github.com/lambdamesh/lambdamesh/meshconfig/xds"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+)
+
+// The table of each case against the embedded proxy, served by the real ADS
+// server. Backends are plain servers here: mutual TLS has tests of its own.
+func TestEmbeddedProxyAnswersTheTable(t *testing.T) {
+	for _, c := range meshtest.Cases(t) {
+		requests := c.Requests(t)
+		if len(requests) == 0 {
+			continue
+		}
+		t.Run(c.Name, func(t *testing.T) {
+			mesh := c.Mesh(t)
+			withBackends(t, mesh)
+			addresses := serve(t, mesh)
+			for _, r := range requests {
+				if r.Only != "" && r.Only != "envoy" {
+					continue
+				}
+				t.Run(r.Name, func(t *testing.T) { check(t, addresses, r) })
+			}
+		})
+	}
+}
+
+// seen is what a backend saw, which it answers with.
+type seen struct {
+	Backend, Path, Host string
+	Headers             http.Header
+}
+
+// echoHeader of a response, since HEAD has no body.
+const echoHeader = "X-Echo"
+
+// withBackends starts a server for each destination that could have endpoints.
+func withBackends(t *testing.T, mesh *ir.Mesh) {
+	t.Helper()
+	for i := range mesh.Destinations {
+		d := &mesh.Destinations[i]
+		if d.Workload == "" && len(d.Endpoints) == 0 {
+			continue // a Service that has none, on purpose
+		}
+		key := d.Key()
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			echo, _ := json.Marshal(seen{Backend: key, Path: r.RequestURI, Host: r.Host, Headers: r.Header})
+			w.Header().Set(echoHeader, string(echo))
+		}))
+		t.Cleanup(server.Close)
+		host, port, err := net.SplitHostPort(server.Listener.Addr().String())
+		require.NoError(t, err)
+		number, err := strconv.ParseUint(port, 10, 16)
+		require.NoError(t, err)
+		d.Endpoints, d.Identities = []ir.Endpoint{{Address: host, Port: uint32(number)}}, nil
+	}
+}
+
+// gatewayAccount authenticates every data plane as the gateways' service
+// account.
+type gatewayAccount struct{}
+
+func (gatewayAccount) Authenticate(context.Context, string) (ads.Identity, error) {
+	return ads.Identity{Namespace: v1alpha1.SystemNamespace, ServiceAccount: v1alpha1.ServiceAccountGateway}, nil
+}
+
+// serve runs a proxy for each gateway; the result is the address of each
+// "<gateway> <port>".
+func serve(t *testing.T, mesh *ir.Mesh) map[string]string {
+	t.Helper()
+	authority, err := ca.Open(t.Context(), ca.Directory(t.TempDir()), ca.Config{})
+	require.NoError(t, err)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	server, err := ads.New(ads.Config{
+		Listener: listener, CA: authority, Authenticator: gatewayAccount{}, Log: slog.New(slog.DiscardHandler),
+		NodeIdentity: func(context.Context, string) (ads.Identity, bool) {
+			id, err := gatewayAccount{}.Authenticate(t.Context(), "")
+			return id, err == nil
+		},
+	})
+	require.NoError(t, err)
+	run(t, server)
+
+	addresses := map[string]string{}
+	for _, g := range mesh.Gateways {
+		resources, err := xds.GatewayResources(mesh, g.Namespace, g.Name)
+		require.NoError(t, err)
+		_, err = server.SetResources(g.Key(), resources.ByType())
+		require.NoError(t, err)
+		var mu sync.Mutex
+		p, err := proxy.New(proxy.Config{
+			NodeID: "gateway~" + g.Namespace + "~" + g.Name + "~test", ADSAddress: server.Addr(), RootCAs: authority.Pool(),
+			Log: slog.New(slog.DiscardHandler), Token: func(context.Context) (string, error) { return "token", nil },
+			Listen: func(_ context.Context, _, address string) (net.Listener, error) {
+				l, err := net.Listen("tcp", "127.0.0.1:0")
+				if err == nil {
+					_, port, _ := net.SplitHostPort(address)
+					mu.Lock()
+					addresses[g.Key()+" "+port] = l.Addr().String()
+					mu.Unlock()
+				}
+				return l, err
+			},
+		})
+		require.NoError(t, err)
+		run(t, p)
+		select {
+		case <-p.Ready():
+		case <-time.After(10 * time.Second):
+			t.Fatalf("the proxy of gateway %s did not become ready: %+v", g.Key(), server.Status(g.Key()))
+		}
+		for _, node := range server.Status(g.Key()).Nodes {
+			require.Empty(t, node.Nacks)
+		}
+	}
+	return addresses
+}
+
+func run(t *testing.T, c interface{ Run(ctx context.Context) error }) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		require.NoError(t, <-done)
+	})
+}
+
+func check(t *testing.T, addresses map[string]string, r meshtest.Request) {
+	t.Helper()
+	address, found := addresses[fmt.Sprintf("%s %d", r.Gateway, r.Port)]
+	require.True(t, found, "gateway %s has no listener at %d", r.Gateway, r.Port)
+	response, echo := send(t, address, r)
+	want := r.Want
+	require.Equal(t, want.Status, response.StatusCode, "answered by %q", echo.Backend)
+	if want.Backend != "" {
+		require.Equal(t, want.Backend, echo.Backend)
+	}
+	if len(want.OneOf) > 0 {
+		require.Contains(t, want.OneOf, echo.Backend)
+	}
+	if want.Path != "" {
+		require.Equal(t, want.Path, echo.Path)
+	}
+	if want.Host != "" {
+		require.Equal(t, want.Host, echo.Host)
+	}
+	for name, value := range want.RequestHeaders {
+		require.Equal(t, []string{value}, echo.Headers.Values(name), name)
+	}
+	for _, name := range want.Absent {
+		require.Empty(t, echo.Headers.Values(name), name)
+	}
+	for name, value := range want.Headers {
+		require.Equal(t, value, response.Header.Get(name), name)
+	}
+	for _, name := range want.Present {
+		require.NotEmpty(t, slices.Concat(response.Header.Values(name), echo.Headers.Values(name)), name)
+	}
+	for _, name := range want.AbsentResponse {
+		require.Empty(t, response.Header.Values(name), name)
+	}
+	if echo.Backend != "" {
+		require.Len(t, echo.Headers.Values(v1alpha1.HeaderRule), 1, "the gateway sets the rule")
+		require.NotContains(t, r.Headers, echo.Headers.Get(v1alpha1.HeaderRule))
+	}
+}
+
+// send writes the request as the row has it: a client library would clean the
+// path and the headers first.
+func send(t *testing.T, address string, r meshtest.Request) (*http.Response, seen) {
+	t.Helper()
+	target, err := url.Parse(r.URL)
+	require.NoError(t, err)
+	uri := strings.TrimPrefix(r.URL, target.Scheme+"://"+target.Host)
+	var text strings.Builder
+	fmt.Fprintf(&text, "%s %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n", r.Method, uri, target.Host)
+	for name, value := range r.Headers {
+		fmt.Fprintf(&text, "%s: %s\r\n", name, value)
+	}
+	if r.Token != nil {
+		fmt.Fprintf(&text, "Authorization: Bearer %s\r\n", r.Token.Mint(t, time.Now()))
+	}
+	text.WriteString("\r\n")
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(t.Context(), "tcp", address)
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+	_, err = conn.Write([]byte(text.String()))
+	require.NoError(t, err)
+	response, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: r.Method})
+	require.NoError(t, err)
+	defer response.Body.Close()
+	var echo seen
+	if response.Header.Get("Content-Type") == "application/problem+json" {
+		var problem struct {
+			Status int
+			Title  string
+		}
+		require.NoError(t, json.NewDecoder(response.Body).Decode(&problem))
+		require.Equal(t, response.StatusCode, problem.Status)
+		require.NotEmpty(t, problem.Title)
+		return response, echo
+	}
+	if text := response.Header.Get(echoHeader); text != "" {
+		require.NoError(t, json.Unmarshal([]byte(text), &echo))
+	}
+	return response, echo
+}
