@@ -164,6 +164,29 @@ func TestGoDependenciesThatAreNoRequireLinesAreRefused(t *testing.T) {
 	require.EqualError(t, err, `dependencies:4: want a line such as github.com/owner/module v1.2.3, not "replace x => /etc"`)
 }
 
+func TestGoDependenciesAreFetchedByTheUsersOwnSettings(t *testing.T) {
+	skipWithout(t, "go")
+	// The module cache has it: this module requires it too.
+	t.Setenv("GOPROXY", "off")
+	t.Setenv("GOSUMDB", "off")
+	lambda := newLambda(v1alpha1.RuntimeGo, `package orders
+
+import (
+	"context"
+
+	"github.com/google/go-cmp/cmp"
+	lambda "github.com/lambdamesh/lambdamesh/lambdas/runtimes/go"
+)
+
+func Main(ctx context.Context, event *lambda.Event) (any, error) { return cmp.Equal(1, 1), nil }
+`)
+	_, err := newToolchain(t, nil).Build(t.Context(), lambda)
+	require.EqualError(t, err, "main.go:6:2: no dependency has package github.com/google/go-cmp/cmp; add its module and version to source.inline.dependencies")
+	lambda.Spec.Source.Inline.Dependencies = "github.com/google/go-cmp v0.7.0"
+	_, err = newToolchain(t, nil).Build(t.Context(), lambda)
+	require.NoError(t, err)
+}
+
 func TestCancelingEndsABuild(t *testing.T) {
 	// A compiler that never ends.
 	program := filepath.Join(t.TempDir(), "python3")

@@ -164,12 +164,15 @@ func goMessage(output, handler string, position token.Position) string {
 	var lines []string
 	for line := range strings.Lines(output) {
 		line = strings.TrimSpace(line)
-		if line == "" || strings.HasPrefix(line, "# ") {
+		if line == "" || strings.HasPrefix(line, "# ") || strings.HasPrefix(line, "go: finding ") || strings.HasPrefix(line, "go: downloading ") {
 			continue
 		}
 		line = strings.TrimPrefix(strings.TrimPrefix(line, "./"), "function/")
 		if strings.HasPrefix(line, goGenerated+":") {
 			line = fmt.Sprintf("%s: %s has another signature; write %s", position, handler, goSignature(handler))
+		}
+		if before, found := strings.CutSuffix(line, ": module lookup disabled by GOPROXY=off"); found {
+			line = strings.Replace(before, "cannot find module providing package", "no dependency has package", 1) + "; add its module and version to source.inline.dependencies"
 		}
 		lines = append(lines, line)
 	}

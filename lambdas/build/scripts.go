@@ -101,5 +101,11 @@ func (t *Toolchain) buildPython(ctx context.Context, dir string, source *v1alpha
 	case err != nil:
 		return failed("%s", strings.TrimSpace(output))
 	}
-	return writeArtifact(dir, server, pythonFile, source.Code)
+	if err := writeArtifact(dir, server, pythonFile, source.Code); err != nil {
+		return err
+	}
+	// Compiled once here instead of at the first start, which would change a
+	// finished artifact. Where it fails, starting is only slower.
+	_, _ = run(ctx, dir, tool.path, toolEnv(), "-I", "-m", "compileall", "-q", filepath.Join(dir, "artifact"))
+	return nil
 }

@@ -157,6 +157,39 @@ func TestNode(t *testing.T) {
 		w.remove(t, lambda)
 	})
 
+	t.Run("a killed process and a sidecar that does not start are started again", func(t *testing.T) {
+		ns := testkit.Namespace(t, w.config)
+		w.sidecars.failures.Store(2)
+		lambda := newLambda(ns, program)
+		require.NoError(t, w.client.Create(t.Context(), lambda))
+		w.waitReady(t, lambda)
+		before := strings.Fields(w.call(t, ns, "/"))[1]
+		pid, err := strconv.Atoi(before)
+		require.NoError(t, err)
+		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+		testkit.Eventually(t, 20*time.Second, func() error {
+			after, err := w.try(t.Context(), ns, "/")
+			if err == nil && strings.Fields(after)[1] == before {
+				return errors.New("the same process answers")
+			}
+			return err
+		}, "another process answers")
+		w.remove(t, lambda)
+	})
+
+	t.Run("more and fewer replicas", func(t *testing.T) {
+		ns := testkit.Namespace(t, w.config)
+		lambda := newLambda(ns, program)
+		require.NoError(t, w.client.Create(t.Context(), lambda))
+		for _, replicas := range []int32{3, 1} {
+			w.change(t, lambda, func(l *v1alpha1.Lambda) { l.Spec.Scale.Min = &replicas })
+			w.waitReady(t, lambda)
+			require.Equal(t, replicas, lambda.Status.ReadyReplicas)
+			require.Len(t, w.endpoints(t, ns), int(replicas))
+		}
+		w.remove(t, lambda)
+	})
+
 	t.Run("a missing Secret is reported, and creating it is enough", func(t *testing.T) {
 		ns := testkit.Namespace(t, w.config)
 		lambda := newLambda(ns, program)
@@ -349,9 +382,14 @@ func newLambda(namespace, code string) *v1alpha1.Lambda {
 
 func (w *world) changeSource(t *testing.T, lambda *v1alpha1.Lambda, code string) {
 	t.Helper()
+	w.change(t, lambda, func(l *v1alpha1.Lambda) { l.Spec.Source.Inline.Code = code })
+}
+
+func (w *world) change(t *testing.T, lambda *v1alpha1.Lambda, change func(*v1alpha1.Lambda)) {
+	t.Helper()
 	require.NoError(t, w.client.Get(t.Context(), client.ObjectKeyFromObject(lambda), lambda))
 	before := lambda.DeepCopy()
-	lambda.Spec.Source.Inline.Code = code
+	change(lambda)
 	require.NoError(t, w.client.Patch(t.Context(), lambda, client.MergeFrom(before)))
 }
 
@@ -366,9 +404,11 @@ func (w *world) remove(t *testing.T, lambda *v1alpha1.Lambda) {
 		}
 		return nil
 	}, "the lambda is gone")
-	err := w.client.Delete(t.Context(), &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: lambda.Namespace, Name: lambda.Name}})
-	require.NoError(t, client.IgnoreNotFound(err))
-	testkit.Eventually(t, 20*time.Second, func() error { return w.noMembers(t.Context(), lambda.Namespace) }, "the replicas are gone")
+	testkit.Eventually(t, 20*time.Second, func() error {
+		// Again, because a reconciliation that was under way may have made it anew.
+		err := w.client.Delete(t.Context(), &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: lambda.Namespace, Name: lambda.Name}})
+		return errors.Join(client.IgnoreNotFound(err), w.noMembers(t.Context(), lambda.Namespace))
+	}, "the replicas are gone")
 }
 
 func (w *world) noMembers(ctx context.Context, namespace string) error {
@@ -458,7 +498,7 @@ func (w *world) try(ctx context.Context, namespace, path string) (string, error)
 }
 
 // fakeSidecars forward what comes in to the process, without a mesh.
-type fakeSidecars struct{}
+type fakeSidecars struct{ failures atomic.Int64 }
 
 type fakeSidecar struct {
 	server *http.Server
@@ -466,7 +506,10 @@ type fakeSidecar struct {
 	ready  chan struct{}
 }
 
-func (*fakeSidecars) Start(_ context.Context, replica localnode.Replica) (localnode.Sidecar, error) {
+func (f *fakeSidecars) Start(_ context.Context, replica localnode.Replica) (localnode.Sidecar, error) {
+	if f.failures.Add(-1) >= 0 {
+		return nil, errors.New("no sidecar today")
+	}
 	s := &fakeSidecar{ready: make(chan struct{})}
 	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "app"})
 	proxy.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

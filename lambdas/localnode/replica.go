@@ -29,6 +29,9 @@ const (
 	maxGrace = 10 * time.Second
 
 	readyPoll = 25 * time.Millisecond
+	// tellAfter is how long a start may take before its status tells what it
+	// waits for.
+	tellAfter = 10 * time.Second
 	// livePoll and liveMisses: how often a ready process is asked, and how many
 	// failures in a row take it out.
 	livePoll   = 2 * time.Second
@@ -268,15 +271,24 @@ func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir stri
 			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(dir, adminSocket))
 		},
 	}}
+	begin := time.Now()
 	for !statusOK(ctx, admin, "/readyz") {
 		if !pause(ctx, readyPoll) {
 			return
 		}
+		if time.Since(begin) > tellAfter {
+			r.fail(reasonUnready, errors.New("the process does not answer /readyz yet"))
+		}
 	}
-	select {
-	case <-sidecar.Ready():
-	case <-ctx.Done():
-		return
+	for ready := false; !ready; {
+		select {
+		case <-sidecar.Ready():
+			ready = true
+		case <-ctx.Done():
+			return
+		case <-time.After(tellAfter):
+			r.fail(reasonUnready, errors.New("the process is ready; its sidecar waits for the control plane's configuration"))
+		}
 	}
 	misses := 0
 	for announced := false; ; {
@@ -292,7 +304,7 @@ func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir stri
 			r.log.Info("replica is ready")
 			r.change(func(s *replicaState) { *s = replicaState{ready: true, stopping: s.stopping} })
 		case misses >= liveMisses && announced:
-			r.fail(reasonUnready, fmt.Errorf("the process does not answer /readyz"))
+			r.fail(reasonUnready, errors.New("the process does not answer /readyz"))
 			if _, err := membership.withdraw(ctx, false); err == nil {
 				announced = false
 			}
