@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"encoding/json"
 	"sync"
 	"time"
 
@@ -23,15 +24,16 @@ const (
 )
 
 // compile turns the parts of a Subscription that need no other object into what
-// the dispatcher takes. It fails with a [*refusal] for what this version does
-// not do.
+// the dispatcher takes. It fails with a [*refusal] when a filter is invalid.
 func compile(sub *v1alpha1.Subscription) (push.Subscription, error) {
 	delivery := sub.Spec.Delivery
-	if delivery.OrderBy != "" {
-		return push.Subscription{}, refuse(v1alpha1.ReasonNotSupported, "delivery.orderBy is not supported yet: remove it")
+	filters := make([]json.RawMessage, len(sub.Spec.Filters))
+	for i, f := range sub.Spec.Filters {
+		filters[i] = f.Raw
 	}
-	if len(sub.Spec.Filters) > 0 {
-		return push.Subscription{}, refuse(v1alpha1.ReasonNotSupported, "filters are not supported yet: remove them")
+	filter, err := push.CompileFilters(filters)
+	if err != nil {
+		return push.Subscription{}, refuse(v1alpha1.ReasonInvalid, "%v", err)
 	}
 	retry := delivery.Retry
 	wanted := push.Subscription{
@@ -40,6 +42,8 @@ func compile(sub *v1alpha1.Subscription) (push.Subscription, error) {
 		Name:        sub.Name,
 		Created:     sub.CreationTimestamp.Time,
 		Start:       start(sub.Spec.Start),
+		Filter:      filter,
+		OrderBy:     delivery.OrderBy,
 		Format:      push.Format(or(string(delivery.Format), string(push.Binary))),
 		Timeout:     duration(delivery.Timeout, defaultTimeout),
 		MaxInFlight: number(delivery.MaxInFlight, defaultMaxInFlight),

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -380,9 +381,17 @@ func TestARestartKeepsCountersAndBacklog(t *testing.T) {
 	delivered(3)
 }
 
-func TestUnsupportedFieldsAreRefusedLoudly(t *testing.T) {
+func TestFiltersDecideAndBadOnesAreRefused(t *testing.T) {
 	w := newWorld(t)
-	sub := subscription("ordered", "/"+w.ns+"/cart", func(s *v1alpha1.SubscriptionSpec) { s.Delivery.OrderBy = "subject" })
-	w.create(service("orders", 8080), sub)
-	w.expect(sub, v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonNotSupported)
+	source := "/" + w.ns + "/cart"
+	filters := func(text string) []apiextensionsv1.JSON { return []apiextensionsv1.JSON{{Raw: []byte(text)}} }
+	bad := subscription("bad", source, func(s *v1alpha1.SubscriptionSpec) { s.Filters = filters(`{"sql":"=="}`) })
+	good := subscription("good", source, func(s *v1alpha1.SubscriptionSpec) { s.Filters = filters(`{"suffix":{"type":".v2"}}`) })
+	w.create(service("orders", 8080), bad, good)
+	w.expect(bad, v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonInvalid)
+	w.expect(good, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady)
+	w.publish(source, "order.created.v1", "1")
+	w.publish(source, "order.created.v2", "2")
+	require.Equal(t, "2", w.nextPush().id)
+	require.Empty(t, w.pushed)
 }

@@ -36,6 +36,7 @@ type runner struct {
 	demanded int // events asked of the broker and not yet here
 	inFlight int
 	open     map[uint64]attempted // by sequence: what was tried and is not done
+	lanes    map[string]*lane     // by key of ordered events
 	stats    Stats
 	dirty    bool
 }
@@ -51,7 +52,7 @@ func newRunner(d *Dispatcher, sub Subscription, consumer event.Consumer) *runner
 		d: d, sub: sub, consumer: consumer,
 		log:  d.config.Log.With("subscription", sub.Namespace+"/"+sub.Name),
 		wake: make(chan struct{}, 1),
-		open: map[uint64]attempted{},
+		open: map[uint64]attempted{}, lanes: map[string]*lane{},
 	}
 	r.ctx, r.end = context.WithCancel(d.pull)
 	r.fetching, r.unfetch = context.WithCancel(r.ctx)
@@ -129,6 +130,7 @@ func (r *runner) change(fn func()) {
 // run asks the broker for as many events as can be pushed now, and again when
 // half of that is used up.
 func (r *runner) run() {
+	r.settle()
 	var fetches sync.WaitGroup
 	for {
 		n, consumer, ctx := r.reserve()
@@ -146,7 +148,11 @@ func (r *runner) reserve() (int, event.Consumer, context.Context) {
 	for {
 		r.mu.Lock()
 		free := r.sub.MaxInFlight - r.inFlight - r.demanded
-		if free > 0 && r.demanded <= r.sub.MaxInFlight/2 && !r.sub.Hold && r.ctx.Err() == nil {
+		most := r.sub.MaxInFlight / 2
+		if r.sub.OrderBy != "" {
+			most = 0 // two fetches at a time could overtake each other
+		}
+		if free > 0 && r.demanded <= most && !r.sub.Hold && r.ctx.Err() == nil {
 			r.demanded += free
 			consumer, ctx := r.consumer, r.fetching
 			r.mu.Unlock()
@@ -169,7 +175,14 @@ func (r *runner) fetch(ctx context.Context, consumer event.Consumer, n int) {
 		r.demanded--
 		r.inFlight++
 		r.open[delivery.Sequence()] = attempted{stored: delivery.Stored(), last: r.open[delivery.Sequence()].last}
+		orderBy := r.sub.OrderBy
 		r.mu.Unlock()
+		if orderBy != "" {
+			if key, ok := delivery.Event().Attribute(orderBy); ok {
+				r.queue(key, delivery)
+				return
+			}
+		}
 		r.d.work.Go(func() { r.process(delivery) })
 	})
 	if err != nil && ctx.Err() == nil {
@@ -190,7 +203,11 @@ func (r *runner) fetch(ctx context.Context, consumer event.Consumer, n int) {
 // process brings one delivery to its end.
 func (r *runner) process(d event.Delivery) {
 	sub, _ := r.current()
-	done := r.handle(&sub, d)
+	r.finish(d, r.handle(&sub, d))
+}
+
+// finish gives the place of a delivery back.
+func (r *runner) finish(d event.Delivery, done bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.inFlight--

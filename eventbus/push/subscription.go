@@ -37,7 +37,12 @@ type Subscription struct {
 	Selectors []event.Selector
 	Start     event.Start
 	// Filter decides further which events are pushed; nil: all selected ones.
-	Filter func(*event.Event) bool
+	Filter Filter
+	// OrderBy is an attribute or extension: events with one value of it are
+	// pushed one after another, in the order they were accepted, an event waiting
+	// until the one before is delivered or dead. Those that wait count towards
+	// MaxInFlight. Empty: no order.
+	OrderBy string
 
 	Sink        Sink
 	DeadLetter  *Sink // gets exhausted events too, once, after they are stored

@@ -1,0 +1,129 @@
+package push_test
+
+import (
+	"context"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
+	"github.com/lambdamesh/lambdamesh/eventbus/push"
+)
+
+// keyed puts an event with a subject into the broker.
+func (b *broker) keyed(seq uint64, id, subject string) {
+	b.put(&delivery{b: b, seq: seq, stored: time.Now(), e: event.Event{ID: id, Source: "commerce", Type: "order.created", Subject: subject}})
+}
+
+func ordered(uid string) push.Subscription {
+	sub := subscription(uid)
+	sub.OrderBy = "subject"
+	return sub
+}
+
+func TestEventsOfOneKeyArePushedInOrderThroughFailures(t *testing.T) {
+	var order []string
+	failures := map[string]int{"a1": 2, "b2": 1}
+	bubble(t, func(r *http.Request) (*http.Response, error) {
+		id := r.Header.Get("Ce-Id")
+		time.Sleep(100 * time.Millisecond)
+		if failures[id] > 0 {
+			failures[id]--
+			return answer(500), nil
+		}
+		order = append(order, id)
+		return answer(200), nil
+	}, func(t *testing.T, b *broker, d *push.Dispatcher) {
+		b.keyed(1, "a1", "a")
+		b.keyed(2, "a2", "a")
+		b.keyed(3, "b1", "b")
+		b.keyed(4, "free", "")
+		b.keyed(5, "b2", "b")
+		b.keyed(6, "a3", "a")
+		require.NoError(t, d.Set(t.Context(), ordered("u1")))
+		time.Sleep(time.Minute)
+		require.Len(t, order, 6)
+		at := map[string]int{}
+		for i, id := range order {
+			at[id] = i
+		}
+		require.Less(t, at["a1"], at["a2"])
+		require.Less(t, at["a2"], at["a3"])
+		require.Less(t, at["b1"], at["b2"])
+		require.Less(t, at["free"], at["a1"], "what has no key does not wait")
+		require.Less(t, at["b1"], at["a1"], "a key that fails holds up no other")
+		require.Empty(t, b.naks, "a failing event stays here until its key goes on")
+		stats, _ := d.Stats("u1")
+		require.Equal(t, int64(6), stats.Delivered)
+		require.Equal(t, int64(3), stats.Redelivered)
+	})
+}
+
+func TestPoisonEventOfAKeyDiesAndTheKeyGoesOn(t *testing.T) {
+	attempts := 0
+	bubble(t, func(r *http.Request) (*http.Response, error) {
+		if r.Header.Get("Ce-Id") == "poison" {
+			attempts++
+			return answer(500), nil
+		}
+		return answer(200), nil
+	}, func(t *testing.T, b *broker, d *push.Dispatcher) {
+		require.NoError(t, d.Set(t.Context(), ordered("u1")))
+		b.keyed(1, "poison", "a")
+		b.keyed(2, "next", "a")
+		time.Sleep(time.Minute)
+		require.Equal(t, 4, attempts)
+		require.Len(t, b.letters, 1)
+		require.Equal(t, []uint64{1, 2}, b.acked)
+	})
+}
+
+func TestPausedKeyUsesUpNoAttempts(t *testing.T) {
+	attempts := 0
+	bubble(t, func(*http.Request) (*http.Response, error) {
+		if attempts++; attempts < 3 {
+			return answer(500), nil
+		}
+		return answer(200), nil
+	}, func(t *testing.T, b *broker, d *push.Dispatcher) {
+		require.NoError(t, d.Set(t.Context(), ordered("u1")))
+		b.keyed(1, "1", "a")
+		synctest.Wait()
+		d.Hold("u1")
+		time.Sleep(time.Minute)
+		require.Equal(t, 1, attempts)
+		require.NoError(t, d.Set(t.Context(), ordered("u1")))
+		time.Sleep(time.Minute)
+		require.Equal(t, 3, attempts)
+		require.Equal(t, []uint64{1}, b.acked)
+	})
+}
+
+func TestShutdownGivesBackAKeyInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBroker()
+		s := sink(func(*http.Request) (*http.Response, error) { return answer(500), nil })
+		d := push.New(push.Config{Source: b, DeadLetters: b, Mesh: s, Direct: s})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- d.Run(ctx) }()
+		require.NoError(t, d.Set(t.Context(), ordered("u1")))
+		for i := range uint64(5) {
+			b.keyed(i+1, "x", "a")
+		}
+		synctest.Wait()
+		cancel()
+		require.NoError(t, <-done)
+		require.Len(t, b.naks, 5)
+		require.Empty(t, b.acked)
+		synctest.Wait()
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for i := range b.queue {
+			require.Contains(t, []uint64{1, 2, 3, 4, 5}, b.queue[i].seq)
+		}
+	})
+}
