@@ -23,6 +23,9 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/telemetry"
 )
 
+// version is set by the build.
+var version = "dev"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := command(os.LookupEnv).ExecuteContext(ctx)
@@ -64,6 +67,7 @@ is pushed after the next start.`,
 
   # On a developer's machine, open on loopback:
   eventbus --nats-url nats://127.0.0.1:4222 --address "" --open-address 127.0.0.1:8085`,
+		Version:       version,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
