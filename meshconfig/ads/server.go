@@ -64,7 +64,8 @@ type NodeStatus struct {
 	// Version is the newest version, as SetResources returned it, that the node
 	// acknowledged completely; empty when none yet.
 	Version string
-	// Nacks are the refusals that stand, at most one a type.
+	// Nacks are the refusals of the resources that are served now, at most one a
+	// type.
 	Nacks []Nack
 }
 
@@ -214,8 +215,12 @@ func (s *Server) Status(target string) Status {
 	}
 	for _, st := range newest {
 		st.mu.Lock()
-		out.Nodes = append(out.Nodes, st.status)
+		status := st.status
+		if st.evaluated != out.Version {
+			status.Nacks = nil // they were about resources that are not served any more
+		}
 		st.mu.Unlock()
+		out.Nodes = append(out.Nodes, status)
 	}
 	slices.SortFunc(out.Nodes, func(a, b NodeStatus) int { return cmp.Compare(a.NodeID, b.NodeID) })
 	return out

@@ -38,8 +38,9 @@ type stream struct {
 	watches map[string]*watch
 	nonce   uint64
 
-	mu     sync.Mutex
-	status NodeStatus
+	mu        sync.Mutex
+	status    NodeStatus
+	evaluated string // the version of the set that status was made for
 }
 
 func (s *stream) poke() {
@@ -173,10 +174,7 @@ func (s *stream) push() error {
 	clusters, endpoints := s.watches[resource.ClusterType], s.watches[resource.EndpointType]
 	listeners, routes := s.watches[resource.ListenerType], s.watches[resource.RouteType]
 
-	if err := s.send(s.watches[resource.SecretType], s.secretItems(current)); err != nil {
-		return err
-	}
-
+	secrets := s.secretItems(current)
 	wanted := current.types[resource.ClusterType].items
 	if clusters != nil && clusters.wildcard &&
 		!(listeners.settled(current.types[resource.ListenerType].items) && routes.settled(current.types[resource.RouteType].items)) {
@@ -187,10 +185,19 @@ func (s *stream) push() error {
 			}
 		}
 	}
+	endpointItems := current.types[resource.EndpointType].items
+	clusters.settle(wanted)
+	endpoints.settle(endpointItems)
+	listeners.settle(current.types[resource.ListenerType].items)
+	routes.settle(current.types[resource.RouteType].items)
+	s.watches[resource.SecretType].settle(secrets)
+
+	if err := s.send(s.watches[resource.SecretType], secrets); err != nil {
+		return err
+	}
 	if err := s.send(clusters, wanted); err != nil {
 		return err
 	}
-	endpointItems := current.types[resource.EndpointType].items
 	if err := s.send(endpoints, endpointItems); err != nil {
 		return err
 	}
@@ -287,6 +294,9 @@ func (s *stream) report(current *set) {
 		next.Version = current.version
 	}
 	changed := next.Version != s.status.Version || !slices.Equal(next.Nacks, s.status.Nacks)
+	if current != nil && s.evaluated != current.version {
+		s.evaluated, changed = current.version, true
+	}
 	s.status = next
 	s.mu.Unlock()
 	if changed {

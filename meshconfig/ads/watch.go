@@ -118,6 +118,24 @@ func (w *watch) wants(items map[string]item) map[string]item {
 	return out
 }
 
+// settle forgets a refusal of what is not in items any more.
+func (w *watch) settle(items map[string]item) {
+	if w == nil || w.nack == nil || w.pending != nil {
+		return
+	}
+	wanted := w.wants(items)
+	if w.full() {
+		if w.refusedVersion != fingerprint(wanted) {
+			w.nack, w.refusedVersion = nil, ""
+		}
+		return
+	}
+	maps.DeleteFunc(w.refusedItems, func(name, hash string) bool { return wanted[name].hash != hash })
+	if len(w.refusedItems) == 0 && !w.split {
+		w.nack = nil
+	}
+}
+
 // due returns what is to be sent now so that the client comes to hold items, or
 // nil.
 func (w *watch) due(items map[string]item) *sent {
@@ -127,7 +145,6 @@ func (w *watch) due(items map[string]item) *sent {
 	wanted := w.wants(items)
 	if w.full() {
 		if w.acked && sameItems(wanted, w.held) {
-			w.nack, w.refusedVersion = nil, ""
 			return nil
 		}
 		version := fingerprint(wanted)
@@ -136,7 +153,6 @@ func (w *watch) due(items map[string]item) *sent {
 		}
 		return &sent{version: version, items: wanted}
 	}
-	maps.DeleteFunc(w.refusedItems, func(name, hash string) bool { return wanted[name].hash != hash })
 	part := map[string]item{}
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
 		it := wanted[name]

@@ -86,8 +86,12 @@ func (e *exchange) remoteIP() string {
 // serve answers the request.
 func (e *exchange) serve() {
 	if reason := e.sanitize(); reason != "" {
+		code := http.StatusBadRequest
+		if reason == tooManyHeaders {
+			code = http.StatusRequestHeaderFieldsTooLarge
+		}
 		e.w.Header().Set("Connection", "close")
-		e.reply(http.StatusBadRequest, reason, "Bad Request", nil)
+		e.reply(code, reason, http.StatusText(code), nil)
 		return
 	}
 	if e.r.Method == http.MethodConnect {
@@ -165,6 +169,8 @@ func (e *exchange) upgradeAllowed() bool {
 	return allowed && e.r.ProtoMajor == 1
 }
 
+const tooManyHeaders = "http.too_many_headers"
+
 // sanitize brings the request into its canonical form and removes what a client
 // must not say. It returns why the request is refused, if it is.
 func (e *exchange) sanitize() string {
@@ -178,8 +184,12 @@ func (e *exchange) sanitize() string {
 	if reason := e.sanitizePath(); reason != "" {
 		return reason
 	}
-	if len(h) > e.hcm.maxHeaders {
-		return "http.too_many_headers"
+	lines := 0
+	for _, values := range h {
+		lines += len(values)
+	}
+	if lines > e.hcm.maxHeaders {
+		return tooManyHeaders
 	}
 	if e.hcm.rejectUnderscore || e.hcm.dropUnderscore {
 		for name := range h {

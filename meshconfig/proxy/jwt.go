@@ -179,6 +179,11 @@ func (p *jwtProvider) verify(v *verified, audiences []string) jwtStatus {
 	if _, ok := unverified.Header["crit"]; ok {
 		return jwtUnverified
 	}
+	// Without a key id every key would be tried, and a set would be as good as
+	// its weakest key.
+	if kid, _ := unverified.Header["kid"].(string); kid == "" {
+		return jwtUnverified
+	}
 	issuer, err := claims.GetIssuer()
 	if err != nil {
 		return jwtMalformed
