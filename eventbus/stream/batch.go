@@ -160,6 +160,9 @@ func (s *Store) commit(ctx context.Context, group []*request, count int) {
 			at := index[m.Header.Get(jetstream.MsgIDHeader)]
 			if results[at].err != nil {
 				out.err = results[at].err
+				if errors.Is(out.err, event.ErrFull) {
+					signal(s.full)
+				}
 				break
 			}
 			out.receipts[i] = results[at].receipt

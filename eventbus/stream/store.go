@@ -131,6 +131,7 @@ type Store struct {
 	link     atomic.Pointer[link]
 
 	reconnected chan struct{}
+	full        chan struct{} // something was refused for lack of space
 }
 
 // link is an established connection whose streams exist.
@@ -153,6 +154,7 @@ func New(config Config) (*Store, error) {
 		ready:       make(chan struct{}),
 		requests:    make(chan *request, 1024),
 		reconnected: make(chan struct{}, 1),
+		full:        make(chan struct{}, 1),
 	}, nil
 }
 
@@ -190,9 +192,10 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 	defer nc.Close()
 
-	var committer sync.WaitGroup
-	committer.Go(func() { s.commitLoop(ctx) })
-	defer committer.Wait()
+	var loops sync.WaitGroup
+	loops.Go(func() { s.commitLoop(ctx) })
+	loops.Go(func() { s.trimLoop(ctx) })
+	defer loops.Wait()
 
 	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(s.config.PublishTimeout), jetstream.WithDefaultTimeout(s.config.PublishTimeout))
 	if err != nil {
@@ -237,10 +240,10 @@ func (s *Store) connect() (*nats.Conn, error) {
 				s.log.Warn("disconnected from NATS; trying again", "error", err)
 			}
 		}),
-		nats.ConnectHandler(func(*nats.Conn) { s.signalReconnect() }),
+		nats.ConnectHandler(func(*nats.Conn) { signal(s.reconnected) }),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
 			s.log.Info("connected to NATS again", "server", nc.ConnectedUrlRedacted())
-			s.signalReconnect()
+			signal(s.reconnected)
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			s.log.Warn("NATS reports an error", "error", err)
@@ -259,9 +262,10 @@ func (s *Store) connect() (*nats.Conn, error) {
 	return nc, nil
 }
 
-func (s *Store) signalReconnect() {
+// signal marks an event in a channel that holds one.
+func signal(to chan<- struct{}) {
 	select {
-	case s.reconnected <- struct{}{}:
+	case to <- struct{}{}:
 	default:
 	}
 }

@@ -2,6 +2,7 @@ package stream_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -131,4 +132,32 @@ func TestConfigIsChecked(t *testing.T) {
 func TestServersAreNamedWithoutPasswords(t *testing.T) {
 	config := stream.Config{URL: "nats://eventbus:secret@a:4222, nats://b:4222,://secret@"}
 	require.Equal(t, "nats://eventbus:xxxxx@a:4222,nats://b:4222,a URL that cannot be read", config.Servers())
+}
+
+func TestFullStorageMakesRoomFromWhatEverybodyHas(t *testing.T) {
+	_, store, _ := open(t, natsserver.Config{Dir: t.TempDir()}, stream.Config{MaxBytes: 512 << 10, DedupWindow: 500 * time.Millisecond})
+	slow := bustest.Subscribe(t, store, "slow", event.Start{}, "", "**")
+	fill := func(prefix string) (accepted []string) {
+		for i := 0; ; i++ {
+			e := bustest.Event(fmt.Sprint(prefix, i))
+			e.Data = make([]byte, 16<<10)
+			if _, err := store.Publish(t.Context(), []event.Event{e}); err != nil {
+				require.ErrorIs(t, err, event.ErrFull)
+				return accepted
+			}
+			accepted = append(accepted, e.ID)
+		}
+	}
+	accepted := fill("a")
+	deliveries := bustest.Take(t, slow, len(accepted))
+	require.Never(t, func() bool {
+		_, err := store.Publish(t.Context(), []event.Event{{ID: "b", Source: "/shop/cart", Type: "t", Data: make([]byte, 16<<10)}})
+		return err == nil
+	}, 1500*time.Millisecond, 100*time.Millisecond, "nothing goes that a consumer has still to acknowledge")
+
+	for _, d := range deliveries {
+		require.NoError(t, d.Ack())
+	}
+	require.Eventually(t, func() bool { return len(fill("c")) > 0 }, 5*time.Second, 100*time.Millisecond, "room is made")
+	require.NotEmpty(t, bustest.Take(t, slow, 1))
 }
