@@ -1,0 +1,225 @@
+package translate_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/filesource"
+	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+)
+
+// snapshot of YAML documents; the default Gateway is assumed.
+func snapshot(t *testing.T, documents ...string) translate.Snapshot {
+	t.Helper()
+	s, _, err := filesource.Read("test", strings.NewReader(strings.Join(documents, "\n---\n")))
+	require.NoError(t, err)
+	return s
+}
+
+const lambdaA = `
+apiVersion: lambdamesh.dev/v1alpha1
+kind: Lambda
+metadata: {name: a, namespace: shop}
+spec: {runtime: nodejs, source: {inline: {code: x}}}
+`
+
+func apiRule(name, created, hosts, rules string) string {
+	return `
+apiVersion: lambdamesh.dev/v1alpha1
+kind: APIRule
+metadata: {name: ` + name + `, namespace: shop, creationTimestamp: "` + created + `"}
+spec:
+  hosts: [` + hosts + `]
+  rules: ` + rules
+}
+
+const (
+	older   = "2026-01-01T00:00:00Z"
+	younger = "2026-01-02T00:00:00Z"
+	open    = `[{path: /*, lambda: a, noAuth: true}]`
+)
+
+func servedHosts(m ir.Mesh) map[string]string {
+	owners := map[string]string{}
+	for _, g := range m.Gateways {
+		for _, vh := range g.VirtualHosts {
+			for _, h := range vh.Hosts {
+				owners[h] = vh.Owner.Name
+			}
+		}
+	}
+	return owners
+}
+
+func TestTheYoungerTakesOverWhenAHostIsFree(t *testing.T) {
+	s := snapshot(t, lambdaA, apiRule("z-first", older, "h.example.com", open), apiRule("a-second", younger, "h.example.com", open))
+	mesh, problems := translate.Translate(s)
+	require.Equal(t, map[string]string{"h.example.com": "z-first"}, servedHosts(mesh))
+	require.Len(t, problems, 1)
+	require.Equal(t, translate.ReasonHostConflict, problems[0].Reason)
+	require.Contains(t, problems[0].Message, "shop/z-first")
+
+	for i, r := range s.APIRules {
+		if r.Name == "z-first" {
+			s.APIRules = append(s.APIRules[:i:i], s.APIRules[i+1:]...)
+			break
+		}
+	}
+	mesh, problems = translate.Translate(s)
+	require.Equal(t, map[string]string{"h.example.com": "a-second"}, servedHosts(mesh))
+	require.Empty(t, problems)
+}
+
+func TestOfOneAgeTheNameDecides(t *testing.T) {
+	mesh, _ := translate.Translate(snapshot(t, lambdaA, apiRule("b", older, "h.example.com", open), apiRule("a", older, "h.example.com", open)))
+	require.Equal(t, map[string]string{"h.example.com": "a"}, servedHosts(mesh))
+}
+
+func ruleIDs(m ir.Mesh) []string {
+	var ids []string
+	for _, r := range m.Gateways[0].VirtualHosts[0].Rules {
+		ids = append(ids, r.ID)
+	}
+	return ids
+}
+
+func TestRuleIDsFollowTheRuleAndNotItsPlace(t *testing.T) {
+	translated := func(rules string) []string {
+		mesh, _ := translate.Translate(snapshot(t, lambdaA, apiRule("r", older, "h", rules)))
+		return ruleIDs(mesh)
+	}
+	before := translated(`[{path: /a, lambda: a, noAuth: true}, {path: /b, lambda: a, noAuth: true}]`)
+	inserted := translated(`[{path: /new, lambda: a, noAuth: true}, {path: /a, lambda: a, noAuth: true, timeout: 7s}, {path: /b, lambda: a, noAuth: true}]`)
+	require.Equal(t, before, inserted[1:], "a rule before it and another timeout change nothing")
+	changed := translated(`[{path: /a, methods: [GET], lambda: a, noAuth: true}, {path: /b, lambda: a, noAuth: true}]`)
+	require.NotEqual(t, before[0], changed[0], "another match is another rule")
+	twice := translated(`[{path: /a, lambda: a, noAuth: true}, {path: /a, lambda: a, noAuth: true}]`)
+	require.NotEqual(t, twice[0], twice[1])
+}
+
+const jwtRule = `[{path: /*, lambda: a, jwt: {authentications: [{issuer: i, jwksSecret: keys}]}}]`
+
+func secret(jwks string) *corev1.Secret {
+	s := &corev1.Secret{Data: map[string][]byte{"jwks.json": []byte(jwks)}}
+	s.Namespace, s.Name = "shop", "keys"
+	return s
+}
+
+func TestPrivateAndSymmetricKeysStayBehind(t *testing.T) {
+	s := snapshot(t, lambdaA, apiRule("r", older, "h", jwtRule))
+	s.Secrets = append(s.Secrets, secret(`{"keys":[{"kty":"EC","crv":"P-256","x":"x","y":"y","d":"private"},{"kty":"oct","k":"shared"},{"kty":"RSA","n":"n","e":"AQAB","p":"private"}]}`))
+	mesh, problems := translate.Translate(s)
+	require.Empty(t, problems)
+	require.JSONEq(t, `{"keys":[{"kty":"EC","crv":"P-256","x":"x","y":"y"},{"kty":"RSA","n":"n","e":"AQAB"}]}`, mesh.KeySets[0].JWKS)
+}
+
+func TestKeysThatCannotBeReadRefuseEveryToken(t *testing.T) {
+	for name, jwks := range map[string]string{
+		"no JSON":            "-----BEGIN PUBLIC KEY-----",
+		"no keys":            `{"keys":[]}`,
+		"a key and no set":   `{"kty":"RSA","n":"n","e":"AQAB"}`,
+		"symmetric keys":     `{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}`,
+		"something else":     `[1]`,
+		"keys of wrong type": `{"keys":["a"]}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := snapshot(t, lambdaA, apiRule("r", older, "h", jwtRule))
+			s.Secrets = append(s.Secrets, secret(jwks))
+			mesh, problems := translate.Translate(s)
+			require.Equal(t, ir.NoKeys, mesh.KeySets[0].JWKS)
+			require.Len(t, problems, 1)
+			require.Equal(t, translate.ReasonKeysUnusable, problems[0].Reason)
+			require.Equal(t, v1alpha1.ConditionResolvedRefs, problems[0].Condition)
+			require.NotNil(t, mesh.Gateways[0].VirtualHosts[0].Rules[0].JWT, "the rule still asks for a token")
+		})
+	}
+}
+
+func TestOldKeysAreUsedWhileTheirSourceIsAway(t *testing.T) {
+	s := snapshot(t, lambdaA, apiRule("r", older, "h", `[{path: /*, lambda: a, jwt: {authentications: [{issuer: i, jwksUri: "https://i/keys"}]}}]`))
+	s.JWKS = map[string]translate.KeySetResult{"https://i/keys": {JSON: `{"keys":[{"kty":"OKP","x":"x"}]}`, Err: "timeout"}}
+	mesh, problems := translate.Translate(s)
+	require.JSONEq(t, `{"keys":[{"kty":"OKP","x":"x"}]}`, mesh.KeySets[0].JWKS)
+	require.Len(t, problems, 1)
+	require.Contains(t, problems[0].Message, "timeout")
+}
+
+func TestNeeds(t *testing.T) {
+	s := snapshot(t, `
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: gateway, namespace: lambdamesh-system}
+spec:
+  servers:
+  - port: {number: 443, name: https, protocol: HTTPS}
+    hosts: ["*"]
+    tls: {mode: SIMPLE, credentialName: cert}
+`, apiRule("r", older, "h", jwtRule), apiRule("u", older, "u", `[{path: /*, lambda: a, jwt: {authentications: [{issuer: i, jwksUri: "https://b"}, {issuer: j, jwksUri: "https://a"}, {issuer: k, jwksUri: "https://a"}]}}]`))
+	require.Equal(t, []string{"https://a", "https://b"}, translate.JWKSURIs(s.APIRules))
+	require.Equal(t, []types.NamespacedName{{Namespace: "lambdamesh-system", Name: "cert"}, {Namespace: "shop", Name: "keys"}},
+		translate.SecretRefs(s.APIRules, s.Gateways))
+}
+
+func TestURLsNameTheAdvertisedPort(t *testing.T) {
+	s := snapshot(t, lambdaA, apiRule("r", older, `h, "*.wild.example.com"`, open))
+	s.Settings.AdvertisedPorts = map[uint32]uint32{80: 8080}
+	mesh, problems := translate.Translate(s)
+	statuses := translate.Statuses(s, mesh, problems)
+	require.Equal(t, []string{"http://h.lambdas.localhost:8080/"}, statuses[0].URLs, "a wildcard has no URL")
+}
+
+func TestSettingsNameTheIdentities(t *testing.T) {
+	s := snapshot(t, lambdaA, apiRule("r", older, "h", open))
+	s.Settings = translate.Settings{TrustDomain: "mesh.example", GatewayServiceAccount: types.NamespacedName{Namespace: "istio-system", Name: "ingress"}}
+	mesh, _ := translate.Translate(s)
+	var a ir.Workload
+	for _, w := range mesh.Workloads {
+		if w.Key() == "shop/a" {
+			a = w
+		}
+	}
+	require.Equal(t, "spiffe://mesh.example/ns/shop/sa/a", a.Identity)
+	require.Equal(t, "spiffe://mesh.example/ns/istio-system/sa/ingress", a.Allow[0].Principal)
+}
+
+func TestAReplicaHasItsPoliciesBeforeItIsAnEndpoint(t *testing.T) {
+	mesh, _ := translate.Translate(snapshot(t, lambdaA, `
+apiVersion: v1
+kind: Service
+metadata: {name: a, namespace: shop}
+spec:
+  selector: {lambdamesh.dev/lambda: a}
+  ports: [{name: http, port: 80}]
+`, `
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: a-0, namespace: shop}
+spec:
+  address: 127.0.0.1
+  ports: {http: 31000}
+  serviceAccount: a
+  labels: {lambdamesh.dev/replica: a-0, lambdamesh.dev/owner-namespace: shop, lambdamesh.dev/owner-name: a}
+`, `
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: a-0, namespace: shop}
+spec:
+  workloadSelector: {labels: {lambdamesh.dev/replica: a-0}}
+  ingress: [{port: {number: 31000, name: http, protocol: HTTP}, bind: 127.0.0.1, defaultEndpoint: "unix:///a.sock"}]
+`))
+	require.Equal(t, "shop/a", mesh.Sidecars[0].Workload)
+	require.Empty(t, mesh.Destinations[0].Endpoints)
+}
+
+func TestAnEmptySnapshotIsAValidMesh(t *testing.T) {
+	mesh, problems := translate.Translate(translate.Snapshot{})
+	require.NoError(t, mesh.Validate())
+	require.Empty(t, problems)
+	require.Empty(t, mesh.Gateways)
+}
