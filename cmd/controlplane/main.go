@@ -1,0 +1,93 @@
+// Command controlplane is the control plane of a cluster: the controllers of
+// APIRules and Lambdas and, where the mesh is ours, the ADS server that programs
+// its Envoys.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+)
+
+// version is set by the build.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := command(os.LookupEnv).ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "controlplane:", err)
+		os.Exit(1)
+	}
+}
+
+const envPrefix = "LAMBDAMESH_CONTROLPLANE_"
+
+func command(lookupEnv func(string) (string, bool)) *cobra.Command {
+	o := &options{}
+	cmd := &cobra.Command{
+		Use:   "controlplane",
+		Short: "Expose lambdas through the mesh and deploy them",
+		Long: `controlplane turns APIRules into what a mesh obeys and Lambdas into Deployments.
+
+With --mesh=istio it writes VirtualServices, AuthorizationPolicies,
+RequestAuthentications and PeerAuthentications for istiod. With --mesh=envoy it
+programs Envoys itself, over ADS at --xds-address, and issues the certificates
+of workloads; their root lies in the Secret lambdamesh-ca, created once.
+
+One replica, the leader, writes to the API server; all serve ADS. /healthz,
+/readyz and /metrics are at --admin-address. SIGTERM drains and gives the
+leadership back.
+
+Every flag can be set by an environment variable too: ` + envPrefix + `XDS_ADDRESS
+for --xds-address.`,
+		Example: `  controlplane --mesh=istio
+  controlplane --mesh=envoy --xds-address :15010 --allow-target issuer.corp.example:443`,
+		Version:       version,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PreRunE:       func(cmd *cobra.Command, _ []string) error { return fromEnv(cmd.Flags(), lookupEnv) },
+		RunE:          func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), cmd.ErrOrStderr(), o) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.mesh, "mesh", "istio", "who programs the data plane: istio, or envoy for Envoys of our own")
+	f.StringVar(&o.xdsAddress, "xds-address", ":15010", "where data planes connect (gRPC over TLS); --mesh=envoy only")
+	f.StringSliceVar(&o.xdsServerNames, "xds-server-name", nil, "name in the certificate of the ADS server; repeatable (default: those of the Service controlplane, and localhost)")
+	f.StringVar(&o.adminAddress, "admin-address", ":9090", "health and metrics")
+	f.BoolVar(&o.leaderElection, "leader-elect", true, "let one of several replicas write")
+	f.StringVar(&o.namespace, "namespace", v1alpha1.SystemNamespace, "namespace of the system: leases, the CA, event bus and connector")
+	f.StringVar(&o.trustDomain, "trust-domain", v1alpha1.DefaultTrustDomain, "trust domain of the mesh's identities")
+	f.StringSliceVar(&o.targets.Allow, "allow-target", nil, "CIDR, host or host:port that a jwksUri may name besides public addresses; repeatable")
+	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, allowed for a jwksUri; repeatable")
+	f.StringVar(&o.images.Prefix, "runtime-image-prefix", "ghcr.io/lambdamesh/runtime-", "runtime images are <prefix><runtime>:<tag>")
+	f.StringVar(&o.images.Tag, "runtime-image-tag", version, "tag of the runtime images")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default $KUBECONFIG, or the pod's service account)")
+	f.StringVar(&o.log.Level, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&o.log.Format, "log-format", "json", "json or text")
+	return cmd
+}
+
+// fromEnv sets the flags the command line did not.
+func fromEnv(flags *pflag.FlagSet, lookupEnv func(string) (string, bool)) error {
+	var errs []error
+	flags.VisitAll(func(f *pflag.Flag) {
+		name := envPrefix + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if value, ok := lookupEnv(name); ok && !f.Changed {
+			if err := flags.Set(f.Name, value); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			}
+		}
+	})
+	return errors.Join(errs...)
+}

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	ctrl "sigs.k8s.io/controller-runtime"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/lambdamesh/lambdamesh/lambdas/build"
+	lambdas "github.com/lambdamesh/lambdamesh/lambdas/controller"
+	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
+	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
+	mesh "github.com/lambdamesh/lambdamesh/meshconfig/controller"
+	"github.com/lambdamesh/lambdamesh/meshconfig/jwks"
+	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/component"
+	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
+	"github.com/lambdamesh/lambdamesh/pkg/kube"
+	"github.com/lambdamesh/lambdamesh/pkg/targets"
+	"github.com/lambdamesh/lambdamesh/pkg/telemetry"
+)
+
+// options are what the flags set.
+type options struct {
+	mesh           string
+	xdsAddress     string
+	xdsServerNames []string
+	adminAddress   string
+	leaderElection bool
+	namespace      string
+	trustDomain    string
+	targets        targets.Config
+	images         build.Images
+	kubeconfig     string
+	log            telemetry.LogConfig
+}
+
+// parts are what the outputs of a mesh are made of.
+type parts struct {
+	*options
+	manager  ctrl.Manager
+	settings translate.Settings
+	log      *slog.Logger
+	registry *prometheus.Registry
+}
+
+func run(ctx context.Context, stderr io.Writer, o *options) error {
+	log, err := telemetry.Logger(stderr, o.log)
+	if err != nil {
+		return err
+	}
+	ctrl.SetLogger(telemetry.Logr(log))
+	// What a mesh needs: its output, and what runs once that has its first mesh.
+	meshes := map[string]func(context.Context, *parts) (mesh.Output, []component.Component, error){"istio": istioMesh, "envoy": envoyMesh}
+	newMesh, known := meshes[o.mesh]
+	if !known {
+		return fmt.Errorf("--mesh %q: use istio or envoy", o.mesh)
+	}
+	policy, err := targets.New(o.targets)
+	if err != nil {
+		return err
+	}
+	manager, err := newManager(o)
+	if err != nil {
+		return err
+	}
+	p := &parts{
+		options: o, manager: manager, log: log,
+		registry: prometheus.NewRegistry(), // the manager's has those of the process
+		settings: translate.Settings{
+			TrustDomain: o.trustDomain, SystemNamespace: o.namespace,
+			GatewayServiceAccount: types.NamespacedName{Namespace: o.namespace, Name: v1alpha1.ServiceAccountGateway},
+		},
+	}
+	output, servers, err := newMesh(ctx, p)
+	if err != nil {
+		return err
+	}
+	meshController, err := mesh.New(mesh.Config{
+		Cache: manager.GetCache(), Client: manager.GetClient(), Reader: manager.GetAPIReader(),
+		Outputs: []mesh.Output{output}, JWKS: jwks.Config{Policy: policy}, Elected: manager.Elected(),
+		Settings: p.settings, Log: log, Registry: p.registry,
+	})
+	if err != nil {
+		return err
+	}
+	if err := lambdas.Add(manager, lambdas.Config{Builder: o.images, Log: log}); err != nil {
+		return err
+	}
+	adminListener, err := httpserver.Listen(ctx, o.adminAddress, "--admin-address")
+	if err != nil {
+		return err
+	}
+
+	// Servers start last, so that no data plane is answered before its caches
+	// have synced.
+	work := component.NewGroup("controlplane", component.GroupConfig{
+		OnReady: func(name string, elapsed time.Duration) { log.Info("ready", "component", name, "after", elapsed) },
+	}, append([]component.Component{managerComponent(manager), meshController}, servers...)...)
+	admin := httpserver.New(httpserver.Config{Name: "admin", Listener: adminListener, Handler: adminHandler(p.registry, work), Log: log})
+	log.Info("control plane starts", "version", version, "mesh", o.mesh)
+	return component.NewGroup("process", component.GroupConfig{}, admin, work).Run(ctx)
+}
+
+func newManager(o *options) (ctrl.Manager, error) {
+	config, err := kube.RESTConfig(o.kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	scheme, err := kube.Scheme()
+	if err != nil {
+		return nil, err
+	}
+	options := ctrl.Options{
+		Scheme:                        scheme,
+		Metrics:                       metricsserver.Options{BindAddress: "0"}, // served at --admin-address
+		LeaderElection:                o.leaderElection,
+		LeaderElectionID:              "lambdamesh-controlplane",
+		LeaderElectionNamespace:       o.namespace,
+		LeaderElectionReleaseOnCancel: true, // writers have stopped by then
+	}
+	mesh.ConfigureCache(&options.Cache)
+	manager, err := ctrl.NewManager(config, options)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the API server: %w", err)
+	}
+	return manager, nil
+}
+
+func managerComponent(manager ctrl.Manager) component.Component {
+	return component.New("manager", func(ctx context.Context, ready func()) error {
+		go func() {
+			if manager.GetCache().WaitForCacheSync(ctx) {
+				ready()
+			}
+		}()
+		return manager.Start(ctx)
+	})
+}
+
+func istioMesh(_ context.Context, p *parts) (mesh.Output, []component.Component, error) {
+	output, err := mesh.NewIstioOutput(mesh.IstioConfig{
+		Cache: p.manager.GetCache(), Client: p.manager.GetClient(), Elected: p.manager.Elected(), Log: p.log,
+	})
+	return output, nil, err
+}
+
+func envoyMesh(ctx context.Context, p *parts) (mesh.Output, []component.Component, error) {
+	clients, err := kubernetes.NewForConfig(p.manager.GetConfig())
+	if err != nil {
+		return nil, nil, fmt.Errorf("connect to the API server: %w", err)
+	}
+	authority, err := ca.Open(ctx, ca.Secret(clients.CoreV1().Secrets(p.namespace), ca.SecretName), ca.Config{})
+	if err != nil {
+		return nil, nil, err
+	}
+	names := p.xdsServerNames
+	if len(names) == 0 {
+		service := "controlplane." + p.namespace
+		names = []string{service + ".svc", service, service + ".svc.cluster.local", "localhost", "127.0.0.1"}
+	}
+	listener, err := httpserver.Listen(ctx, p.xdsAddress, "--xds-address")
+	if err != nil {
+		return nil, nil, err
+	}
+	output, err := mesh.NewEnvoyOutput(mesh.EnvoyConfig{
+		ADS: ads.Config{
+			Listener: listener, CA: authority, ServerNames: names, TrustDomain: p.trustDomain,
+			Authenticator: ads.TokenReview(clients.AuthenticationV1().TokenReviews()), Log: p.log, Registry: p.registry,
+		},
+		Cache: p.manager.GetCache(), Reader: p.manager.GetAPIReader(), GatewayServiceAccount: p.settings.GatewayServiceAccount,
+	})
+	if err != nil {
+		return nil, nil, errors.Join(err, listener.Close())
+	}
+	return output, []component.Component{output.Server()}, nil
+}
+
+func adminHandler(registry *prometheus.Registry, work component.Component) http.Handler {
+	mux := httpserver.Health(func(context.Context) error {
+		select {
+		case <-work.Ready():
+			return nil
+		default:
+			return errors.New("the caches have not synced yet")
+		}
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(prometheus.Gatherers{registry, ctrlmetrics.Registry}, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/", httpserver.NotFound)
+	return mux
+}
