@@ -78,7 +78,7 @@ func New(config Config) (*Server, error) {
 	if log == nil {
 		log = slog.Default()
 	}
-	return &Server{config: config, log: log.With("component", "nats"), ready: make(chan struct{})}, nil
+	return &Server{config: config, log: log, ready: make(chan struct{})}, nil
 }
 
 // Name returns "nats".

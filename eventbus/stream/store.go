@@ -150,7 +150,7 @@ func New(config Config) (*Store, error) {
 	}
 	return &Store{
 		config:      config,
-		log:         config.Logger.With("component", "event-stream"),
+		log:         config.Logger,
 		ready:       make(chan struct{}),
 		requests:    make(chan *request, 1024),
 		reconnected: make(chan struct{}, 1),

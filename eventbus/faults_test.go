@@ -1,0 +1,135 @@
+package eventbus_test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lambdamesh/lambdamesh/eventbus"
+	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
+	"github.com/lambdamesh/lambdamesh/eventbus/stream"
+)
+
+func TestStopUnderLoadLosesNoAcceptedEvent(t *testing.T) {
+	dir := t.TempDir()
+	b := startBus(t, dir, nil)
+	url, got := receiver(t, nil)
+	sub := subscription("u1", url)
+	require.NoError(t, b.Dispatcher().Set(t.Context(), sub))
+
+	var mu sync.Mutex
+	accepted := map[string]bool{}
+	var publishers sync.WaitGroup
+	for p := range 16 {
+		publishers.Go(func() {
+			for i := 0; ; i++ {
+				id := fmt.Sprintf("%d-%d", p, i)
+				r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+"/publish", strings.NewReader("{}"))
+				if err != nil {
+					return
+				}
+				r.Header = http.Header{"Ce-Specversion": {"1.0"}, "Ce-Id": {id}, "Ce-Source": {"commerce"}, "Ce-Type": {"order.created.v1"}}
+				response, err := http.DefaultClient.Do(r)
+				if err != nil {
+					return // the port is closed
+				}
+				response.Body.Close()
+				if response.StatusCode != http.StatusAccepted {
+					t.Errorf("a request in flight was answered %d", response.StatusCode)
+					return
+				}
+				mu.Lock()
+				accepted[id] = true
+				mu.Unlock()
+			}
+		})
+	}
+	pushed := map[string]int{}
+	for range 200 {
+		pushed[next(t, got).header.Get("Ce-Id")]++
+	}
+	begin := time.Now()
+	b.stop()
+	require.Less(t, time.Since(begin), 10*time.Second)
+	publishers.Wait()
+
+	b = startBus(t, dir, nil)
+	require.NoError(t, b.Dispatcher().Set(t.Context(), sub))
+	for deadline := time.After(30 * time.Second); len(pushed) < len(accepted); {
+		select {
+		case r := <-got:
+			pushed[r.header.Get("Ce-Id")]++
+		case <-deadline:
+			t.Fatalf("%d of %d accepted events were pushed", len(pushed), len(accepted))
+		}
+	}
+	for id := range accepted {
+		require.NotZero(t, pushed[id], id)
+	}
+}
+
+func TestNATSComingBackWithoutItsDataHeals(t *testing.T) {
+	nats := natsserver.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"}
+	server, err := natsserver.New(nats)
+	require.NoError(t, err)
+	stop := run(t, server)
+	nats.Listen = server.Address()
+	url, got := receiver(t, nil)
+	sub := subscription("u1", url)
+	b := startBus(t, t.TempDir(), func(c *eventbus.Config) {
+		c.Stream = stream.Config{URL: server.URL(), AckWait: time.Second, PublishTimeout: time.Second}
+	})
+	require.NoError(t, b.Dispatcher().Set(t.Context(), sub))
+	publish(t, b, "1")
+	next(t, got)
+
+	stop()
+	require.Eventually(t, func() bool { return get(t, b.admin+"/readyz", nil) == http.StatusServiceUnavailable }, 10*time.Second, 20*time.Millisecond)
+	nats.Dir = t.TempDir()
+	server, err = natsserver.New(nats)
+	require.NoError(t, err)
+	run(t, server)
+	require.Eventually(t, func() bool { return b.Dispatcher().Set(t.Context(), sub) == nil }, 20*time.Second, 50*time.Millisecond)
+	publish(t, b, "2")
+	require.Equal(t, "2", next(t, got).header.Get("Ce-Id"))
+}
+
+func TestHeadersOfNATSNeverPass(t *testing.T) {
+	nats1, err := natsserver.New(natsserver.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
+	require.NoError(t, err)
+	run(t, nats1)
+	b := startBus(t, t.TempDir(), func(c *eventbus.Config) { c.Stream = stream.Config{URL: nats1.URL()} })
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+"/publish", strings.NewReader("{}"))
+	require.NoError(t, err)
+	r.Header = http.Header{
+		"Ce-Specversion": {"1.0"}, "Ce-Id": {"1"}, "Ce-Source": {"commerce"}, "Ce-Type": {"$JS.API.STREAM.DELETE.> *"},
+		"Nats-Rollup": {"all"}, "Nats-Msg-Id": {"x"}, "Nats-Ttl": {"1s"}, "Nats-Expected-Stream": {"OTHER"},
+	}
+	response, err := http.DefaultClient.Do(r)
+	require.NoError(t, err)
+	defer response.Body.Close()
+	require.Equal(t, http.StatusAccepted, response.StatusCode)
+
+	nc, err := nats.Connect(nats1.URL())
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	require.NoError(t, err)
+	s, err := js.Stream(t.Context(), stream.EventStream)
+	require.NoError(t, err)
+	msg, err := s.GetMsg(t.Context(), 1)
+	require.NoError(t, err)
+	for _, name := range []string{"Nats-Rollup", "Nats-Ttl", "Nats-TTL"} {
+		require.NotContains(t, msg.Header, name)
+	}
+	require.NotEqual(t, "x", msg.Header.Get("Nats-Msg-Id"))
+	require.Equal(t, stream.EventStream, msg.Header.Get("Nats-Expected-Stream"))
+	require.Equal(t, "lambdamesh.events._.commerce.%24JS.API.STREAM.DELETE.%3E%20%2A", msg.Subject)
+}
