@@ -1,0 +1,105 @@
+package ads_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
+)
+
+type reviewer struct {
+	calls  int
+	status authenticationv1.TokenReviewStatus
+	err    error
+}
+
+func (r *reviewer) Create(_ context.Context, review *authenticationv1.TokenReview, _ metav1.CreateOptions) (*authenticationv1.TokenReview, error) {
+	r.calls++
+	if fmt.Sprint(review.Spec.Audiences) != "[lambdamesh-xds]" {
+		return nil, errors.New("wrong audience asked for")
+	}
+	return &authenticationv1.TokenReview{Status: r.status}, r.err
+}
+
+func good(username string) authenticationv1.TokenReviewStatus {
+	return authenticationv1.TokenReviewStatus{Authenticated: true, Audiences: []string{"lambdamesh-xds"}, User: authenticationv1.UserInfo{Username: username}}
+}
+
+func TestTokenReview(t *testing.T) {
+	noAudience := good("system:serviceaccount:shop:orders")
+	noAudience.Audiences = nil
+	for name, test := range map[string]struct {
+		status authenticationv1.TokenReviewStatus
+		ok     bool
+	}{
+		"service account":        {good("system:serviceaccount:shop:orders"), true},
+		"not authenticated":      {authenticationv1.TokenReviewStatus{}, false},
+		"audience not confirmed": {noAudience, false},
+		"a user":                 {good("alice"), false},
+		"a user named like one":  {good("system:serviceaccount:shop"), false},
+		"a node":                 {good("system:node:a:b"), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			identity, err := ads.TokenReview(&reviewer{status: test.status}).Authenticate(t.Context(), "t")
+			if !test.ok {
+				require.ErrorIs(t, err, ads.ErrUnauthenticated)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, ads.Identity{Namespace: "shop", ServiceAccount: "orders"}, identity)
+		})
+	}
+}
+
+func TestTokenReviewsAreRememberedForAShortTimeAndBounded(t *testing.T) {
+	r := &reviewer{status: good("system:serviceaccount:shop:orders")}
+	a := ads.TokenReview(r)
+	for range 10 {
+		_, err := a.Authenticate(t.Context(), "t")
+		require.NoError(t, err)
+	}
+	require.Equal(t, 1, r.calls)
+	for i := range 5000 {
+		_, err := a.Authenticate(t.Context(), fmt.Sprint(i))
+		require.NoError(t, err)
+	}
+}
+
+func TestAnUnreachableAPIServerIsNoRefusal(t *testing.T) {
+	_, err := ads.TokenReview(&reviewer{err: errors.New("away")}).Authenticate(t.Context(), "t")
+	require.Error(t, err)
+	require.NotErrorIs(t, err, ads.ErrUnauthenticated)
+}
+
+func TestNodeIDs(t *testing.T) {
+	for id, want := range map[string]struct {
+		target string
+		ok     bool
+	}{
+		"gateway~edge~main~1":   {"edge/main", true},
+		"orders-1.shop":         {"orders-1.shop", true},
+		"a.b.shop":              {"a.b.shop", true},
+		"gateway~edge~main":     {"", false},
+		"gateway~edge~main~":    {"", false},
+		"gateway~a/b~main~1":    {"", false},
+		"gateway~edge~main~1~2": {"", false},
+		"edge/main":             {"", false},
+		"a/b.c":                 {"", false},
+		"":                      {"", false},
+		".shop":                 {"", false},
+		"orders.":               {"", false},
+		"orders":                {"", false},
+	} {
+		target, ok := ads.TargetOf(id)
+		require.Equal(t, want.ok, ok, id)
+		require.Equal(t, want.target, target, id)
+	}
+	require.Equal(t, "gateway~edge~main~1", ads.GatewayNodeID("edge", "main", "1"))
+	require.Equal(t, "orders-1.shop", ads.SidecarTarget("shop", "orders-1"))
+}
