@@ -44,7 +44,11 @@ func TestEmbeddedProxyAnswersTheTable(t *testing.T) {
 				if r.Only != "" && r.Only != "envoy" {
 					continue
 				}
-				t.Run(r.Name, func(t *testing.T) { check(t, addresses, r) })
+				t.Run(r.Name, func(t *testing.T) {
+					address, found := addresses[fmt.Sprintf("%s %d", r.Gateway, r.Port)]
+					require.True(t, found, "gateway %s has no listener at %d", r.Gateway, r.Port)
+					check(t, r, send(t, address, r))
+				})
 			}
 		})
 	}
@@ -142,7 +146,9 @@ func serve(t *testing.T, mesh *ir.Mesh) map[string]string {
 	return addresses
 }
 
-func run(t *testing.T, c interface{ Run(ctx context.Context) error }) {
+func run(t *testing.T, c interface {
+	Run(ctx context.Context) error
+}) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -153,13 +159,18 @@ func run(t *testing.T, c interface{ Run(ctx context.Context) error }) {
 	})
 }
 
-func check(t *testing.T, addresses map[string]string, r meshtest.Request) {
+// answer is what a client gets, and what the backend saw if one was asked.
+type answer struct {
+	status int
+	header http.Header
+	echo   seen
+}
+
+func check(t *testing.T, r meshtest.Request, got answer) {
 	t.Helper()
-	address, found := addresses[fmt.Sprintf("%s %d", r.Gateway, r.Port)]
-	require.True(t, found, "gateway %s has no listener at %d", r.Gateway, r.Port)
-	response, echo := send(t, address, r)
+	echo := got.echo
 	want := r.Want
-	require.Equal(t, want.Status, response.StatusCode, "answered by %q", echo.Backend)
+	require.Equal(t, want.Status, got.status, "answered by %q", echo.Backend)
 	if want.Backend != "" {
 		require.Equal(t, want.Backend, echo.Backend)
 	}
@@ -179,13 +190,13 @@ func check(t *testing.T, addresses map[string]string, r meshtest.Request) {
 		require.Empty(t, echo.Headers.Values(name), name)
 	}
 	for name, value := range want.Headers {
-		require.Equal(t, value, response.Header.Get(name), name)
+		require.Equal(t, value, got.header.Get(name), name)
 	}
 	for _, name := range want.Present {
-		require.NotEmpty(t, slices.Concat(response.Header.Values(name), echo.Headers.Values(name)), name)
+		require.NotEmpty(t, slices.Concat(got.header.Values(name), echo.Headers.Values(name)), name)
 	}
 	for _, name := range want.AbsentResponse {
-		require.Empty(t, response.Header.Values(name), name)
+		require.Empty(t, got.header.Values(name), name)
 	}
 	if echo.Backend != "" {
 		require.Len(t, echo.Headers.Values(v1alpha1.HeaderRule), 1, "the gateway sets the rule")
@@ -195,7 +206,7 @@ func check(t *testing.T, addresses map[string]string, r meshtest.Request) {
 
 // send writes the request as the row has it: a client library would clean the
 // path and the headers first.
-func send(t *testing.T, address string, r meshtest.Request) (*http.Response, seen) {
+func send(t *testing.T, address string, r meshtest.Request) answer {
 	t.Helper()
 	target, err := url.Parse(r.URL)
 	require.NoError(t, err)
@@ -219,7 +230,7 @@ func send(t *testing.T, address string, r meshtest.Request) (*http.Response, see
 	response, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: r.Method})
 	require.NoError(t, err)
 	defer response.Body.Close()
-	var echo seen
+	got := answer{status: response.StatusCode, header: response.Header}
 	if response.Header.Get("Content-Type") == "application/problem+json" {
 		var problem struct {
 			Status int
@@ -228,10 +239,10 @@ func send(t *testing.T, address string, r meshtest.Request) (*http.Response, see
 		require.NoError(t, json.NewDecoder(response.Body).Decode(&problem))
 		require.Equal(t, response.StatusCode, problem.Status)
 		require.NotEmpty(t, problem.Title)
-		return response, echo
+		return got
 	}
 	if text := response.Header.Get(echoHeader); text != "" {
-		require.NoError(t, json.Unmarshal([]byte(text), &echo))
+		require.NoError(t, json.Unmarshal([]byte(text), &got.echo))
 	}
-	return response, echo
+	return got
 }
