@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -195,44 +196,49 @@ func (r *receiver) next(t testing.TB) cloudevents.Event {
 	}
 }
 
-const eventsNamespace = `
+// bound is a namespace of the test's own in which the application of the same
+// name is bound.
+func bound(name string) string {
+	return fmt.Sprintf(`
 apiVersion: v1
 kind: Namespace
-metadata: {name: events}
+metadata: {name: %[1]s}
 ---
 apiVersion: lambdamesh.dev/v1alpha1
 kind: Application
-metadata: {name: e2e-shop}
+metadata: {name: %[1]s}
 ---
 apiVersion: lambdamesh.dev/v1alpha1
 kind: ApplicationBinding
-metadata: {name: e2e-shop, namespace: events}
-spec: {application: e2e-shop}
+metadata: {name: %[1]s, namespace: %[1]s}
+spec: {application: %[1]s}
 ---
-`
+`, name)
+}
 
 func TestTheOfficialSDKPublishesAndReceives(t *testing.T) {
 	m := shared(t)
 	for _, format := range []string{"binary", "structured"} {
 		t.Run(format, func(t *testing.T) {
 			r := newReceiver(t, nil)
-			m.apply(t, eventsNamespace+fmt.Sprintf(`
+			shop := "sdk-" + format
+			m.apply(t, bound(shop)+fmt.Sprintf(`
 apiVersion: lambdamesh.dev/v1alpha1
 kind: Subscription
-metadata: {name: sdk-%[1]s, namespace: events}
+metadata: {name: sdk, namespace: sdk-%[1]s}
 spec:
-  source: e2e-shop
+  source: sdk-%[1]s
   types: ["order.created.v1", "order.*.v1"]
   sink: {uri: "%[2]s/"}
   delivery: {format: %[1]s}
 `, format, r.url))
-			m.waitFor(t, "events", "subscription/sdk-"+format, "Subscribed")
+			m.waitFor(t, shop, "subscription/sdk", "Subscribed")
 
 			c, err := cloudevents.NewClientHTTP(cloudevents.WithTarget(m.EventBus + "/publish"))
 			require.NoError(t, err)
 			sent := cloudevents.NewEvent()
 			sent.SetID("sdk-" + format)
-			sent.SetSource("e2e-shop")
+			sent.SetSource(shop)
 			sent.SetType("order.created.v1")
 			sent.SetSubject("価格/4711")
 			sent.SetExtension("tenant", "x")
@@ -247,7 +253,10 @@ spec:
 			require.NoError(t, got.Validate())
 			require.Equal(t, sent.ID(), got.ID())
 			require.Equal(t, sent.Source(), got.Source())
-			require.Equal(t, sent.Subject(), got.Subject())
+			// The SDK does not decode headers (HTTP binding, section 3.1.3.2).
+			subject, err := url.PathUnescape(got.Subject())
+			require.NoError(t, err)
+			require.Equal(t, sent.Subject(), subject)
 			require.Equal(t, "x", got.Extensions()["tenant"])
 			require.JSONEq(t, string(sent.Data()), string(got.Data()))
 			select {
@@ -267,25 +276,25 @@ func TestAnEventIsTriedAgainAndThenADeadLetter(t *testing.T) {
 		}
 		return nil
 	})
-	m.apply(t, eventsNamespace+fmt.Sprintf(`
+	m.apply(t, bound("retries")+fmt.Sprintf(`
 apiVersion: lambdamesh.dev/v1alpha1
 kind: Subscription
-metadata: {name: retried, namespace: events}
+metadata: {name: retried, namespace: retries}
 spec:
-  source: e2e-shop
+  source: retries
   types: ["**"]
   sink: {uri: "%s/"}
   delivery: {retry: {maxAttempts: 3, minBackoff: 50ms, maxBackoff: 100ms}}
 `, r.url))
-	m.waitFor(t, "events", "subscription/retried", "Subscribed")
-	publishOne(t, m, "e2e-shop", "poison")
+	m.waitFor(t, "retries", "subscription/retried", "Subscribed")
+	publishOne(t, m, "retries", "poison")
 	for range 3 {
 		require.Equal(t, "poison", r.next(t).ID())
 	}
-	publishOne(t, m, "e2e-shop", "fine")
+	publishOne(t, m, "retries", "fine")
 	require.Equal(t, "fine", r.next(t).ID(), "after the last attempt the next event comes, not a fourth attempt")
 	eventually(t, 30*time.Second, func() error {
-		counters := m.mustKubectl(t, "", "get", "subscription", "-n", "events", "retried", "-o",
+		counters := m.mustKubectl(t, "", "get", "subscription", "-n", "retries", "retried", "-o",
 			"jsonpath={.status.deadLettered} {.status.delivered} {.status.redelivered}")
 		if counters != "1 1 2" {
 			return errorf("deadLettered, delivered, redelivered are %s", counters)
@@ -300,14 +309,14 @@ func TestASinkWhereNoneMayBeIsRefused(t *testing.T) {
 		"metadata": "http://169.254.169.254/latest", "etcd": m.Kubernetes, "admin": m.EventBusAdmin,
 	} {
 		t.Run(name, func(t *testing.T) {
-			m.apply(t, eventsNamespace+fmt.Sprintf(`
+			m.apply(t, bound("refused-"+name)+fmt.Sprintf(`
 apiVersion: lambdamesh.dev/v1alpha1
 kind: Subscription
-metadata: {name: refused-%s, namespace: events}
-spec: {source: e2e-shop, types: ["**"], sink: {uri: %q}}
+metadata: {name: refused, namespace: refused-%[1]s}
+spec: {source: refused-%[1]s, types: ["**"], sink: {uri: %[2]q}}
 `, name, uri))
 			eventually(t, 30*time.Second, func() error {
-				ready := m.mustKubectl(t, "", "get", "subscription", "-n", "events", "refused-"+name, "-o",
+				ready := m.mustKubectl(t, "", "get", "subscription", "-n", "refused-"+name, "refused", "-o",
 					`jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.conditions[?(@.type=="Ready")].reason}`)
 				if ready != "False TargetRefused" {
 					return errorf("Ready is %q", ready)

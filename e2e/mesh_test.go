@@ -41,6 +41,8 @@ func binary(t testing.TB, name string) string {
 // endpoints is <data-dir>/endpoints.json as api.md has it.
 type endpoints struct {
 	Gateway, GatewayTLS, EventBus, EventBusAdmin, Connector, ConnectorOutbound, XDS, Kubernetes string
+
+	PID int
 }
 
 // mesh is a running `lambdamesh dev`.
@@ -118,7 +120,13 @@ func (m *mesh) awaitEndpoints(t testing.TB) {
 		if err != nil {
 			return err
 		}
-		return json.Unmarshal(raw, &m.endpoints)
+		if err := json.Unmarshal(raw, &m.endpoints); err != nil {
+			return err
+		}
+		if m.PID != m.cmd.Process.Pid {
+			return errorf("endpoints.json is that of process %d", m.PID)
+		}
+		return nil
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/lambdamesh/lambdamesh/cmd/lambdamesh/internal/dev"
 	"github.com/lambdamesh/lambdamesh/cmd/lambdamesh/internal/localkube"
@@ -45,6 +46,8 @@ Ctrl-C stops all of it and keeps the data; the next start goes on with it.`,
 				return usageError{err}
 			}
 			cfg.Log = log
+			// controller-runtime writes what has no logger of its own to a global one.
+			ctrl.SetLogger(telemetry.Logr(log))
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
 			return dev.Run(ctx, cfg)

@@ -69,9 +69,15 @@ func (m *mesh) addControlPlane() error {
 	if err != nil {
 		return err
 	}
+	istio, err := meshcontroller.NewIstioOutput(meshcontroller.IstioConfig{
+		Cache: mgr.GetCache(), Client: mgr.GetClient(), Log: m.log("istio"),
+	})
+	if err != nil {
+		return err
+	}
 	controller, err := meshcontroller.New(meshcontroller.Config{
 		Cache: mgr.GetCache(), Client: mgr.GetClient(), Reader: mgr.GetAPIReader(),
-		Outputs: []meshcontroller.Output{envoy},
+		Outputs: []meshcontroller.Output{envoy, istio},
 		JWKS:    jwks.Config{Policy: m.targets},
 		Settings: translate.Settings{AdvertisedPorts: map[uint32]uint32{
 			gatewayPort: portNumber(m.sockets.gateway), gatewayTLSPort: portNumber(m.sockets.gatewayTLS),

@@ -12,8 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"sigs.k8s.io/controller-runtime/pkg/client"
-
 	"github.com/lambdamesh/lambdamesh/cmd/lambdamesh/internal/localkube"
 	"github.com/lambdamesh/lambdamesh/manifests"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
@@ -31,6 +29,10 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	cfg.DataDir = dataDir
 	if err := refuseTwice(dataDir); err != nil {
+		return err
+	}
+	// A process that was killed has left its own.
+	if err := removeEndpoints(dataDir); err != nil {
 		return err
 	}
 	objects, err := readObjects(cfg.Apply)
@@ -123,13 +125,17 @@ func (p *progress) config(silent ...string) component.GroupConfig {
 	}}
 }
 
-// afterStart writes the endpoints, prints the addresses, and applies the files.
+// afterStart applies the files, writes the endpoints and prints the addresses:
+// who waits for the endpoints finds the objects too.
 func (m *mesh) afterStart(ctx context.Context, objects []object, p *progress) {
-	cfg := m.cfg
-	if err := m.endpoints().write(cfg.DataDir); err != nil {
+	cfg, e := m.cfg, m.endpoints()
+	if len(objects) > 0 {
+		fmt.Fprintf(cfg.Out, "applying %s (%d objects)\n", strings.Join(cfg.Apply, ", "), len(objects))
+	}
+	applied := applyObjects(ctx, m.client, objects, cfg.Out)
+	if err := e.write(cfg.DataDir); err != nil {
 		fmt.Fprintf(cfg.Out, "lambdamesh: %v\n", err)
 	}
-	e := m.endpoints()
 	fmt.Fprintf(cfg.Out, `
 serving after %.1fs:
   gateway     http://<host>.%s:%s  (%s, %s)
@@ -140,16 +146,7 @@ serving after %.1fs:
   export KUBECONFIG=%s
 
 `, time.Since(p.begin).Seconds(), Domain, port(m.sockets.gateway), e.Gateway, e.GatewayTLS, e.EventBus, e.Connector, e.Kubernetes, cfg.path(KubeconfigFile))
-	if len(objects) == 0 {
-		return
-	}
-	c, err := client.New(m.rest, client.Options{Scheme: m.scheme})
-	if err != nil {
-		fmt.Fprintf(cfg.Out, "lambdamesh: apply: %v\n", err)
-		return
-	}
-	fmt.Fprintf(cfg.Out, "applying %s (%d objects)\n", strings.Join(cfg.Apply, ", "), len(objects))
-	awaitReady(ctx, c, applyObjects(ctx, c, objects, cfg.Out), cfg.Out)
+	awaitReady(ctx, m.client, applied, cfg.Out)
 	if ctx.Err() == nil {
 		fmt.Fprint(cfg.Out, "\nCtrl-C stops everything and keeps the data.\n")
 	}
