@@ -1,76 +1,147 @@
 package manifests_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/lambdamesh/lambdamesh/connector"
-	"github.com/lambdamesh/lambdamesh/eventbus"
-	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
-	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 	"github.com/lambdamesh/lambdamesh/manifests"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
-	"github.com/lambdamesh/lambdamesh/pkg/component"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
-	"github.com/lambdamesh/lambdamesh/pkg/targets"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
-// installed returns an administrator of an API server with our roles in it, a
-// namespace there, and the configuration with which a component's service account reaches it.
-func installed(t *testing.T) (admin client.Client, namespace string, as func(serviceAccount string) *rest.Config) {
+// patience is how long a program may take to start and write a status.
+const patience = 60 * time.Second
+
+// cluster is an API server with an installation's roles in it.
+type cluster struct {
+	config    *rest.Config
+	admin     client.Client
+	overlay   string
+	namespace string
+}
+
+func install(t *testing.T, overlay string) *cluster {
 	t.Helper()
 	config := testkit.KubeAPI(t, manifests.CRDs, manifests.IstioCRDs)
-	namespace = testkit.Namespace(t, config)
 	scheme, err := kube.Scheme()
 	require.NoError(t, err)
-	admin, err = client.New(config, client.Options{Scheme: scheme})
+	admin, err := client.New(config, client.Options{Scheme: scheme})
 	require.NoError(t, err)
-	for _, object := range kinds(render(t, "base"), "Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding") {
+	for _, object := range kinds(render(t, overlay), "Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "Gateway") {
 		require.NoError(t, apply(t.Context(), admin, object), name(object))
 	}
-	return admin, namespace, func(serviceAccount string) *rest.Config {
-		config := rest.CopyConfig(config)
-		config.Impersonate = rest.ImpersonationConfig{
-			UserName: fmt.Sprintf("system:serviceaccount:%s:%s", v1alpha1.SystemNamespace, serviceAccount),
-			Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + v1alpha1.SystemNamespace, "system:authenticated"},
+	return &cluster{config: config, admin: admin, overlay: overlay, namespace: testkit.Namespace(t, config)}
+}
+
+// start runs a program of cmd with the arguments of its Deployment and the
+// rights of its service account. Later flags win: more says where to listen.
+func (c *cluster) start(t *testing.T, program string, more ...string) {
+	t.Helper()
+	var arguments []string
+	for _, w := range workloads(t, render(t, c.overlay)) {
+		if w.Name == program {
+			require.Equal(t, program, w.Spec.Template.Spec.ServiceAccountName)
+			arguments = w.Spec.Template.Spec.Containers[0].Args
 		}
-		return config
 	}
-}
+	require.NotEmpty(t, arguments)
+	arguments = append(arguments, more...)
 
-func listen(t *testing.T) net.Listener {
-	t.Helper()
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	return listener
-}
-
-// run runs a component until the test ends.
-func run(t *testing.T, c component.Component) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
+	var out bytes.Buffer
+	// The test's own context ends before its cleanup, and would kill.
+	ctx, kill := context.WithCancel(context.WithoutCancel(t.Context()))
+	cmd := exec.CommandContext(ctx, filepath.Join(programs(t), program), append(arguments, "--kubeconfig", c.kubeconfig(t, program))...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	require.NoError(t, cmd.Start())
 	done := make(chan error, 1)
-	go func() { done <- c.Run(ctx) }()
+	go func() { done <- cmd.Wait() }()
 	t.Cleanup(func() {
-		cancel()
-		require.NoError(t, <-done)
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		defer time.AfterFunc(patience, kill).Stop()
+		if err := <-done; err != nil || t.Failed() || strings.Contains(out.String(), "forbidden") {
+			t.Errorf("%s ended with %v and wrote:\n%s", program, err, &out)
+		}
+		kill()
 	})
 }
 
-const patience = 30 * time.Second
+// kubeconfig acts as a service account of the system namespace.
+func (c *cluster) kubeconfig(t *testing.T, serviceAccount string) string {
+	t.Helper()
+	config := clientcmdapi.NewConfig()
+	config.Clusters["c"] = &clientcmdapi.Cluster{Server: c.config.Host, CertificateAuthorityData: c.config.CAData}
+	config.AuthInfos["u"] = &clientcmdapi.AuthInfo{
+		ClientCertificateData: c.config.CertData, ClientKeyData: c.config.KeyData,
+		Impersonate:       fmt.Sprintf("system:serviceaccount:%s:%s", v1alpha1.SystemNamespace, serviceAccount),
+		ImpersonateGroups: []string{"system:serviceaccounts", "system:serviceaccounts:" + v1alpha1.SystemNamespace, "system:authenticated"},
+	}
+	config.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
+	config.CurrentContext = "x"
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	require.NoError(t, clientcmd.WriteToFile(*config, file))
+	return file
+}
+
+var built struct { //nolint:gochecknoglobals // once per test binary is its purpose
+	once sync.Once
+	dir  string
+	err  error
+}
+
+// programs returns a directory with the programs of a cluster, built now.
+func programs(t *testing.T) string {
+	t.Helper()
+	// go test's cache knows only of the files that the test itself opens.
+	for _, dir := range []string{"cmd", "connector", "eventbus", "lambdas", "meshconfig", "pkg"} {
+		require.NoError(t, filepath.WalkDir(filepath.Join("..", dir), func(path string, entry fs.DirEntry, err error) error {
+			if err == nil && strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
+				_, err = os.ReadFile(path)
+			}
+			return err
+		}))
+	}
+	built.once.Do(func() {
+		if built.dir, built.err = os.MkdirTemp("", "lambdamesh-programs-"); built.err != nil {
+			return
+		}
+		out, err := exec.Command("go", "build", "-buildvcs=false", "-o", built.dir+"/", "../cmd/controlplane", "../cmd/eventbus", "../cmd/connector").CombinedOutput()
+		if err != nil {
+			built.err = fmt.Errorf("%w: %s", err, out)
+		}
+	})
+	require.NoError(t, built.err)
+	return built.dir
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built.dir != "" {
+		_ = os.RemoveAll(built.dir)
+	}
+	os.Exit(code)
+}
 
 // awaitObserved waits until a controller has written the object's status.
 func awaitObserved(t *testing.T, api client.Client, object v1alpha1.Object) {
@@ -102,59 +173,85 @@ func awaitGone(t *testing.T, api client.Client, object client.Object) {
 	}, "the object is never let go")
 }
 
-func policy(t *testing.T) *targets.Policy {
+func awaitThere(t *testing.T, api client.Client, object client.Object, namespace, name string) {
 	t.Helper()
-	p, err := targets.New(targets.Config{})
-	require.NoError(t, err)
-	return p
+	testkit.Eventually(t, patience, func() error {
+		return api.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: name}, object)
+	}, fmt.Sprintf("no %T %s", object, name))
 }
 
-func TestEventBusGetsByWithItsRole(t *testing.T) {
-	api, namespace, as := installed(t)
-	quiet := slog.New(slog.DiscardHandler)
-	nats, err := natsserver.New(natsserver.Config{Dir: t.TempDir(), Logger: quiet})
+func TestEventBusGetsByWithItsFlagsAndRole(t *testing.T) {
+	c := install(t, "overlays/istio")
+	nats, err := natsserver.NewServer(&natsserver.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), MaxPayload: 2 << 20, NoSigs: true})
 	require.NoError(t, err)
-	bus, err := eventbus.New(eventbus.Config{
-		Stream: stream.Config{InProcess: nats}, REST: as(v1alpha1.ServiceAccountEventBus), LeaderElection: true,
-		TokenListener: listen(t), AdminListener: listen(t), Targets: policy(t), Log: quiet,
-	})
-	require.NoError(t, err)
-	run(t, component.NewGroup("test", component.GroupConfig{}, nats, bus))
+	nats.Start()
+	t.Cleanup(nats.Shutdown)
+	require.True(t, nats.ReadyForConnections(patience))
+	c.start(t, "eventbus", "--nats-url="+nats.ClientURL(), "--replicas=1", "--max-bytes=1048576", "--dead-letter-max-bytes=1048576",
+		"--mesh-address=127.0.0.1:0", "--admin-address=127.0.0.1:0")
 
 	sub := &v1alpha1.Subscription{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "orders"},
-		Spec:       v1alpha1.SubscriptionSpec{Source: "/" + namespace + "/shop", Types: []string{"order.created"}, Sink: v1alpha1.Sink{URI: "https://example.com"}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: c.namespace, Name: "orders"},
+		Spec:       v1alpha1.SubscriptionSpec{Source: "/" + c.namespace + "/shop", Types: []string{"order.created"}, Sink: v1alpha1.Sink{URI: "https://example.com"}},
 	}
-	require.NoError(t, api.Create(t.Context(), sub))
-	awaitObserved(t, api, sub)
-	awaitGone(t, api, sub)
+	require.NoError(t, c.admin.Create(t.Context(), sub))
+	awaitObserved(t, c.admin, sub)
+	awaitGone(t, c.admin, sub)
 }
 
-func TestConnectorGetsByWithItsRole(t *testing.T) {
-	api, namespace, as := installed(t)
-	c, err := connector.New(connector.Config{
-		REST: as(v1alpha1.ServiceAccountConnector), LeaderElection: true,
-		Outbound: listen(t), Public: listen(t), Admin: listen(t), Targets: policy(t),
-	})
-	require.NoError(t, err)
-	run(t, c)
+func TestConnectorGetsByWithItsFlagsAndRole(t *testing.T) {
+	c := install(t, "overlays/istio")
+	c.start(t, "connector", "--outbound-address=127.0.0.1:0", "--public-address=127.0.0.1:0", "--admin-address=127.0.0.1:0")
 
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.SystemNamespace, Name: "erp"}, StringData: map[string]string{"username": "u", "password": "p"}}
-	require.NoError(t, client.IgnoreAlreadyExists(api.Create(t.Context(), secret)))
+	require.NoError(t, client.IgnoreAlreadyExists(c.admin.Create(t.Context(), secret)))
 	application := &v1alpha1.Application{
-		ObjectMeta: metav1.ObjectMeta{Name: namespace},
+		ObjectMeta: metav1.ObjectMeta{Name: c.namespace},
 		Spec: v1alpha1.ApplicationSpec{Services: []v1alpha1.ApplicationService{{Name: "orders", API: &v1alpha1.ServiceAPI{
 			TargetURL: "https://erp.example.com", Auth: &v1alpha1.APIAuth{Basic: &v1alpha1.BasicAuth{Secret: v1alpha1.SecretRef{Name: "erp"}}},
 		}}}},
 	}
 	binding := &v1alpha1.ApplicationBinding{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "erp"},
-		Spec:       v1alpha1.ApplicationBindingSpec{Application: namespace},
+		ObjectMeta: metav1.ObjectMeta{Namespace: c.namespace, Name: "erp"},
+		Spec:       v1alpha1.ApplicationBindingSpec{Application: c.namespace},
 	}
-	require.NoError(t, api.Create(t.Context(), application))
-	require.NoError(t, api.Create(t.Context(), binding))
-	awaitObserved(t, api, application)
-	awaitObserved(t, api, binding)
-	awaitGone(t, api, binding)
-	awaitGone(t, api, application)
+	require.NoError(t, c.admin.Create(t.Context(), application))
+	require.NoError(t, c.admin.Create(t.Context(), binding))
+	awaitObserved(t, c.admin, application)
+	awaitObserved(t, c.admin, binding)
+	awaitGone(t, c.admin, binding)
+	awaitGone(t, c.admin, application)
+}
+
+func TestControlPlaneGetsByWithItsFlagsAndRole(t *testing.T) {
+	for _, overlay := range []string{"overlays/istio", "overlays/envoy"} {
+		t.Run(overlay, func(t *testing.T) {
+			c := install(t, overlay)
+			c.start(t, "controlplane", "--xds-address=127.0.0.1:0", "--admin-address=127.0.0.1:0")
+			lambda := &v1alpha1.Lambda{
+				ObjectMeta: metav1.ObjectMeta{Namespace: c.namespace, Name: "hello"},
+				Spec: v1alpha1.LambdaSpec{Runtime: v1alpha1.RuntimeNodeJS, Source: v1alpha1.SourceSpec{
+					Inline: &v1alpha1.InlineSource{Code: "export const main = () => 'hello'"},
+				}},
+			}
+			rule := &v1alpha1.APIRule{
+				ObjectMeta: metav1.ObjectMeta{Namespace: c.namespace, Name: "hello"},
+				Spec: v1alpha1.APIRuleSpec{Hosts: []string{"hello." + c.namespace + ".example.com"}, Rules: []v1alpha1.Rule{
+					{Path: "/*", Lambda: "hello", NoAuth: new(true)},
+				}},
+			}
+			require.NoError(t, c.admin.Create(t.Context(), lambda))
+			require.NoError(t, c.admin.Create(t.Context(), rule))
+			awaitObserved(t, c.admin, lambda)
+			awaitObserved(t, c.admin, rule)
+			for _, condition := range append(lambda.Status.Conditions, rule.Status.Conditions...) {
+				require.NotContains(t, condition.Message, "forbidden", condition.Type)
+			}
+			awaitThere(t, c.admin, &corev1.ServiceAccount{}, c.namespace, "hello")
+			awaitThere(t, c.admin, &corev1.Service{}, c.namespace, "hello")
+			if overlay == "overlays/envoy" {
+				awaitThere(t, c.admin, &corev1.Secret{}, v1alpha1.SystemNamespace, "lambdamesh-ca")
+			}
+		})
+	}
 }
