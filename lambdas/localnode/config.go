@@ -59,8 +59,9 @@ type Config struct {
 	REST *rest.Config
 	// DataDir keeps logs: <DataDir>/logs/lambdas/<namespace>/<lambda>/<replica>.log.
 	DataDir string
-	// RunDir holds sockets; its path must leave room for their names. Default: a
-	// private directory under the system's temporary one.
+	// RunDir holds sockets; it is emptied at the start and removed at the end, and
+	// its path must leave room for their names. Default: <DataDir>/run/lambdas, or
+	// when that is too long a private directory under the system's temporary one.
 	RunDir string
 	// Artifacts and Sidecars are what it builds upon.
 	Artifacts Artifacts

@@ -285,6 +285,14 @@ func TestNode(t *testing.T) {
 			}
 			return nil
 		}, "the selector is put right")
+
+		entry := w.endpoints(t, ns)[0]
+		require.NoError(t, w.client.Delete(t.Context(), &istionetworking.WorkloadEntry{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: entry.Name}}))
+		require.NoError(t, w.client.Delete(t.Context(), &istionetworking.Sidecar{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: entry.Name}}))
+		testkit.Eventually(t, 20*time.Second, func() error {
+			_, err := w.try(t.Context(), ns, "/")
+			return errors.Join(err, w.client.Get(t.Context(), client.ObjectKeyFromObject(entry), &istionetworking.Sidecar{}))
+		}, "the replica is an endpoint again")
 		w.remove(t, lambda)
 	})
 }

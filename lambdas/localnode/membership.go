@@ -24,6 +24,7 @@ import (
 // describes its proxy.
 type membership struct {
 	client  client.Client
+	cached  client.Reader // of the same objects, for looking often
 	entry   *istionetworking.WorkloadEntry
 	sidecar *istionetworking.Sidecar
 	// labels make the entry an endpoint: those of the pod template, which the
@@ -35,7 +36,7 @@ type membership struct {
 	closed    bool // no announcing any more
 }
 
-func newMembership(c client.Client, name string, deployment *appsv1.Deployment, inbound, egress uint32, socket string) *membership {
+func newMembership(c client.Client, cached client.Reader, name string, deployment *appsv1.Deployment, inbound, egress uint32, socket string) *membership {
 	identity := map[string]string{
 		v1alpha1.LabelManagedBy:      v1alpha1.ManagedBy,
 		v1alpha1.LabelReplica:        name,
@@ -51,7 +52,7 @@ func newMembership(c client.Client, name string, deployment *appsv1.Deployment, 
 	maps.DeleteFunc(withheld, func(key, _ string) bool { _, known := identity[key]; return known })
 	const loopback = "127.0.0.1"
 	return &membership{
-		client: c, labels: withheld,
+		client: c, cached: cached, labels: withheld,
 		entry: &istionetworking.WorkloadEntry{
 			ObjectMeta: *meta.DeepCopy(),
 			Spec: istioapi.WorkloadEntry{
@@ -76,17 +77,33 @@ func newMembership(c client.Client, name string, deployment *appsv1.Deployment, 
 	}
 }
 
-// join makes the objects; the entry is no endpoint yet.
+// join makes the objects that are not there; the entry is no endpoint yet.
 func (m *membership) join(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	if err := m.client.Create(ctx, m.sidecar); err != nil {
+	if err := m.client.Create(ctx, m.sidecar.DeepCopy()); err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("create Sidecar %s: %w", m.sidecar.Name, err)
 	}
-	if err := m.client.Create(ctx, m.entry); err != nil {
+	if err := m.client.Create(ctx, m.entry.DeepCopy()); err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("create WorkloadEntry %s: %w", m.entry.Name, err)
 	}
 	return nil
+}
+
+// intact tells whether the objects are as an announced replica's should be. It
+// reads the cache: ask it when the last change is a while ago.
+func (m *membership) intact(ctx context.Context) bool {
+	entry := &istionetworking.WorkloadEntry{}
+	key := client.ObjectKeyFromObject(m.entry)
+	if m.cached.Get(ctx, key, entry) != nil || m.cached.Get(ctx, key, &istionetworking.Sidecar{}) != nil {
+		return false
+	}
+	for name, value := range m.labels {
+		if entry.Labels[name] != value || entry.Spec.Labels[name] != value {
+			return false
+		}
+	}
+	return true
 }
 
 // announce makes the entry an endpoint of the lambda's Service.

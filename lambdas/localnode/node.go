@@ -33,6 +33,7 @@ const apiTimeout = 5 * time.Second
 type Node struct {
 	config Config
 	client client.Client // not cached
+	cached client.Reader // Deployments of lambdas and the objects of replicas
 	runDir string
 	ready  chan struct{}
 
@@ -77,23 +78,32 @@ func (n *Node) Run(ctx context.Context) error {
 	if err := n.removeStale(ctx); err != nil {
 		return err
 	}
-	selector, err := labels.Parse(v1alpha1.LabelManagedBy + "=" + v1alpha1.ManagedBy + "," + v1alpha1.LabelLambda)
+	lambdas, err := labels.Parse(v1alpha1.LabelManagedBy + "=" + v1alpha1.ManagedBy + "," + v1alpha1.LabelLambda)
+	if err != nil {
+		return fmt.Errorf("local node: %w", err)
+	}
+	replicas, err := labels.Parse(replicaSelector)
 	if err != nil {
 		return fmt.Errorf("local node: %w", err)
 	}
 	mgr, err := ctrl.NewManager(n.config.REST, ctrl.Options{
 		Scheme: scheme, Logger: telemetry.Logr(n.config.Log),
-		Cache:      cache.Options{ByObject: map[client.Object]cache.ByObject{&appsv1.Deployment{}: {Label: selector}}},
+		Cache: cache.Options{ByObject: map[client.Object]cache.ByObject{
+			&appsv1.Deployment{}:             {Label: lambdas},
+			&istionetworking.WorkloadEntry{}: {Label: replicas},
+			&istionetworking.Sidecar{}:       {Label: replicas},
+		}},
 		Metrics:    server.Options{BindAddress: "0"},
 		Controller: config.Controller{SkipNameValidation: new(true)},
 	})
 	if err != nil {
 		return fmt.Errorf("local node: %w", err)
 	}
+	n.cached = mgr.GetClient()
 	err = ctrl.NewControllerManagedBy(mgr).Named("localnode").For(&appsv1.Deployment{}).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 4}).
 		Complete(reconcilerFunc(func(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
-			return ctrl.Result{}, n.reconcile(ctx, mgr.GetClient(), request.NamespacedName)
+			return ctrl.Result{}, n.reconcile(ctx, request.NamespacedName)
 		}))
 	if err != nil {
 		return fmt.Errorf("local node: %w", err)
@@ -118,9 +128,9 @@ func (f reconcilerFunc) Reconcile(ctx context.Context, request ctrl.Request) (ct
 }
 
 // reconcile hands a Deployment's state to its workload.
-func (n *Node) reconcile(ctx context.Context, reader client.Reader, key types.NamespacedName) error {
+func (n *Node) reconcile(ctx context.Context, key types.NamespacedName) error {
 	deployment := &appsv1.Deployment{}
-	err := reader.Get(ctx, key, deployment)
+	err := n.cached.Get(ctx, key, deployment)
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("read Deployment %s: %w", key, err)
 	}
@@ -164,32 +174,41 @@ func (n *Node) stopAll(ctx context.Context) {
 }
 
 func (n *Node) makeRunDir() error {
-	if n.config.RunDir == "" {
+	inData := filepath.Join(n.config.DataDir, "run", "lambdas")
+	switch {
+	case n.config.RunDir != "":
+		n.runDir = n.config.RunDir
+	case socketsFit(inData):
+		n.runDir = inData
+	default:
 		dir, err := os.MkdirTemp("", "lambdamesh-")
 		if err != nil {
 			return fmt.Errorf("local node: directory for sockets: %w", err)
 		}
 		n.runDir = dir
-	} else {
-		n.runDir = n.config.RunDir
-		if err := os.MkdirAll(n.runDir, 0o700); err != nil {
-			return fmt.Errorf("local node: directory for sockets: %w", err)
-		}
 	}
-	// sockaddr_un holds 104 bytes on macOS, 108 on Linux.
-	if longest := filepath.Join(n.runDir, newID(), adminSocket); len(longest) > 103 {
-		return fmt.Errorf("local node: %s is too long a directory for Unix sockets; choose one of at most %d characters", n.runDir, 103-(len(longest)-len(n.runDir)))
+	// A killed run leaves its sockets.
+	if err := errors.Join(os.RemoveAll(n.runDir), os.MkdirAll(n.runDir, 0o700)); err != nil {
+		return fmt.Errorf("local node: directory for sockets: %w", err)
+	}
+	if !socketsFit(n.runDir) {
+		return fmt.Errorf("local node: %s is too long a directory for Unix sockets; choose a shorter data directory, or a shorter TMPDIR", n.runDir)
 	}
 	return nil
 }
 
-// staleSelector selects the objects of replicas, not those of system members.
-const staleSelector = v1alpha1.LabelManagedBy + "=" + v1alpha1.ManagedBy + "," + v1alpha1.LabelReplica + "," + v1alpha1.LabelOwnerName + ",!" + v1alpha1.LabelMember
+// socketsFit tells whether the paths of replicas' sockets are short enough:
+// sockaddr_un holds 104 bytes on macOS, 108 on Linux.
+func socketsFit(dir string) bool { return len(filepath.Join(dir, newID(), adminSocket)) < 104 }
+
+// replicaSelector selects the objects of our replicas, not those of system
+// members.
+const replicaSelector = v1alpha1.LabelManagedBy + "=" + v1alpha1.ManagedBy + "," + v1alpha1.LabelReplica + "," + v1alpha1.LabelOwnerName + ",!" + v1alpha1.LabelMember
 
 // removeStale removes what an earlier run could not: it was killed, and the
 // endpoints it left lead nowhere.
 func (n *Node) removeStale(ctx context.Context) error {
-	selector, err := labels.Parse(staleSelector)
+	selector, err := labels.Parse(replicaSelector)
 	if err != nil {
 		return fmt.Errorf("local node: %w", err)
 	}

@@ -159,7 +159,7 @@ func (r *replica) live(ctx context.Context) (err error) {
 	}
 	defer egress.Close()
 
-	membership := newMembership(node.client, r.name, r.deployment, portOf(inbound), portOf(egress), filepath.Join(dir, appSocket))
+	membership := newMembership(node.client, node.cached, r.name, r.deployment, portOf(inbound), portOf(egress), filepath.Join(dir, appSocket))
 	if err := membership.join(ctx); err != nil {
 		return errors.Join(err, membership.leave(ctx))
 	}
@@ -307,6 +307,11 @@ func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir stri
 			r.fail(reasonUnready, errors.New("the process does not answer /readyz"))
 			if _, err := membership.withdraw(ctx, false); err == nil {
 				announced = false
+			}
+		case announced && !membership.intact(ctx):
+			r.log.Warn("a replica's objects were changed; putting them right")
+			if err := membership.join(ctx); err == nil {
+				announced = membership.announce(ctx) == nil
 			}
 		}
 		if !pause(ctx, livePoll) {
