@@ -1,6 +1,7 @@
 package ir
 
 import (
+	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -33,14 +34,28 @@ func (m *Mesh) Gateway(namespace, name string) (*Gateway, bool) {
 	return nil, false
 }
 
+// Destination returns the destination with the key namespace/name:port.
+func (m *Mesh) Destination(key string) (*Destination, bool) {
+	return find(m.Destinations, key, (*Destination).Key)
+}
+
+// Workload returns the workload with the key namespace/name.
+func (m *Mesh) Workload(key string) (*Workload, bool) {
+	return find(m.Workloads, key, (*Workload).Key)
+}
+
 // Sidecar returns the sidecar of a data-plane node id.
 func (m *Mesh) Sidecar(node string) (*Sidecar, bool) {
-	for i := range m.Sidecars {
-		if m.Sidecars[i].Node == node {
-			return &m.Sidecars[i], true
-		}
+	return find(m.Sidecars, node, func(s *Sidecar) string { return s.Node })
+}
+
+// find searches a list that is sorted by key.
+func find[T any](all []T, key string, keyOf func(*T) string) (*T, bool) {
+	i := sort.Search(len(all), func(i int) bool { return keyOf(&all[i]) >= key })
+	if i == len(all) || keyOf(&all[i]) != key {
+		return nil, false
 	}
-	return nil, false
+	return &all[i], true
 }
 
 // Owner is the object that something was made from.

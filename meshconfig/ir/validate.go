@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"sort"
 	"strings"
 )
 
@@ -57,7 +58,14 @@ func (m *Mesh) Validate() error {
 			}
 		}
 	}
+	v.check(isSorted(m.Destinations, (*Destination).Key), "the destinations are not sorted by key")
+	v.check(isSorted(m.Workloads, (*Workload).Key), "the workloads are not sorted by key")
+	v.check(isSorted(m.Sidecars, func(s *Sidecar) string { return s.Node }), "the sidecars are not sorted by node")
 	return errors.Join(v.errs...)
+}
+
+func isSorted[T any](all []T, keyOf func(*T) string) bool {
+	return sort.SliceIsSorted(all, func(i, j int) bool { return keyOf(&all[i]) < keyOf(&all[j]) })
 }
 
 type validator struct {

@@ -40,7 +40,7 @@ func clusterName(d *ir.Destination) string {
 
 // cluster adds the cluster of a destination (a key) once and returns its name.
 func (b *builder) cluster(key string) string {
-	d := b.destinations[key]
+	d := b.destination(key)
 	name := clusterName(d)
 	if b.clusters[name] {
 		return name

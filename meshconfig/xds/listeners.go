@@ -46,6 +46,7 @@ const (
 // gateway adds a listener per port and a route configuration per server.
 func (b *builder) gateway(g *ir.Gateway) {
 	listeners := map[string]*listenerv3.Listener{}
+	plain := map[string][]*ir.Server{} // by route configuration
 	auth := b.jwtFilter(g)
 	for i := range g.Servers {
 		s := &g.Servers[i]
@@ -74,7 +75,7 @@ func (b *builder) gateway(g *ir.Gateway) {
 			if !exists { // servers of one plain port share its routes
 				l.FilterChains = []*listenerv3.FilterChain{b.httpChain(b.edge(routes, filters))}
 			}
-			b.gatewayRoutes(routes, g, s)
+			plain[routes] = append(plain[routes], s)
 			continue
 		}
 		routes := fmt.Sprintf("https.%d.%s", s.Port, s.Name)
@@ -98,6 +99,9 @@ func (b *builder) gateway(g *ir.Gateway) {
 			}}
 		}
 		b.gatewayRoutes(routes, g, s)
+	}
+	for routes, servers := range plain { // sorted when all is there
+		b.gatewayRoutes(routes, g, servers...)
 	}
 }
 
@@ -183,10 +187,8 @@ func (b *builder) edge(routes string, filters []*hcmv3.HttpFilter) *hcmv3.HttpCo
 // sidecar adds the listeners of a replica.
 func (b *builder) sidecar(s *ir.Sidecar) {
 	var allow []ir.Allow
-	for i := range b.mesh.Workloads {
-		if s.Workload != "" && b.mesh.Workloads[i].Key() == s.Workload {
-			allow = b.mesh.Workloads[i].Allow
-		}
+	if w, found := b.mesh.Workload(s.Workload); found {
+		allow = w.Allow
 	}
 	for _, in := range s.Inbound {
 		cluster := fmt.Sprintf("inbound|%d", in.Port)

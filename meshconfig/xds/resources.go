@@ -90,19 +90,24 @@ func SidecarResources(mesh *ir.Mesh, node string) (Resources, error) {
 
 // builder collects the resources of a node.
 type builder struct {
-	mesh         *ir.Mesh
-	destinations map[string]*ir.Destination
-	out          Resources
-	clusters     map[string]bool
-	errs         []error
+	mesh     *ir.Mesh
+	out      Resources
+	clusters map[string]bool
+	errs     []error
 }
 
 func newBuilder(mesh *ir.Mesh) *builder {
-	b := &builder{mesh: mesh, destinations: make(map[string]*ir.Destination, len(mesh.Destinations)), clusters: map[string]bool{}}
-	for i := range mesh.Destinations {
-		b.destinations[mesh.Destinations[i].Key()] = &mesh.Destinations[i]
+	return &builder{mesh: mesh, clusters: map[string]bool{}}
+}
+
+// destination with a key of the mesh.
+func (b *builder) destination(key string) *ir.Destination {
+	d, found := b.mesh.Destination(key)
+	if !found {
+		b.note(fmt.Errorf("the mesh has no destination %s", key))
+		return &ir.Destination{}
 	}
-	return b
+	return d
 }
 
 func (b *builder) finish() (Resources, error) {

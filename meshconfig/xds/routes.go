@@ -49,40 +49,27 @@ func untrustedHeaders() []string {
 	}
 }
 
-// gatewayRoutes adds the virtual hosts that server s accepts. Servers of one
-// plain port share a configuration.
-func (b *builder) gatewayRoutes(name string, g *ir.Gateway, s *ir.Server) {
-	i := slices.IndexFunc(b.out.Routes, func(r *routev3.RouteConfiguration) bool { return r.GetName() == name })
-	if i < 0 {
-		b.out.Routes = append(b.out.Routes, &routev3.RouteConfiguration{
-			Name:                   name,
-			VirtualHosts:           []*routev3.VirtualHost{unknownHost()},
-			RequestHeadersToRemove: untrustedHeaders(),
-		})
-		i = len(b.out.Routes) - 1
+// gatewayRoutes adds the virtual hosts that any of the servers accepts.
+func (b *builder) gatewayRoutes(name string, g *ir.Gateway, servers ...*ir.Server) {
+	config := &routev3.RouteConfiguration{
+		Name:                   name,
+		VirtualHosts:           []*routev3.VirtualHost{unknownHost()},
+		RequestHeadersToRemove: untrustedHeaders(),
 	}
-	config := b.out.Routes[i]
-	for j := range g.VirtualHosts {
-		vh := &g.VirtualHosts[j]
-		vhName := vh.Owner.Namespace + "/" + vh.Owner.Name
+	for i := range g.VirtualHosts {
+		vh := &g.VirtualHosts[i]
 		var domains []string
 		for _, h := range vh.Hosts {
-			if s.Accepts(vh.Owner.Namespace, h) {
+			if slices.ContainsFunc(servers, func(s *ir.Server) bool { return s.Accepts(vh.Owner.Namespace, h) }) {
 				domains = append(domains, h)
 			}
 		}
-		if len(domains) == 0 {
-			continue
+		if len(domains) > 0 {
+			config.VirtualHosts = append(config.VirtualHosts, b.virtualHost(vh.Owner.Namespace+"/"+vh.Owner.Name, domains, vh))
 		}
-		if k := slices.IndexFunc(config.GetVirtualHosts(), func(v *routev3.VirtualHost) bool { return v.GetName() == vhName }); k >= 0 {
-			all := append(config.VirtualHosts[k].Domains, domains...)
-			slices.Sort(all)
-			config.VirtualHosts[k].Domains = slices.Compact(all)
-			continue
-		}
-		config.VirtualHosts = append(config.VirtualHosts, b.virtualHost(vhName, domains, vh))
 	}
 	slices.SortFunc(config.VirtualHosts, byName)
+	b.out.Routes = append(b.out.Routes, config)
 }
 
 func (b *builder) virtualHost(name string, domains []string, vh *ir.VirtualHost) *routev3.VirtualHost {
@@ -294,7 +281,7 @@ func (b *builder) egressRoutes(name, namespace string, out ir.Egress) {
 	// Names of the own namespace come before aliases, as in DNS's search list.
 	for _, own := range []bool{true, false} {
 		for _, key := range out.Destinations {
-			d := b.destinations[key]
+			d := b.destination(key)
 			if (d.Namespace == namespace) != own {
 				continue
 			}
