@@ -37,10 +37,13 @@ func ModeOf(header http.Header) (Mode, error) {
 	if values := header.Values("Content-Encoding"); len(values) > 0 && !slices.Equal(values, []string{"identity"}) {
 		return 0, fmt.Errorf("%w: content encoding %s: send the body uncompressed", ErrUnsupportedMediaType, strings.Join(values, ", "))
 	}
-	contentType := header.Get("Content-Type")
-	mediaType, params, err := mime.ParseMediaType(contentType)
-	if err != nil || !strings.HasPrefix(mediaType, "application/cloudevents") {
+	contentType := strings.ToLower(strings.TrimSpace(header.Get("Content-Type")))
+	if !strings.HasPrefix(contentType, "application/cloudevents") {
 		return ModeBinary, nil
+	}
+	mediaType, params, err := mime.ParseMediaType(contentType)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %s is malformed", ErrUnsupportedMediaType, contentType)
 	}
 	if charset := params["charset"]; charset != "" && !strings.EqualFold(charset, "utf-8") {
 		return 0, fmt.Errorf("%w: charset %s: send UTF-8", ErrUnsupportedMediaType, charset)

@@ -77,8 +77,10 @@ type Dispatcher struct {
 	direct *http.Client
 	ready  chan struct{}
 
-	pull context.Context // ends when no more events are to be fetched
-	push context.Context // ends when pushes in flight are to be cut off
+	// Two ends of one life: the first when no more events are to be fetched, the
+	// second when pushes in flight are to be cut off.
+	pull context.Context //nolint:containedctx // the life of the dispatcher, not of a call
+	push context.Context //nolint:containedctx // likewise
 	stop func()
 	cut  context.CancelFunc
 	work sync.WaitGroup

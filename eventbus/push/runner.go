@@ -23,7 +23,8 @@ const (
 type runner struct {
 	d   *Dispatcher
 	log *slog.Logger
-	ctx context.Context // ends when the runner is to fetch nothing more
+	// ctx ends when the runner is to fetch nothing more.
+	ctx context.Context //nolint:containedctx // the life of the runner, not of a call
 	end context.CancelFunc
 
 	wake chan struct{} // something reserve waits for may have changed
@@ -31,7 +32,7 @@ type runner struct {
 	mu       sync.Mutex
 	sub      Subscription
 	consumer event.Consumer
-	fetching context.Context // ends when the running fetches are to stop
+	fetching context.Context //nolint:containedctx // ends when the running fetches are to stop
 	unfetch  context.CancelFunc
 	demanded int // events asked of the broker and not yet here
 	inFlight int

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
@@ -102,7 +101,7 @@ func decodeDeadLetter(msg *jetstream.RawStreamMsg) (event.DeadLetter, error) {
 		return n
 	}
 	var err error
-	letter.Event, err = decode(nats.Header(msg.Header), msg.Data)
+	letter.Event, err = decode(msg.Header, msg.Data)
 	errs = append(errs, err)
 	letter.Subscription = text(headerSubscription)
 	letter.Consumer = text(headerConsumer)
