@@ -1,0 +1,358 @@
+package proxy_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/stretchr/testify/require"
+)
+
+// oneRoute sends everything to the cluster backend with more fields.
+func oneRoute(fields string) string {
+	return "- name: all\n  domains: ['*']\n  routes: [{match: {prefix: /}, route: {cluster: backend, " + fields + "}}]"
+}
+
+func TestBodiesStreamBothWays(t *testing.T) {
+	for name, h2 := range map[string]bool{"http1": false, "http2": true} {
+		t.Run(name, func(t *testing.T) {
+			_, _, gateway := serve(t, config{hosts: toBackend, clusters: map[string]string{"backend": backend(t, func(w http.ResponseWriter, r *http.Request) {
+				_ = http.NewResponseController(w).EnableFullDuplex()
+				w.WriteHeader(200)
+				_ = http.NewResponseController(w).Flush()
+				line := bufio.NewReader(r.Body)
+				for {
+					text, err := line.ReadString('\n')
+					_, _ = io.WriteString(w, "echo "+text)
+					_ = http.NewResponseController(w).Flush()
+					if err != nil {
+						return
+					}
+				}
+			})}})
+			protocols := new(http.Protocols)
+			protocols.SetHTTP1(!h2)
+			protocols.SetUnencryptedHTTP2(h2)
+			client := &http.Client{Transport: &http.Transport{Protocols: protocols}, Timeout: 10 * time.Second}
+			defer client.CloseIdleConnections()
+			pr, pw := io.Pipe()
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+gateway+"/", pr)
+			require.NoError(t, err)
+			resp, err := client.Do(req)
+			require.NoError(t, err)
+			defer resp.Body.Close()
+			lines := bufio.NewReader(resp.Body)
+			for i := range 3 {
+				_, err = fmt.Fprintf(pw, "%d\n", i)
+				require.NoError(t, err)
+				text, err := lines.ReadString('\n')
+				require.NoError(t, err)
+				require.Equal(t, fmt.Sprintf("echo %d\n", i), text, "before the next line is sent")
+			}
+			pw.Close()
+			rest, err := io.ReadAll(lines)
+			require.NoError(t, err)
+			require.Equal(t, "echo ", string(rest))
+		})
+	}
+}
+
+func TestTrailersPass(t *testing.T) {
+	_, _, gateway := serve(t, config{hosts: toBackend, clusters: map[string]string{"backend": backend(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("Trailer", "X-Sum")
+		_, _ = io.WriteString(w, "body")
+		w.Header().Set("X-Sum", "got "+r.Trailer.Get("X-Client-Sum"))
+	})}})
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+gateway+"/", io.NopCloser(strings.NewReader("abc")))
+	require.NoError(t, err)
+	req.Trailer = http.Header{"X-Client-Sum": {"7"}}
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	_, err = io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, "got 7", resp.Trailer.Get("X-Sum"))
+}
+
+func TestACanceledRequestIsCanceledUpstream(t *testing.T) {
+	arrived, gone := make(chan struct{}), make(chan struct{})
+	_, n, gateway := serve(t, config{hosts: toBackend, clusters: map[string]string{"backend": backend(t, func(_ http.ResponseWriter, r *http.Request) {
+		close(arrived)
+		<-r.Context().Done()
+		close(gone)
+	})}})
+	ctx, cancel := context.WithCancel(t.Context())
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+gateway+"/", nil)
+	require.NoError(t, err)
+	go func() { <-arrived; require.Equal(t, 1, n.ActiveRequests()); cancel() }()
+	_, err = http.DefaultClient.Do(req)
+	require.ErrorIs(t, err, context.Canceled)
+	select {
+	case <-gone:
+	case <-time.After(5 * time.Second):
+		t.Fatal("the upstream still works")
+	}
+}
+
+func TestABrokenAnswerIsNotPassedAsWhole(t *testing.T) {
+	_, _, gateway := serve(t, config{hosts: toBackend, clusters: map[string]string{"backend": backend(t, func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "half")
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	})}})
+	resp, err := http.Get("http://" + gateway + "/")
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	_, err = io.ReadAll(resp.Body)
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+}
+
+func TestTimeouts(t *testing.T) {
+	slow := func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		if r.URL.Path == "/body" {
+			_, _ = io.WriteString(w, "start")
+			_ = http.NewResponseController(w).Flush()
+		}
+		select {
+		case <-r.Context().Done():
+		case <-time.After(3 * time.Second):
+		}
+	}
+	addr := backend(t, slow)
+	t.Run("of the route", func(t *testing.T) {
+		_, _, gateway := serve(t, config{hosts: oneRoute("timeout: 0.1s"), clusters: map[string]string{"backend": addr}})
+		got := get(t, gateway, "/")
+		require.Equal(t, 504, got.code)
+		require.Equal(t, "upstream request timeout", got.body)
+		resp, err := http.Get("http://" + gateway + "/body")
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		_, err = io.ReadAll(resp.Body)
+		require.Error(t, err, "an answer that does not end is cut off")
+	})
+	t.Run("of idling", func(t *testing.T) {
+		_, _, gateway := serve(t, config{hosts: oneRoute("timeout: 0s, idle_timeout: 0.1s"), clusters: map[string]string{"backend": addr}})
+		require.Equal(t, 408, get(t, gateway, "/").code)
+	})
+	t.Run("does not run while the request arrives", func(t *testing.T) {
+		_, _, gateway := serve(t, config{hosts: oneRoute("timeout: 0.2s"), clusters: map[string]string{"backend": backend(t, echo)}})
+		pr, pw := io.Pipe()
+		go func() {
+			for range 4 {
+				time.Sleep(100 * time.Millisecond)
+				_, _ = io.WriteString(pw, "x")
+			}
+			pw.Close()
+		}()
+		resp, err := http.Post("http://"+gateway+"/", "text/plain", pr)
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		require.Equal(t, 200, resp.StatusCode)
+	})
+}
+
+func TestRetries(t *testing.T) {
+	// flaky fails as often as the path says.
+	flaky := func(count *atomic.Int32, fail func(http.ResponseWriter)) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			if count.Add(1) <= 2 {
+				fail(w)
+				return
+			}
+			_, _ = w.Write(body)
+		}
+	}
+	status := func(code int) func(http.ResponseWriter) { return func(w http.ResponseWriter) { w.WriteHeader(code) } }
+	reset := func(http.ResponseWriter) { panic(http.ErrAbortHandler) }
+	large := strings.Repeat("x", 100<<10)
+	for name, test := range map[string]struct {
+		policy string
+		fail   func(http.ResponseWriter)
+		body   string
+		code   int
+		calls  int32
+	}{
+		"5xx":                         {"retry_on: 5xx, num_retries: 2", status(500), "small", 200, 3},
+		"not often enough":            {"retry_on: 5xx, num_retries: 1", status(500), "small", 500, 2},
+		"once by default":             {"retry_on: 5xx", status(500), "small", 500, 2},
+		"gateway-error":               {"retry_on: gateway-error, num_retries: 2", status(502), "small", 200, 3},
+		"gateway-error is not 500":    {"retry_on: gateway-error, num_retries: 2", status(500), "small", 500, 1},
+		"retriable-4xx":               {"retry_on: retriable-4xx, num_retries: 2", status(409), "small", 200, 3},
+		"status codes":                {"retry_on: retriable-status-codes, retriable_status_codes: [418], num_retries: 2", status(418), "small", 200, 3},
+		"reset":                       {"retry_on: reset, num_retries: 2", reset, "small", 200, 3},
+		"connect-failure is no reset": {"retry_on: connect-failure, num_retries: 2", reset, "small", 503, 1},
+		"large body":                  {"retry_on: 5xx, num_retries: 2", status(500), large, 500, 1},
+		"attempts 0":                  {"retry_on: 5xx, num_retries: 0", status(500), "small", 500, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var calls atomic.Int32
+			_, _, gateway := serve(t, config{hosts: oneRoute("retry_policy: {retry_back_off: {base_interval: 0.001s}, " + test.policy + "}"), clusters: map[string]string{"backend": backend(t, flaky(&calls, test.fail))}})
+			resp, err := http.Post("http://"+gateway+"/", "text/plain", strings.NewReader(test.body))
+			require.NoError(t, err)
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			require.NoError(t, err)
+			require.Equal(t, test.code, resp.StatusCode)
+			require.Equal(t, test.calls, calls.Load())
+			if test.code == 200 {
+				require.Equal(t, test.body, string(body))
+			}
+		})
+	}
+	t.Run("per try timeout", func(t *testing.T) {
+		var calls atomic.Int32
+		_, _, gateway := serve(t, config{hosts: oneRoute("retry_policy: {retry_on: 5xx, num_retries: 2, per_try_timeout: 0.2s}"), clusters: map[string]string{"backend": backend(t, func(_ http.ResponseWriter, r *http.Request) {
+			if calls.Add(1) <= 2 {
+				<-r.Context().Done()
+			}
+		})}})
+		require.Equal(t, 200, get(t, gateway, "/").code)
+		require.EqualValues(t, 3, calls.Load())
+	})
+	t.Run("connect-failure goes to another endpoint", func(t *testing.T) {
+		dead, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		deadAddr := dead.Addr().String()
+		dead.Close()
+		c := config{hosts: oneRoute("retry_policy: {retry_on: connect-failure, num_retries: 1, retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, typed_config: {'@type': type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}]}")}
+		r := c.resources(t)
+		r[resource.ClusterType] = resources(t, fmt.Sprintf("clusters: [{name: backend, type: STATIC, load_assignment: {cluster_name: backend, endpoints: [{lb_endpoints: [{endpoint: {address: %s}}, {endpoint: {address: %s}}]}]}}]", endpointAddress(deadAddr), endpointAddress(backend(t, echo))))[resource.ClusterType]
+		m := newMesh(t)
+		n := m.node(gatewayNode)
+		m.mustSet(target, r)
+		n.waitReady(t)
+		for range 10 {
+			require.Equal(t, 200, get(t, n.addr("10.0.0.1:80"), "/").code)
+		}
+	})
+}
+
+func TestEndpointsAreChosenByHealthAndPriority(t *testing.T) {
+	name := func(s string) string {
+		return endpointAddress(backend(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, s) }))
+	}
+	a, b, c, d := name("a"), name("b"), name("c"), name("d")
+	m := newMesh(t)
+	n := m.node(gatewayNode)
+	eds := func(endpoints string) map[string]int {
+		r := config{hosts: toBackend}.resources(t)
+		for k, v := range resources(t, `
+clusters: [{name: backend, type: EDS, eds_cluster_config: {eds_config: {ads: {}}}}]
+endpoints: [{cluster_name: backend, endpoints: `+endpoints+`}]`) {
+			r[k] = v
+		}
+		m.mustSet(target, r)
+		n.waitReady(t)
+		count := map[string]int{}
+		for range 100 {
+			got := get(t, n.addr("10.0.0.1:80"), "/")
+			if got.code != 200 {
+				count[fmt.Sprint(got.code, " ", got.body)]++
+			} else {
+				count[got.body]++
+			}
+		}
+		return count
+	}
+	require.Equal(t, map[string]int{"a": 50, "b": 50}, eds(fmt.Sprintf(`[{lb_endpoints: [{endpoint: {address: %s}}, {endpoint: {address: %s}}]}]`, a, b)))
+	require.Equal(t, map[string]int{"a": 75, "b": 25}, eds(fmt.Sprintf(`[{lb_endpoints: [{load_balancing_weight: 30, endpoint: {address: %s}}, {load_balancing_weight: 10, endpoint: {address: %s}}]}]`, a, b)))
+	require.Equal(t, map[string]int{"c": 100}, eds(fmt.Sprintf(`[{lb_endpoints: [{health_status: UNHEALTHY, endpoint: {address: %s}}, {health_status: DRAINING, endpoint: {address: %s}}, {health_status: HEALTHY, endpoint: {address: %s}}]}, {priority: 1, lb_endpoints: [{endpoint: {address: %s}}]}]`, a, b, c, d)))
+	require.Equal(t, map[string]int{"d": 100}, eds(fmt.Sprintf(`[{lb_endpoints: [{health_status: UNHEALTHY, endpoint: {address: %s}}]}, {priority: 1, lb_endpoints: [{endpoint: {address: %s}}]}]`, a, d)))
+	require.Equal(t, map[string]int{"503 no healthy upstream": 100}, eds(`[]`))
+}
+
+func TestCircuitBreakerAnswersOverflow(t *testing.T) {
+	release := make(chan struct{})
+	arrived := make(chan struct{}, 10)
+	addr := backend(t, func(http.ResponseWriter, *http.Request) { arrived <- struct{}{}; <-release })
+	r := config{hosts: toBackend}.resources(t)
+	r[resource.ClusterType] = append(r[resource.ClusterType], staticCluster(t, "backend", addr, "circuit_breakers: {thresholds: [{max_requests: 2}]}"))
+	m := newMesh(t)
+	n := m.node(gatewayNode)
+	m.mustSet(target, r)
+	n.waitReady(t)
+	done := make(chan int, 2)
+	for range 2 {
+		go func() {
+			resp, err := http.Get("http://" + n.addr("10.0.0.1:80") + "/")
+			if err == nil {
+				resp.Body.Close()
+				done <- resp.StatusCode
+			}
+		}()
+	}
+	<-arrived
+	<-arrived
+	got := get(t, n.addr("10.0.0.1:80"), "/")
+	require.Equal(t, 503, got.code)
+	require.Equal(t, "true", got.header.Get("X-Envoy-Overloaded"))
+	close(release)
+	require.Equal(t, 200, <-done)
+	require.Equal(t, 200, <-done)
+}
+
+func TestWebsocketUpgrade(t *testing.T) {
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") != "websocket" {
+			w.WriteHeader(http.StatusTeapot)
+			return
+		}
+		w.Header().Set("Upgrade", "websocket")
+		w.Header().Set("Connection", "Upgrade")
+		w.WriteHeader(http.StatusSwitchingProtocols)
+		c, buf, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		line, _ := buf.ReadString('\n')
+		_, _ = io.WriteString(c, "echo "+line)
+	})
+	upgrade := func(gateway string) (*bufio.Reader, net.Conn, *http.Response) {
+		c, err := net.Dial("tcp", gateway)
+		require.NoError(t, err)
+		t.Cleanup(func() { c.Close() })
+		_, err = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		require.NoError(t, err)
+		r := bufio.NewReader(c)
+		resp, err := http.ReadResponse(r, nil)
+		require.NoError(t, err)
+		return r, c, resp
+	}
+	_, n, gateway := serve(t, config{hcm: "upgrade_configs: [{upgrade_type: websocket}]", hosts: toBackend, clusters: map[string]string{"backend": addr}})
+	r, c, resp := upgrade(gateway)
+	require.Equal(t, 101, resp.StatusCode)
+	_, err := io.WriteString(c, "hello\n")
+	require.NoError(t, err)
+	text, err := r.ReadString('\n')
+	require.NoError(t, err)
+	require.Equal(t, "echo hello\n", text)
+
+	_, c, resp = upgrade(gateway)
+	require.Equal(t, 101, resp.StatusCode)
+	n.stop()
+	_, err = c.Read(make([]byte, 1))
+	require.Error(t, err, "open tunnels end with the proxy")
+
+	_, _, gateway = serve(t, config{hosts: toBackend, clusters: map[string]string{"backend": addr}})
+	_, _, resp = upgrade(gateway)
+	require.Equal(t, 403, resp.StatusCode, "upgrades must be configured")
+}
+
+func TestUnreachableUpstream(t *testing.T) {
+	_, _, gateway := serve(t, config{hosts: toBackend, clusters: map[string]string{"backend": "127.0.0.1:1"}})
+	got := get(t, gateway, "/")
+	require.Equal(t, 503, got.code)
+	require.Contains(t, got.body, "upstream connect error")
+}
