@@ -54,7 +54,7 @@ Ctrl-C stops all of it and keeps the data; the next start goes on with it.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&cfg.Apply, "apply", nil, "YAML file or directory to apply when all is up; repeatable")
+	f.StringArrayVar(&cfg.Apply, "apply", nil, "YAML file or directory (`path`) to apply when all is up; repeatable")
 	f.StringVar(&cfg.GatewayAddress, "gateway-address", cfg.GatewayAddress, "where the gateway serves HTTP")
 	f.StringVar(&cfg.GatewayTLSAddress, "gateway-tls-address", cfg.GatewayTLSAddress, "where the gateway serves HTTPS")
 	f.StringVar(&cfg.EventBusAddress, "eventbus-address", cfg.EventBusAddress, "where anybody on this machine may publish events")
@@ -62,7 +62,7 @@ Ctrl-C stops all of it and keeps the data; the next start goes on with it.`,
 	f.StringVar(&cfg.ConnectorAddress, "connector-address", cfg.ConnectorAddress, "where third-party systems reach the connector")
 	f.StringVar(&cfg.XDSAddress, "xds-address", cfg.XDSAddress, "the ADS server")
 	f.StringVar(&cfg.KubernetesAddress, "kubernetes-address", cfg.KubernetesAddress, "the Kubernetes API server")
-	f.StringArrayVar(&cfg.AllowTargets, "allow-target", nil, "CIDR, host or host:port that sinks, jwksUri and targetUrl may point at besides public addresses; repeatable")
+	f.StringArrayVar(&cfg.AllowTargets, "allow-target", nil, "`target` (CIDR, host or host:port) that sinks, jwksUri and targetUrl may point at besides public addresses; repeatable")
 	f.StringVar(&cfg.Proxy, "proxy", cfg.Proxy, "data plane: embedded")
 	f.StringVar(&cfg.BinDir, "bin-dir", "", fmt.Sprintf("where kube-apiserver, etcd and kube-controller-manager are (default %s)",
 		filepath.Join("$LAMBDAMESH_CACHE", "kubernetes", "VERSION", runtime.GOOS+"-"+runtime.GOARCH)))

@@ -73,8 +73,8 @@ It starts everything on this machine. The other commands talk to it, or, with
 		return usagef("%w (see `%s --help`)", err, cmd.CommandPath())
 	})
 	flags := root.PersistentFlags()
-	flags.StringVar(&g.dataDir, "data-dir", defaultDataDir(), "where `lambdamesh dev` keeps its data (LAMBDAMESH_DATA_DIR)")
-	flags.StringVar(&g.kubeconfig, "kubeconfig", "", "talk to this cluster instead of the local mesh")
+	flags.StringVar(&g.dataDir, "data-dir", defaultDataDir(), "`directory` where lambdamesh dev keeps its data (LAMBDAMESH_DATA_DIR)")
+	flags.StringVar(&g.kubeconfig, "kubeconfig", "", "`file` of the cluster to talk to instead of the local mesh")
 	root.AddCommand(
 		newDevCommand(g),
 		newStatusCommand(g),
