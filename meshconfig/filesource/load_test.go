@@ -78,7 +78,7 @@ spec: {servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["*"]}]
 
 func TestErrorsNameTheFileAndTheField(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
-		"a misspelt field":     {strings.Replace(rule, "path:", "paht:", 1), `bad.yaml: document 1: strict decoding error: unknown field "spec.rules[0].paht"`},
+		"a misspelled field":   {strings.Replace(rule, "path:", "paht:", 1), `bad.yaml: document 1: strict decoding error: unknown field "spec.rules[0].paht"`},
 		"no YAML":              {"a: [b", "bad.yaml: document 1"},
 		"no kind":              {"metadata: {name: x}", "bad.yaml: document 1"},
 		"an object twice":      {lambda + "---" + lambda, "Lambda default/a is in"},

@@ -148,7 +148,8 @@ func serve(t *testing.T, mesh *ir.Mesh) map[string]string {
 
 func run(t *testing.T, c interface {
 	Run(ctx context.Context) error
-}) {
+},
+) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"math/big"
 	"os"
 	"path/filepath"
 	"testing"
@@ -143,15 +142,11 @@ func privateKey(t testing.TB, name string) *ecdsa.PrivateKey {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(testdata(t), "keys", name+".json"))
 	require.NoError(t, err)
-	var jwk struct{ X, Y, D string }
+	var jwk struct{ D string }
 	require.NoError(t, json.Unmarshal(text, &jwk))
-	number := func(s string) *big.Int {
-		b, err := base64.RawURLEncoding.DecodeString(s)
-		require.NoError(t, err)
-		return new(big.Int).SetBytes(b)
-	}
-	return &ecdsa.PrivateKey{
-		PublicKey: ecdsa.PublicKey{Curve: elliptic.P256(), X: number(jwk.X), Y: number(jwk.Y)},
-		D:         number(jwk.D),
-	}
+	raw, err := base64.RawURLEncoding.DecodeString(jwk.D)
+	require.NoError(t, err)
+	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), raw)
+	require.NoError(t, err)
+	return key
 }

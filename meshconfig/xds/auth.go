@@ -127,8 +127,8 @@ func oneOf(name string, values []string) *rbacconfigv3.Principal {
 }
 
 func claim(name string, value *matcherv3.ValueMatcher) *rbacconfigv3.Principal {
-	return &rbacconfigv3.Principal{Identifier: &rbacconfigv3.Principal_Metadata{ //nolint:staticcheck // its successor needs Envoy 1.34
-		Metadata: &matcherv3.MetadataMatcher{
+	return &rbacconfigv3.Principal{Identifier: &rbacconfigv3.Principal_Metadata{
+		Metadata: &matcherv3.MetadataMatcher{ //nolint:staticcheck // its successor needs Envoy 1.34
 			Filter: filterJWT,
 			Path: []*matcherv3.MetadataMatcher_PathSegment{
 				{Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: payloadKey}},
