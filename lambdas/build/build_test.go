@@ -122,6 +122,15 @@ func TestAMissingLanguageSaysWhatToInstall(t *testing.T) {
 	require.False(t, failure.Permanent(), "installing it is enough")
 }
 
+func TestALanguageThatIsTooOldSaysWhatToInstall(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "node")
+	require.NoError(t, os.WriteFile(program, []byte("#!/bin/sh\necho /usr/bin/node; echo 16.20.2\n"), 0o700)) //nolint:gosec // a program
+	toolchain := newToolchain(t, func(string) (string, error) { return program, nil })
+	_, err := toolchain.Build(t.Context(), newLambda(v1alpha1.RuntimeNodeJS, "exports.main = () => 1"))
+	require.EqualError(t, err, "Node.js 16.20.2 at "+program+" is too old; install Node.js 18 or later from https://nodejs.org")
+	require.Equal(t, build.ReasonRuntimeMissing, build.ReasonOf(err))
+}
+
 func TestAnotherVersionThanAskedForIsTold(t *testing.T) {
 	skipWithout(t, "python3")
 	lambda := newLambda(v1alpha1.RuntimePython, "def main(event, context): pass\n")

@@ -11,7 +11,9 @@ import (
 
 // language is how a runtime's toolchain is found, asked and installed.
 type language struct {
-	program, title, install string
+	program, title string
+	major, minor   int // the oldest version that will do
+	home           string
 	// version are arguments that print the real executable's path (or nothing)
 	// and the version, each on a line of its own.
 	version []string
@@ -20,12 +22,25 @@ type language struct {
 func languageOf(runtime v1alpha1.Runtime) language {
 	switch runtime {
 	case v1alpha1.RuntimeGo:
-		return language{"go", "Go", "Go 1.24 or later from https://go.dev/dl", []string{"env", "GOVERSION"}}
+		return language{"go", "Go", 1, 24, "https://go.dev/dl", []string{"env", "GOVERSION"}}
 	case v1alpha1.RuntimeNodeJS:
-		return language{"node", "Node.js", "Node.js 18 or later from https://nodejs.org", []string{"-e", "console.log(process.execPath + '\\n' + process.versions.node)"}}
+		return language{"node", "Node.js", 18, 0, "https://nodejs.org", []string{"-e", "console.log(process.execPath + '\\n' + process.versions.node)"}}
 	default:
-		return language{"python3", "Python", "Python 3.9 or later from https://www.python.org", []string{"-I", "-c", "import sys, platform\nprint(sys.executable)\nprint(platform.python_version())"}}
+		return language{"python3", "Python", 3, 9, "https://www.python.org", []string{"-I", "-c", "import sys, platform\nprint(sys.executable)\nprint(platform.python_version())"}}
 	}
+}
+
+// install says what to install.
+func (l language) install() string {
+	version := strings.TrimSuffix(fmt.Sprintf("%d.%d", l.major, l.minor), ".0")
+	return fmt.Sprintf("install %s %s or later from %s", l.title, version, l.home)
+}
+
+// takes tells whether a version is new enough.
+func (l language) takes(version string) bool {
+	var major, minor int
+	_, err := fmt.Sscanf(version, "%d.%d", &major, &minor)
+	return err == nil && (major > l.major || major == l.major && minor >= l.minor)
 }
 
 // tool finds a runtime's toolchain. What was found is remembered, what is
@@ -40,10 +55,12 @@ func (t *Toolchain) tool(ctx context.Context, runtime v1alpha1.Runtime) (tool, e
 		}
 	}
 	language := languageOf(runtime)
-	missing := &Error{Reason: ReasonRuntimeMissing, Message: fmt.Sprintf("%s is not installed: `%s` is not on PATH; install %s", language.title, language.program, language.install)}
+	missing := func(why string, args ...any) error {
+		return &Error{Reason: ReasonRuntimeMissing, Message: fmt.Sprintf(why, args...) + "; " + language.install()}
+	}
 	path, err := t.config.LookPath(language.program)
 	if err != nil {
-		return tool{}, missing
+		return tool{}, missing("%s is not installed: `%s` is not on PATH", language.title, language.program)
 	}
 	output, err := run(ctx, os.TempDir(), path, toolEnv(), language.version...)
 	if ctx.Err() != nil {
@@ -51,12 +68,14 @@ func (t *Toolchain) tool(ctx context.Context, runtime v1alpha1.Runtime) (tool, e
 	}
 	lines := strings.Fields(output)
 	if err != nil || len(lines) == 0 {
-		missing.Message = fmt.Sprintf("%s at %s does not run (%v); install %s", language.title, path, err, language.install)
-		return tool{}, missing
+		return tool{}, missing("%s at %s does not run (%v)", language.title, path, err)
 	}
 	result := tool{path: path, version: strings.TrimPrefix(lines[len(lines)-1], "go")}
 	if len(lines) > 1 && runtime != v1alpha1.RuntimeGo {
 		result.path = lines[0]
+	}
+	if !language.takes(result.version) {
+		return tool{}, missing("%s %s at %s is too old", language.title, result.version, path)
 	}
 	t.mu.Lock()
 	t.tools[runtime] = result

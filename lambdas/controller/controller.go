@@ -137,7 +137,11 @@ func (r *reconciler) Reconcile(ctx context.Context, request ctrl.Request) (resul
 		return ctrl.Result{}, err
 	}
 	for _, object := range objects.All() {
-		if err := kube.Apply(ctx, r.client, fieldManager, object); err != nil {
+		err := kube.Apply(ctx, r.client, fieldManager, object)
+		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+			return ctrl.Result{}, nil // the lambda is about to be deleted too
+		}
+		if err != nil {
 			reconcile.False(lambda, v1alpha1.ConditionDeployed, v1alpha1.ReasonPending, err.Error())
 			return ctrl.Result{}, err
 		}

@@ -70,6 +70,13 @@ func TestAPlainHandler(t *testing.T) {
 		require.Equal(t, 200, response.StatusCode)
 		require.Equal(t, "1", response.Header.Get("X-A"))
 	})
+	t.Run("has its invocation in the request's context", func(t *testing.T) {
+		var got *Context
+		request := httptest.NewRequest(http.MethodGet, "/", nil)
+		request.Header.Set("X-Request-Id", "inv-1")
+		serve(t, func(_ http.ResponseWriter, r *http.Request) { got = FromContext(r.Context()) }, request)
+		require.Equal(t, []string{"inv-1", "sample", "shop"}, []string{got.Invocation, got.Lambda, got.Namespace})
+	})
 	t.Run("that panics answers 500", func(t *testing.T) {
 		response := serve(t, func(http.ResponseWriter, *http.Request) { panic("secret") }, httptest.NewRequest(http.MethodGet, "/", nil))
 		require.Equal(t, 500, response.StatusCode)
