@@ -211,13 +211,17 @@ type chainServer struct {
 	once   sync.Once
 	http   *http.Server
 	hcm    atomic.Pointer[hcm] // the newest, for requests after the chain is gone
+
+	open     atomic.Int64  // connections
+	ended    chan struct{} // holds one: a connection has ended
+	draining atomic.Bool
 }
 
 type connKey struct{}
 
 func newChainServer(p *Proxy, chain *chainConfig) *chainServer {
 	settings := chain.hcm.server
-	s := &chainServer{proxy: p, conns: make(chan *conn), closed: make(chan struct{})}
+	s := &chainServer{proxy: p, conns: make(chan *conn), closed: make(chan struct{}), ended: make(chan struct{}, 1)}
 	s.hcm.Store(chain.hcm)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(settings.http1)
@@ -237,9 +241,18 @@ func newChainServer(p *Proxy, chain *chainConfig) *chainServer {
 			return context.WithValue(ctx, connKey{}, c)
 		},
 		ConnState: func(c net.Conn, state http.ConnState) {
-			if state == http.StateIdle {
+			switch state {
+			case http.StateNew:
+				s.open.Add(1)
+			case http.StateIdle:
 				if own, ok := c.(*conn); ok {
 					own.nextRequest()
+				}
+			case http.StateClosed, http.StateHijacked:
+				s.open.Add(-1)
+				select {
+				case s.ended <- struct{}{}:
+				default:
 				}
 			}
 		},
@@ -285,6 +298,9 @@ func (s *chainServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := state.hcms[s]
 	if h == nil {
 		h = s.hcm.Load()
+	}
+	if s.draining.Load() {
+		w.Header()["Connection"] = []string{"close"}
 	}
 	c, _ := r.Context().Value(connKey{}).(*conn)
 	e := &exchange{proxy: p, state: state, hcm: h, conn: c, w: w, r: r}

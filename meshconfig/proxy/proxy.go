@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Proxy is a data plane. It is a component.
@@ -19,13 +20,14 @@ type Proxy struct {
 	ready   chan struct{}
 	once    sync.Once
 	serving sync.WaitGroup // accept loops and servers
+	// stopping is closed when the proxy drains as a whole.
+	stopping chan struct{}
 
 	// What follows belongs to the goroutine of Run.
 	resources *resources
 	sockets   map[string]*socket
 
 	mu       sync.Mutex
-	retired  map[*chainServer]struct{}
 	shutdown map[int]func() // ends of upgraded connections
 	nextHook int
 }
@@ -38,7 +40,7 @@ func New(config Config) (*Proxy, error) {
 	}
 	p := &Proxy{
 		config: config, log: config.Log.With("component", "proxy", "node", config.NodeID), ready: make(chan struct{}),
-		resources: newResources(), sockets: map[string]*socket{}, retired: map[*chainServer]struct{}{}, shutdown: map[int]func(){},
+		resources: newResources(), sockets: map[string]*socket{}, stopping: make(chan struct{}), shutdown: map[int]func(){},
 	}
 	p.metrics = newMetrics(p, config.Registry)
 	p.state.Store(&snapshot{})
@@ -75,17 +77,15 @@ func (p *Proxy) stop() {
 			}
 		}
 	}
+	close(p.stopping)
 	p.mu.Lock()
-	for s := range p.retired {
-		servers = append(servers, s)
-	}
 	for _, end := range p.shutdown {
 		end()
 	}
 	p.mu.Unlock()
 	var wg sync.WaitGroup
 	for _, s := range servers {
-		wg.Go(func() { p.drain(s) })
+		wg.Go(func() { p.drain(s, stopGrace) })
 	}
 	wg.Wait()
 	p.serving.Wait()
@@ -96,8 +96,27 @@ func (p *Proxy) stop() {
 	}
 }
 
-// drain lets the requests of a server finish.
-func (p *Proxy) drain(s *chainServer) {
+// stopGrace is how long connections that wait for a request may still bring one
+// when the proxy stops. A client that is sending right now would lose it.
+const stopGrace = 250 * time.Millisecond
+
+// drain ends the connections of a server: each with its next answer, those
+// without a request when grace is over, and requests within DrainTimeout.
+func (p *Proxy) drain(s *chainServer, grace time.Duration) {
+	s.draining.Store(true)
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	stopping := p.stopping
+	for waiting := true; waiting && s.open.Load() > 0; {
+		select {
+		case <-s.ended:
+		case <-timer.C:
+			waiting = false
+		case <-stopping:
+			stopping = nil
+			timer.Reset(min(grace, stopGrace))
+		}
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), p.config.DrainTimeout)
 	defer cancel()
 	if err := s.http.Shutdown(ctx); err != nil {
@@ -110,15 +129,7 @@ func (p *Proxy) drain(s *chainServer) {
 
 // retire drains a server in the background.
 func (p *Proxy) retire(s *chainServer) {
-	p.mu.Lock()
-	p.retired[s] = struct{}{}
-	p.mu.Unlock()
-	p.serving.Go(func() {
-		p.drain(s)
-		p.mu.Lock()
-		delete(p.retired, s)
-		p.mu.Unlock()
-	})
+	p.serving.Go(func() { p.drain(s, p.config.DrainTimeout) })
 }
 
 // onShutdown registers the end of a connection the server does not know any
