@@ -2,10 +2,8 @@ package meshtest_test
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -13,17 +11,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
-	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 	"github.com/lambdamesh/lambdamesh/meshconfig/meshtest"
-	"github.com/lambdamesh/lambdamesh/meshconfig/proxy"
 	"github.com/lambdamesh/lambdamesh/meshconfig/xds"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
@@ -85,79 +80,21 @@ func withBackends(t *testing.T, mesh *ir.Mesh) {
 	}
 }
 
-// gatewayAccount authenticates every data plane as the gateways' service
-// account.
-type gatewayAccount struct{}
-
-func (gatewayAccount) Authenticate(context.Context, string) (ads.Identity, error) {
-	return ads.Identity{Namespace: v1alpha1.SystemNamespace, ServiceAccount: v1alpha1.ServiceAccountGateway}, nil
-}
-
 // serve runs a proxy for each gateway; the result is the address of each
 // "<gateway> <port>".
 func serve(t *testing.T, mesh *ir.Mesh) map[string]string {
 	t.Helper()
-	authority, err := ca.Open(t.Context(), ca.Directory(t.TempDir()), ca.Config{})
-	require.NoError(t, err)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	server, err := ads.New(ads.Config{
-		Listener: listener, CA: authority, Authenticator: gatewayAccount{}, Log: slog.New(slog.DiscardHandler),
-		NodeIdentity: func(context.Context, string) (ads.Identity, bool) {
-			id, err := gatewayAccount{}.Authenticate(t.Context(), "")
-			return id, err == nil
-		},
-	})
-	require.NoError(t, err)
-	run(t, server)
-
+	p := newPlane(t)
 	addresses := map[string]string{}
 	for _, g := range mesh.Gateways {
 		resources, err := xds.GatewayResources(mesh, g.Namespace, g.Name)
 		require.NoError(t, err)
-		_, err = server.SetResources(g.Key(), resources.ByType())
-		require.NoError(t, err)
-		var mu sync.Mutex
-		p, err := proxy.New(proxy.Config{
-			NodeID: "gateway~" + g.Namespace + "~" + g.Name + "~test", ADSAddress: server.Addr(), RootCAs: authority.Pool(),
-			Log: slog.New(slog.DiscardHandler), Token: func(context.Context) (string, error) { return "token", nil },
-			Listen: func(_ context.Context, _, address string) (net.Listener, error) {
-				l, err := net.Listen("tcp", "127.0.0.1:0")
-				if err == nil {
-					_, port, _ := net.SplitHostPort(address)
-					mu.Lock()
-					addresses[g.Key()+" "+port] = l.Addr().String()
-					mu.Unlock()
-				}
-				return l, err
-			},
-		})
-		require.NoError(t, err)
-		run(t, p)
-		select {
-		case <-p.Ready():
-		case <-time.After(10 * time.Second):
-			t.Fatalf("the proxy of gateway %s did not become ready: %+v", g.Key(), server.Status(g.Key()))
-		}
-		for _, node := range server.Status(g.Key()).Nodes {
-			require.Empty(t, node.Nacks)
+		listeners := p.run(t, ads.GatewayNodeID(g.Namespace, g.Name, "test"), g.Key(), gatewayAccount(), resources)
+		for port, address := range listeners {
+			addresses[fmt.Sprintf("%s %s", g.Key(), port)] = address
 		}
 	}
 	return addresses
-}
-
-func run(t *testing.T, c interface {
-	Run(ctx context.Context) error
-},
-) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- c.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		require.NoError(t, <-done)
-	})
 }
 
 // answer is what a client gets, and what the backend saw if one was asked.
