@@ -7,16 +7,17 @@
 //   - Gateway: a listener "<bind>_<port>" per port. HTTP: one filter chain. HTTPS:
 //     tls_inspector and a filter chain per server with server_names (none for
 //     "*"), DownstreamTlsContext with the SDS secret kubernetes://<name>, ALPN h2
-//     and http/1.1. Each chain is one HCM with RDS "http.<port>" or
-//     "https.<port>.<server>".
+//     and http/1.1. Each chain is one HCM with RDS "http.<port>" (bound to an
+//     address: "http.<bind>.<port>") or "https.<port>.<server>".
 //   - HTTP filters in this order: envoy.filters.http.cors, .jwt_authn, .rbac,
 //     .router. CorsPolicy sits on virtual hosts.
 //   - jwt_authn: providers "<issuer>|<key set>" with issuer, local_jwks
 //     inline_string ({"keys":[]} refuses every token), from_headers
 //     authorization "Bearer ", forward, payload_in_metadata "jwt",
 //     normalize_payload_in_metadata.space_delimited_claims [scp, scope, scopes];
-//     requirement_map by rule id (provider_name or requires_any); a route that
-//     needs a token has PerRouteConfig.requirement_name; no rules in the filter.
+//     requirement_map by the names of the providers of which one is needed
+//     (provider_name or requires_any); a route that needs a token has
+//     PerRouteConfig.requirement_name; no rules in the filter.
 //   - rbac: in the gateway's filter no rules (it does nothing); a jwt route has
 //     RBACPerRoute with ALLOW policies whose principals combine and_ids, or_ids
 //     and metadata of filter envoy.filters.http.jwt_authn, path ["jwt", <claim>],
