@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -144,7 +145,10 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 		before := sub.DeepCopy()
 		controllerutil.AddFinalizer(&sub, Finalizer)
 		if err := r.client.Patch(ctx, &sub, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
-			return ctrl.Result{}, fmt.Errorf("add a finalizer to subscription %s: %w", request, client.IgnoreNotFound(err))
+			if apierrors.IsNotFound(err) {
+				return ctrl.Result{}, nil
+			}
+			return ctrl.Result{}, fmt.Errorf("add a finalizer to subscription %s: %w", request, err)
 		}
 	}
 
@@ -155,7 +159,19 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 		result.RequeueAfter = refresh
 	}
 	reconcile.Summarize(&sub, v1alpha1.ConditionSubscribed, v1alpha1.ConditionSinkReady, v1alpha1.ConditionDelivering)
-	return result, errors.Join(err, reconcile.PatchStatus(ctx, r.client, before, &sub))
+	return result, errors.Join(err, r.writeStatus(ctx, before, &sub))
+}
+
+// writeStatus writes the whole status the first time, so that counters of zero
+// are there to be seen, and then what changed.
+func (r *Reconciler) writeStatus(ctx context.Context, before, sub *v1alpha1.Subscription) error {
+	if before.Status.ObservedGeneration > 0 {
+		return reconcile.PatchStatus(ctx, r.client, before, sub)
+	}
+	if err := r.client.Status().Update(ctx, sub); err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("write the status of subscription %s/%s: %w", sub.Namespace, sub.Name, err)
+	}
+	return nil
 }
 
 // finalize deletes the consumer, and with it the backlog.

@@ -18,6 +18,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -206,6 +207,10 @@ func TestApplicationEventsNeedABinding(t *testing.T) {
 	bound := binding("commerce")
 	w.create(bound)
 	w.expect(sub, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady)
+	shown := &unstructured.Unstructured{}
+	shown.SetGroupVersionKind(v1alpha1.GroupVersion().WithKind("Subscription"))
+	require.NoError(t, w.client.Get(t.Context(), client.ObjectKeyFromObject(sub), shown))
+	require.Contains(t, shown.Object["status"], "deadLettered", "a counter of zero is shown")
 	w.publish("commerce", "order.created.v1", "1")
 	require.Equal(t, pushed{url: "http://orders." + w.ns + ".svc:8080/in", id: "1"}, w.nextPush())
 	w.until(sub, func() error {

@@ -17,7 +17,7 @@ const SpecVersion = "1.0"
 // Limits of one event. They keep the subject of an event and its stored headers
 // well below what brokers take (NATS: 4 KiB for a subject line).
 const (
-	MaxEventBytes     = 1 << 20 // data and attributes together
+	MaxEventBytes     = 1 << 20 // data
 	MaxBatchEvents    = 1000
 	maxIDBytes        = 512
 	maxSourceBytes    = 1024
@@ -25,6 +25,7 @@ const (
 	maxSubjectBytes   = 2048
 	maxAttributeBytes = 4096
 	maxExtensions     = 64
+	maxAllAttributes  = 32 << 10 // together; receivers limit headers too
 )
 
 // Event is a CloudEvent 1.0. The zero values of optional attributes mean absent.
@@ -130,15 +131,13 @@ func (e *Event) validate(p *problems) {
 		checkExtensionName(p, name)
 		checkText(p, name, e.Extensions[name], maxAttributeBytes)
 	}
-}
-
-// Size is what counts towards [MaxEventBytes]: data and attributes.
-func (e *Event) Size() int {
-	size := len(e.Data)
+	all := 0
 	for name, value := range e.Attributes() {
-		size += len(name) + len(value)
+		all += len(name) + len(value)
 	}
-	return size
+	if all > maxAllAttributes {
+		p.add("extensions", "all attributes together are longer than %d bytes", maxAllAttributes)
+	}
 }
 
 // Attributes yields every context attribute that is set with its canonical

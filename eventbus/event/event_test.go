@@ -216,8 +216,15 @@ func TestEveryWrongFieldIsNamed(t *testing.T) {
 		"extension out of range":   {header: structured, body: `{"specversion":"1.0","id":"1","source":"a","type":"t","n":2147483648}`, want: []string{"n"}},
 		"upper-case attribute":     {header: structured, body: `{"specversion":"1.0","id":"1","source":"a","type":"t","myExt":"x"}`, want: []string{"myExt"}},
 		"batch names the position": {header: header("Content-Type", "application/cloudevents-batch+json"), body: `[{"specversion":"1.0","id":"1","source":"a","type":"t"},{"specversion":"1.0","id":"1","source":"a"},1]`, want: []string{"[1].type", "[2].body"}},
-		"batch is no array":        {header: header("Content-Type", "application/cloudevents-batch+json"), body: `{}`, want: []string{"body"}},
-		"huge batch":               {header: header("Content-Type", "application/cloudevents-batch+json"), body: "[" + strings.Repeat("1,", 1000) + "1]", want: []string{"body"}},
+		"attributes too long together": {header: func() http.Header {
+			h := binary()
+			for _, c := range "abcdefghi" {
+				h.Set("ce-"+string(c), long[:4096])
+			}
+			return h
+		}(), want: []string{"extensions"}},
+		"batch is no array": {header: header("Content-Type", "application/cloudevents-batch+json"), body: `{}`, want: []string{"body"}},
+		"huge batch":        {header: header("Content-Type", "application/cloudevents-batch+json"), body: "[" + strings.Repeat("1,", 1000) + "1]", want: []string{"body"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := event.ParseHTTP(tt.header, []byte(tt.body), "")

@@ -22,7 +22,7 @@ import (
 // Limits of a request. Structured mode may escape or base64-encode an event to
 // more than its own size.
 const (
-	maxStructuredBytes = 2 * event.MaxEventBytes
+	maxStructuredBytes = 2*event.MaxEventBytes + 64<<10
 	maxBatchBytes      = 16 * event.MaxEventBytes
 	publishTimeout     = 15 * time.Second
 )
@@ -34,7 +34,7 @@ const DefaultMaxBufferedBytes = 256 << 20
 // refuses.
 type Publisher interface {
 	Publish(ctx context.Context, events []event.Event) ([]event.Receipt, error)
-	// MaxEventBytes is the largest event the publisher takes now.
+	// MaxEventBytes is the largest data of an event the publisher takes now.
 	MaxEventBytes() int
 	// Check returns nil when events can be published.
 	Check() error
@@ -257,8 +257,8 @@ func (h *Handler) publish(r *http.Request, caller Caller, events []event.Event) 
 			}
 			return nil, &failure{status: http.StatusForbidden, detail: detail}
 		}
-		if size := e.Size(); size > limit {
-			return nil, fmt.Errorf("%w: event %q has %d bytes, the limit is %d", event.ErrTooLarge, e.ID, size, limit)
+		if len(e.Data) > limit {
+			return nil, fmt.Errorf("%w: the data of event %q has %d bytes, the limit is %d", event.ErrTooLarge, e.ID, len(e.Data), limit)
 		}
 		addTrace(e, r.Header)
 	}

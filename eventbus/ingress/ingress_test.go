@@ -110,6 +110,7 @@ func TestAccepted(t *testing.T) {
 		"empty batch":            {request{path: "/publish", header: map[string]string{"Content-Type": "application/cloudevents-batch+json"}, body: "[]"}, 202, `{"events":[]}`, ""},
 		"of an application":      {request{path: "/erp/events", header: ce("Ce-Source", "")}, 202, `{"events":[{"id":"1","sequence":1}]}`, "erp"},
 		"its source counts":      {request{path: "/erp/events", header: ce()}, 202, `{"events":[{"id":"1","sequence":1}]}`, "erp"},
+		"one MiB of data":        {request{path: "/publish", header: ce(), body: strings.Repeat("x", event.MaxEventBytes)}, 202, `{"events":[{"id":"1","sequence":1}]}`, "commerce"},
 		"legacy":                 {request{path: "/v1/events", body: strings.Replace(legacy, `{`, `{"event-id":"31109198-4d69-4ae0-972d-76117f3748c8",`, 1)}, 200, `{"event-id":"31109198-4d69-4ae0-972d-76117f3748c8"}`, "commerce"},
 		"legacy, an application": {request{path: "/erp/v1/events", body: legacy}, 200, "", "erp"},
 		"subscribed types":       {request{method: "GET", path: "/erp/v1/events/subscribed"}, 200, `{"eventsInfo":[{"name":"erp.order","version":"v1"}]}`, ""},

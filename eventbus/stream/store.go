@@ -173,8 +173,8 @@ func (s *Store) Check() error {
 	return nil
 }
 
-// MaxEventBytes is the size up to which the store takes events: that of the bus,
-// or less when NATS takes smaller messages.
+// MaxEventBytes is how much data of an event the store takes: as much as the
+// bus, or less when NATS takes smaller messages.
 func (s *Store) MaxEventBytes() int {
 	l := s.link.Load()
 	if l == nil {
