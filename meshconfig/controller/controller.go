@@ -19,7 +19,7 @@ import (
 
 const (
 	// minInterval between the beginnings of two rebuilds.
-	minInterval = 50 * time.Millisecond
+	minInterval = 20 * time.Millisecond
 	// settleTime is how long statuses wait for the data plane after a rebuild,
 	// so that a rule that is acknowledged in time is written once, not twice.
 	settleTime = 25 * time.Millisecond

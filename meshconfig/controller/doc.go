@@ -8,7 +8,8 @@
 //	Output    --changed--> Programmed of every rule --'--> status writer
 //
 // One loop does this. A change marks the snapshot dirty; the first one is taken
-// up at once, those that follow at most every 50 ms. The whole mesh is computed
+// up at once, those that follow at most every 20 ms (of a large mesh, less often, so
+// that rebuilding takes at most half of the time). The whole mesh is computed
 // again each time, because that takes milliseconds and can forget nothing; what
 // is pushed, applied and written is only what differs from before.
 //

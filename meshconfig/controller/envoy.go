@@ -54,11 +54,15 @@ type EnvoyOutput struct {
 	changed func()
 	// seen is when nodes of a gateway were there for the last time.
 	seen map[string]time.Time
+	// states of targets; those that may have changed are not in it.
+	states map[string]Programmed
 
 	// Used by the caller of Update and Programmed only.
 	last     Update
 	versions map[string]string // by target; empty: nothing could be served yet
 	failed   map[string]error
+	// sidecars of the workloads that an APIRule routes to, by namespace/name.
+	sidecars map[string][]string
 }
 
 // NewEnvoyOutput makes the output and its ADS server, which the caller runs
@@ -73,7 +77,8 @@ func NewEnvoyOutput(config EnvoyConfig) (*EnvoyOutput, error) {
 	o := &EnvoyOutput{
 		config:  config,
 		changed: func() {},
-		seen:    map[string]time.Time{}, versions: map[string]string{}, failed: map[string]error{},
+		seen:    map[string]time.Time{}, states: map[string]Programmed{},
+		versions: map[string]string{}, failed: map[string]error{},
 	}
 	config.ADS.NodeIdentity = o.nodeIdentity
 	config.ADS.OnChange = o.onChange
@@ -110,12 +115,17 @@ func (o *EnvoyOutput) notify() {
 	changed()
 }
 
-// onChange passes on what gateways acknowledge, refuse, and that they come and
-// go; conditions do not depend on sidecars.
+// onChange passes on what data planes acknowledge, refuse, and that they come
+// and go.
 func (o *EnvoyOutput) onChange(target string) {
-	if strings.Contains(target, "/") {
-		o.notify()
-	}
+	o.forgetState(target)
+	o.notify()
+}
+
+func (o *EnvoyOutput) forgetState(target string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.states, target)
 }
 
 // nodeIdentity is who may be a node: what its Gateway or WorkloadEntry says.
@@ -187,7 +197,7 @@ func (o *EnvoyOutput) Update(_ context.Context, update Update) {
 		if !current[target] {
 			o.server.Remove(target)
 			delete(o.versions, target)
-			o.forgetGateway(target)
+			o.forgetTarget(target)
 		}
 	}
 	for target := range o.failed {
@@ -195,6 +205,23 @@ func (o *EnvoyOutput) Update(_ context.Context, update Update) {
 			delete(o.failed, target)
 		}
 	}
+	o.sidecars = sidecarsOf(update.Mesh)
+}
+
+// sidecarsOf lists for each APIRule the sidecars that its requests pass.
+func sidecarsOf(mesh *ir.Mesh) map[string][]string {
+	byWorkload := map[string][]string{}
+	for i := range mesh.Sidecars {
+		s := &mesh.Sidecars[i]
+		byWorkload[s.Workload] = append(byWorkload[s.Workload], s.Node)
+	}
+	all := map[string][]string{}
+	for rule, workloads := range routedTo(mesh) {
+		for _, workload := range workloads {
+			all[rule] = append(all[rule], byWorkload[workload]...)
+		}
+	}
+	return all
 }
 
 // changedSidecars returns a function that tells whether a sidecar's resources
@@ -224,6 +251,7 @@ func changedSidecars(before, after *ir.Mesh) func(*ir.Sidecar) bool {
 // set serves a target its resources. When that fails, what it was served before
 // stays.
 func (o *EnvoyOutput) set(target string, secrets []cachetypes.Resource, make func() (xds.Resources, error)) {
+	o.forgetState(target)
 	resources, err := make()
 	var version string
 	if err == nil {
@@ -257,21 +285,50 @@ func gatewaySecrets(gateway *ir.Gateway, secrets []*corev1.Secret) []cachetypes.
 	return all
 }
 
-// Programmed implements [Output].
+// Programmed implements [Output]: every node of the rule's gateway, and those
+// sidecars of its backends that are connected, have acknowledged it. A sidecar
+// that has not would answer 403.
 func (o *EnvoyOutput) Programmed() func(*translate.APIRuleStatus) Programmed {
-	byTarget := map[string]Programmed{}
 	return func(rule *translate.APIRuleStatus) Programmed {
-		p, known := byTarget[rule.Gateway]
-		if !known {
-			p = o.gatewayState(rule.Gateway)
-			byTarget[rule.Gateway] = p
+		p := o.state(rule.Gateway)
+		for _, sidecar := range o.sidecars[rule.Namespace+"/"+rule.Name] {
+			if p.Status != metav1.ConditionTrue {
+				break
+			}
+			if s := o.state(sidecar); s.Reason != ReasonNoDataPlane {
+				p = s
+			}
 		}
 		return p
 	}
 }
 
-// gatewayState is what can be said of all rules of a gateway.
-func (o *EnvoyOutput) gatewayState(target string) Programmed {
+// state is what can be said of a target.
+func (o *EnvoyOutput) state(target string) Programmed {
+	o.mu.Lock()
+	p, known := o.states[target]
+	if !known {
+		// A mark: a change while we look takes it out again.
+		o.states[target] = Programmed{}
+	}
+	o.mu.Unlock()
+	if known {
+		return p
+	}
+	p = o.look(target)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_, unchanged := o.states[target]
+	if unchanged && p.Reason != ReasonNoDataPlane {
+		o.states[target] = p
+	} else {
+		// An absence is not remembered: it means another thing after a while.
+		delete(o.states, target)
+	}
+	return p
+}
+
+func (o *EnvoyOutput) look(target string) Programmed {
 	if err := o.failed[target]; err != nil {
 		return Programmed{Status: metav1.ConditionFalse, Reason: ReasonDataPlaneRefused, Message: err.Error(), Keep: o.versions[target] != ""}
 	}
@@ -315,16 +372,19 @@ func (o *EnvoyOutput) noteGateway(target string) {
 	}
 }
 
-func (o *EnvoyOutput) forgetGateway(target string) {
+func (o *EnvoyOutput) forgetTarget(target string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.seen, target)
+	delete(o.states, target)
 }
 
 func (o *EnvoyOutput) noteNodes(target string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.seen[target] = time.Time{}
+	if _, gateway := o.seen[target]; gateway {
+		o.seen[target] = time.Time{}
+	}
 }
 
 // recentlySeen tells whether a gateway without nodes had some a moment ago.

@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/lambdamesh/lambdamesh/manifests"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
@@ -34,6 +35,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
+	"github.com/lambdamesh/lambdamesh/pkg/telemetry"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
@@ -53,6 +55,7 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
+	ctrllog.SetLogger(telemetry.Logr(slog.New(slog.DiscardHandler)))
 	scheme, err := kube.Scheme()
 	require.NoError(t, err)
 	w := &world{t: t, config: testkit.KubeAPI(t, manifests.CRDs, manifests.IstioCRDs)}

@@ -83,6 +83,8 @@ type IstioOutput struct {
 	failed  map[objectID]error
 	// seen is the newest that the watch told about an object.
 	seen map[objectID]seen
+	// stale: there may be objects to prune.
+	stale bool
 
 	written *ir.Mesh // what desired was made from; used by the worker only
 }
@@ -230,7 +232,8 @@ func (o *IstioOutput) note(kind schema.GroupKind, m *metav1.PartialObjectMetadat
 	if want == nil {
 		delete(o.seen, id)
 		if !gone && isOurs(m) {
-			poke(o.wake) // to be pruned
+			o.stale = true
+			poke(o.wake)
 		}
 		return
 	}
@@ -326,7 +329,7 @@ func (o *IstioOutput) take() bool {
 	if same {
 		return true
 	}
-	o.written = mesh
+	o.written, o.stale = mesh, true
 	o.desired, o.byOwner, o.lambdas = next, byOwner, routedTo(mesh)
 	gone := func(id objectID) bool { return next[id] == nil }
 	maps.DeleteFunc(o.applied, func(id objectID, _ applied) bool { return gone(id) })
@@ -420,6 +423,13 @@ func (o *IstioOutput) write(ctx context.Context, object istio.Object) (metav1.Ob
 
 // prune deletes objects of ours that the mesh does not have.
 func (o *IstioOutput) prune(ctx context.Context) error {
+	o.mu.Lock()
+	due := o.stale
+	o.stale = false
+	o.mu.Unlock()
+	if !due {
+		return nil
+	}
 	var errs []error
 	for _, kind := range istioKinds() {
 		list := &metav1.PartialObjectMetadataList{}
@@ -444,6 +454,11 @@ func (o *IstioOutput) prune(ctx context.Context) error {
 				errs = append(errs, fmt.Errorf("delete the stale %s: %w", id, err))
 			}
 		}
+	}
+	if len(errs) > 0 {
+		o.mu.Lock()
+		o.stale = true
+		o.mu.Unlock()
 	}
 	return errors.Join(errs...)
 }
