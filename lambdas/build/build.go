@@ -18,10 +18,18 @@ type Artifact struct {
 	// Files to mount as the source directory, by name; nil when the image holds
 	// the source.
 	Files map[string]string
+	// Server are files to mount as [ServerDir], by path: the runtime server, for
+	// an image that has only the language. Nil when the image holds it.
+	Server map[string]string
+	// Command starts it; nil for the image's own.
+	Command []string
 	// Note is worth telling although the build went well, such as another
 	// language version than the one asked for.
 	Note string
 }
+
+// ServerDir is where a pod finds the files of Artifact.Server.
+const ServerDir = "/lambda/runtime"
 
 // Reasons of the SourceReady condition, besides NotSupported.
 const (

@@ -225,6 +225,8 @@ func TestInAClusterInterpretedSourceIsMounted(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "registry.example/lambdamesh-nodejs:v1", artifact.Image)
 	require.Contains(t, artifact.Files, "main.mjs")
+	require.Contains(t, artifact.Server, "server.mjs")
+	require.Equal(t, []string{"node", "/lambda/runtime/server.mjs"}, artifact.Command)
 
 	lambda := newLambda(v1alpha1.RuntimePython, "def main(event, context): pass\n")
 	lambda.Spec.Version = "3.12"
@@ -232,6 +234,11 @@ func TestInAClusterInterpretedSourceIsMounted(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "registry.example/lambdamesh-python:3.12-v1", artifact.Image)
 	require.Contains(t, artifact.Files, "main.py")
+	require.Contains(t, artifact.Server, "lambdamesh_runtime/server.py")
+
+	artifact, err = build.Images{}.Build(t.Context(), lambda)
+	require.NoError(t, err)
+	require.Equal(t, "docker.io/library/python:3.12-slim", artifact.Image, "the official image without a prefix")
 
 	_, err = images.Build(t.Context(), newLambda(v1alpha1.RuntimeGo, goodGo))
 	require.Equal(t, build.ReasonNeedsBuild, build.ReasonOf(err))

@@ -2,6 +2,8 @@ package deploy
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -90,10 +92,47 @@ func New(lambda *v1alpha1.Lambda, artifact build.Artifact, options Options) Obje
 		},
 		Deployment: deployment(lambda, artifact, options),
 	}
-	if artifact.Files != nil {
-		objects.ConfigMap = &corev1.ConfigMap{ObjectMeta: objectMeta(lambda, sourceName(lambda, artifact)), Data: artifact.Files}
+	parts := mounted(artifact)
+	if len(parts) == 0 {
+		return objects
+	}
+	objects.ConfigMap = &corev1.ConfigMap{ObjectMeta: objectMeta(lambda, sourceName(lambda, artifact)), Data: map[string]string{}}
+	for _, part := range parts {
+		for name, text := range part.files {
+			objects.ConfigMap.Data[part.key(name)] = text
+		}
 	}
 	return objects
+}
+
+// mount is a directory of the container whose files lie in the ConfigMap.
+type mount struct {
+	volume, dir string
+	files       map[string]string
+}
+
+func mounted(artifact build.Artifact) []mount {
+	var parts []mount
+	if artifact.Files != nil {
+		parts = append(parts, mount{"source", sourceDir, artifact.Files})
+	}
+	if artifact.Server != nil {
+		parts = append(parts, mount{"runtime", build.ServerDir, artifact.Server})
+	}
+	return parts
+}
+
+// key of a file in the ConfigMap, where names have no slashes.
+func (m mount) key(name string) string {
+	return m.volume + "." + strings.ReplaceAll(name, "/", ".")
+}
+
+func (m mount) items() []corev1.KeyToPath {
+	var items []corev1.KeyToPath
+	for _, name := range slices.Sorted(maps.Keys(m.files)) {
+		items = append(items, corev1.KeyToPath{Key: m.key(name), Path: name})
+	}
+	return items
 }
 
 func deployment(lambda *v1alpha1.Lambda, artifact build.Artifact, options Options) *appsv1.Deployment {
@@ -102,7 +141,7 @@ func deployment(lambda *v1alpha1.Lambda, artifact build.Artifact, options Option
 		timeout = lambda.Spec.Timeout.Duration
 	}
 	container := corev1.Container{
-		Name: ContainerName, Image: artifact.Image,
+		Name: ContainerName, Image: artifact.Image, Command: artifact.Command,
 		Env:   append(runtimeEnv(lambda, timeout, options), lambda.Spec.Env...),
 		Ports: []corev1.ContainerPort{{Name: v1alpha1.ServiceHTTPPort, ContainerPort: appPort, Protocol: corev1.ProtocolTCP}, {Name: AdminPortName, ContainerPort: adminPort, Protocol: corev1.ProtocolTCP}},
 		// The start may take as long as loading the user's code takes.
@@ -120,11 +159,11 @@ func deployment(lambda *v1alpha1.Lambda, artifact build.Artifact, options Option
 		VolumeMounts: []corev1.VolumeMount{{Name: "tmp", MountPath: "/tmp"}},
 	}
 	volumes := []corev1.Volume{{Name: "tmp", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
-	if artifact.Files != nil {
-		volumes = append(volumes, corev1.Volume{Name: "source", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
-			LocalObjectReference: corev1.LocalObjectReference{Name: sourceName(lambda, artifact)},
+	for _, part := range mounted(artifact) {
+		volumes = append(volumes, corev1.Volume{Name: part.volume, VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
+			LocalObjectReference: corev1.LocalObjectReference{Name: sourceName(lambda, artifact)}, Items: part.items(),
 		}}})
-		container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: "source", MountPath: sourceDir, ReadOnly: true})
+		container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: part.volume, MountPath: part.dir, ReadOnly: true})
 	}
 	for i, mount := range lambda.Spec.SecretMounts {
 		name := "secret-" + strconv.Itoa(i)

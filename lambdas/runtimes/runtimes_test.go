@@ -257,6 +257,52 @@ func TestHandlersInOtherIdioms(t *testing.T) {
 	}
 }
 
+// In a pod the servers listen on ports of every address.
+func TestServersListenOnPorts(t *testing.T) {
+	toolchain := newToolchain(t)
+	for runtime, source := range map[v1alpha1.Runtime]string{
+		v1alpha1.RuntimeGo:     "package p\n\nimport \"net/http\"\n\nfunc Main(w http.ResponseWriter, r *http.Request) { w.Write([]byte(\"hi\")) }\n",
+		v1alpha1.RuntimeNodeJS: "exports.main = () => 'hi';\n",
+		v1alpha1.RuntimePython: "def main(event, context):\n    return 'hi'\n",
+	} {
+		t.Run(string(runtime), func(t *testing.T) {
+			command := buildCommand(t, toolchain, runtime, "", source)
+			app, admin := freePort(t), freePort(t)
+			child, err := process.Start(t.Context(), process.Spec{
+				Path: command.Path, Args: command.Args, Dir: t.TempDir(), Stderr: t.Output(),
+				Env: []string{v1alpha1.EnvListen + "=tcp::" + app, v1alpha1.EnvAdminListen + "=tcp:127.0.0.1:" + admin, v1alpha1.EnvSource + "=" + command.SourceDir, "PATH=" + os.Getenv("PATH")},
+			})
+			require.NoError(t, err)
+			t.Cleanup(func() { _ = child.Stop(context.Background()) })
+			client := &http.Client{Timeout: 5 * time.Second}
+			testkit.Eventually(t, 20*time.Second, func() error {
+				response, err := client.Get("http://127.0.0.1:" + admin + "/readyz")
+				if err != nil {
+					return err
+				}
+				defer response.Body.Close()
+				if response.StatusCode != http.StatusOK {
+					return errors.New(response.Status)
+				}
+				return nil
+			}, "the server is ready")
+			response, err := client.Get("http://127.0.0.1:" + app + "/")
+			require.NoError(t, err)
+			require.Equal(t, "hi", readAll(t, response))
+		})
+	}
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer listener.Close()
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	require.NoError(t, err)
+	return port
+}
+
 func newToolchain(t *testing.T) *build.Toolchain {
 	t.Helper()
 	toolchain, err := build.NewToolchain(build.ToolchainConfig{Dir: t.TempDir()})
@@ -279,17 +325,7 @@ func start(t *testing.T, toolchain *build.Toolchain, runtime v1alpha1.Runtime, s
 
 func startHandler(t *testing.T, toolchain *build.Toolchain, runtime v1alpha1.Runtime, handler, source string, mesh *fakeMesh) *runningLambda {
 	t.Helper()
-	lambda := &v1alpha1.Lambda{}
-	lambda.Name, lambda.Namespace = "sample", "shop"
-	lambda.Spec.Runtime, lambda.Spec.Handler = runtime, handler
-	lambda.Spec.Source.Inline = &v1alpha1.InlineSource{Code: source}
-	artifact, err := toolchain.Build(t.Context(), lambda)
-	if build.ReasonOf(err) == build.ReasonRuntimeMissing && err != nil {
-		t.Skipf("NOT TESTED on this machine: %v", err)
-	}
-	require.NoError(t, err)
-	command, err := toolchain.Command(t.Context(), artifact.Image)
-	require.NoError(t, err)
+	command := buildCommand(t, toolchain, runtime, handler, source)
 
 	dir := testkit.TempSocketDir(t)
 	app, admin := filepath.Join(dir, "app"), filepath.Join(dir, "admin")
@@ -305,6 +341,7 @@ func startHandler(t *testing.T, toolchain *build.Toolchain, runtime v1alpha1.Run
 		env = append(env, v1alpha1.EnvHandler+"="+handler)
 	}
 	running := &runningLambda{client: unixClient(app), adminClient: unixClient(admin)}
+	var err error
 	running.process, err = process.Start(t.Context(), process.Spec{
 		Name: string(runtime), Path: command.Path, Args: command.Args, Env: env, Dir: dir,
 		Stdout: process.LineFunc(func(line []byte) {
@@ -333,6 +370,22 @@ func startHandler(t *testing.T, toolchain *build.Toolchain, runtime v1alpha1.Run
 		return nil
 	}, "the server is ready")
 	return running
+}
+
+func buildCommand(t *testing.T, toolchain *build.Toolchain, runtime v1alpha1.Runtime, handler, source string) build.Command {
+	t.Helper()
+	lambda := &v1alpha1.Lambda{}
+	lambda.Name, lambda.Namespace = "sample", "shop"
+	lambda.Spec.Runtime, lambda.Spec.Handler = runtime, handler
+	lambda.Spec.Source.Inline = &v1alpha1.InlineSource{Code: source}
+	artifact, err := toolchain.Build(t.Context(), lambda)
+	if build.ReasonOf(err) == build.ReasonRuntimeMissing && err != nil {
+		t.Skipf("NOT TESTED on this machine: %v", err)
+	}
+	require.NoError(t, err)
+	command, err := toolchain.Command(t.Context(), artifact.Image)
+	require.NoError(t, err)
+	return command
 }
 
 func (r *runningLambda) check(t *testing.T, row behavior) {

@@ -240,6 +240,14 @@ class _TCPServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         pass  # connections that break; what handlers raise is logged where it is caught
 
 
+class _TCP6Server(_TCPServer):
+    address_family = socket.AF_INET6
+
+    def server_bind(self):
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if not self.server_address[0] else 1)
+        super().server_bind()
+
+
 class _UnixServer(_TCPServer):
     address_family = socket.AF_UNIX
     allow_reuse_address = False
@@ -248,9 +256,9 @@ class _UnixServer(_TCPServer):
 def _bind(address, handler):
     network, target = parse_address(address)
     if network == "tcp":
-        if ":" in target[0]:
-            kind = type("_TCP6Server", (_TCPServer,), {"address_family": socket.AF_INET6})
-            return kind(target, handler)
+        # No host: every address, of both families where the system has them.
+        if ":" in target[0] or (not target[0] and socket.has_dualstack_ipv6()):
+            return _TCP6Server(target, handler)
         return _TCPServer(target, handler)
     try:
         if stat.S_ISSOCK(os.lstat(target).st_mode):
