@@ -1,0 +1,115 @@
+package admin_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	kubetesting "k8s.io/client-go/testing"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/admin"
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
+)
+
+// letters are dead letters of two subscriptions in turns.
+type letters int
+
+func (n letters) DeadLetters(_ context.Context, _ string, after uint64, limit int) ([]event.DeadLetter, error) {
+	if n < 0 {
+		return nil, event.ErrUnavailable
+	}
+	var page []event.DeadLetter
+	for id := after + 1; id <= uint64(n) && len(page) < limit; id++ {
+		page = append(page, event.DeadLetter{ID: id, Subscription: []string{"shop/even", "shop/odd"}[id%2], Event: event.Event{ID: "e", Source: "s", Type: "t"}})
+	}
+	return page, nil
+}
+
+func get(t *testing.T, config admin.Config, path, token string, into any) int {
+	t.Helper()
+	if config.Ready == nil {
+		config.Ready = func(context.Context) error { return nil }
+	}
+	r := httptest.NewRequest(http.MethodGet, path, nil)
+	if token != "" {
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	w := httptest.NewRecorder()
+	admin.New(config).ServeHTTP(w, r)
+	if into != nil {
+		require.NoError(t, json.Unmarshal(w.Body.Bytes(), into), w.Body)
+	}
+	return w.Code
+}
+
+type page struct {
+	Items []event.DeadLetter
+	Next  uint64
+}
+
+func TestDeadLettersArePagedAndFiltered(t *testing.T) {
+	config := admin.Config{DeadLetters: letters(250)}
+	var p page
+	require.Equal(t, 200, get(t, config, "/admin/v1/dead-letters", "", &p))
+	require.Len(t, p.Items, 100)
+	require.Equal(t, uint64(100), p.Next)
+
+	var ids []uint64
+	for path := "/admin/v1/dead-letters?subscription=shop/odd&limit=40"; path != ""; {
+		p = page{}
+		require.Equal(t, 200, get(t, config, path, "", &p))
+		for _, letter := range p.Items {
+			require.Equal(t, "shop/odd", letter.Subscription)
+			ids = append(ids, letter.ID)
+		}
+		path = ""
+		if p.Next > 0 {
+			path = fmt.Sprint("/admin/v1/dead-letters?subscription=shop/odd&limit=40&after=", p.Next)
+		}
+	}
+	require.Len(t, ids, 125)
+	require.IsIncreasing(t, ids)
+}
+
+func TestWrongQueriesAndAStoreThatIsAway(t *testing.T) {
+	var problem struct{ Errors []struct{ Field string } }
+	require.Equal(t, 400, get(t, admin.Config{DeadLetters: letters(1)}, "/admin/v1/dead-letters?limit=5000&after=x&subscription=shop", "", &problem))
+	require.Len(t, problem.Errors, 3)
+	require.Equal(t, 503, get(t, admin.Config{DeadLetters: letters(-1)}, "/admin/v1/dead-letters", "", nil))
+	require.Equal(t, 503, get(t, admin.Config{Ready: func(context.Context) error { return errors.New("starting") }}, "/readyz", "", nil))
+}
+
+func TestCallersNeedATokenThatTheAPIServerAllows(t *testing.T) {
+	client := fake.NewClientset()
+	client.PrependReactor("create", "tokenreviews", func(action kubetesting.Action) (bool, runtime.Object, error) {
+		review, _ := action.(kubetesting.CreateAction).GetObject().(*authenticationv1.TokenReview)
+		switch review.Spec.Token {
+		case "operator", "guest":
+			review.Status.Authenticated = true
+			review.Status.User.Username = review.Spec.Token
+		case "away":
+			return true, nil, errors.New("connection refused")
+		}
+		return true, review, nil
+	})
+	client.PrependReactor("create", "subjectaccessreviews", func(action kubetesting.Action) (bool, runtime.Object, error) {
+		review, _ := action.(kubetesting.CreateAction).GetObject().(*authorizationv1.SubjectAccessReview)
+		review.Status.Allowed = review.Spec.User == "operator" &&
+			*review.Spec.NonResourceAttributes == authorizationv1.NonResourceAttributes{Path: "/admin/v1/dead-letters", Verb: "get"}
+		return true, review, nil
+	})
+	config := admin.Config{DeadLetters: letters(1), Authorize: admin.KubernetesAccess(client)}
+	for token, want := range map[string]int{"operator": 200, "guest": 403, "stranger": 401, "": 401, "away": 503} {
+		require.Equal(t, want, get(t, config, "/admin/v1/dead-letters", token, nil), token)
+	}
+	require.Equal(t, 200, get(t, config, "/healthz", "", nil), "health needs no token")
+}
