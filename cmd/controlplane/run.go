@@ -7,6 +7,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -175,17 +178,39 @@ func envoyMesh(ctx context.Context, p *parts) (mesh.Output, []component.Componen
 	if err != nil {
 		return nil, nil, err
 	}
+	peers, err := newPeers(p)
+	if err != nil {
+		return nil, nil, errors.Join(err, listener.Close())
+	}
 	output, err := mesh.NewEnvoyOutput(mesh.EnvoyConfig{
 		ADS: ads.Config{
 			Listener: listener, CA: authority, ServerNames: names, TrustDomain: p.trustDomain,
 			Authenticator: ads.TokenReview(clients.AuthenticationV1().TokenReviews()), Log: p.log, Registry: p.registry,
 		},
 		Cache: p.manager.GetCache(), Reader: p.manager.GetAPIReader(), GatewayServiceAccount: p.settings.GatewayServiceAccount,
+		Peers: peers,
 	})
 	if err != nil {
 		return nil, nil, errors.Join(err, listener.Close())
 	}
 	return output, []component.Component{output.Server()}, nil
+}
+
+// newPeers lets replicas know each other by their host names, which in a
+// cluster are their pods'. Without a leader there is one only.
+func newPeers(p *parts) (*mesh.PeersConfig, error) {
+	if !p.leaderElection {
+		return nil, nil
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("find this replica's name: %w", err)
+	}
+	direct, err := client.New(p.manager.GetConfig(), client.Options{Scheme: p.manager.GetScheme()})
+	if err != nil {
+		return nil, fmt.Errorf("connect to the API server: %w", err)
+	}
+	return &mesh.PeersConfig{Client: direct, Namespace: p.namespace, Name: strings.ToLower(name)}, nil
 }
 
 func adminHandler(registry *prometheus.Registry, work component.Component) http.Handler {

@@ -15,7 +15,11 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/jwks"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
+
+// fieldManager of all that the controller applies.
+const fieldManager = v1alpha1.ManagedBy + "-meshconfig"
 
 const (
 	// minInterval between the beginnings of two rebuilds.

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -42,12 +44,15 @@ type EnvoyConfig struct {
 	// GatewayServiceAccount that gateway nodes run as; default
 	// lambdamesh-system/gateway.
 	GatewayServiceAccount types.NamespacedName
+	// Peers are the other replicas; nil: there are none.
+	Peers *PeersConfig
 }
 
 // EnvoyOutput serves the mesh over ADS.
 type EnvoyOutput struct {
 	config EnvoyConfig
 	server *ads.Server
+	peers  *peers // nil: none
 	log    *slog.Logger
 
 	mu      sync.Mutex
@@ -90,6 +95,11 @@ func NewEnvoyOutput(config EnvoyConfig) (*EnvoyOutput, error) {
 	if o.log = config.ADS.Log; o.log == nil {
 		o.log = slog.Default()
 	}
+	if config.Peers != nil {
+		if o.peers, err = newPeers(*config.Peers, o.log); err != nil {
+			return nil, fmt.Errorf("configure the Envoy output: %w", err)
+		}
+	}
 	return o, nil
 }
 
@@ -104,8 +114,25 @@ func (o *EnvoyOutput) Run(ctx context.Context, changed func()) error {
 	o.mu.Lock()
 	o.changed = changed
 	o.mu.Unlock()
+	if o.peers != nil {
+		o.peers.run(ctx, o.gatewayNodes, o.onChange)
+	}
 	<-ctx.Done()
 	return nil
+}
+
+// gatewayNodes are the connected nodes of all gateways.
+func (o *EnvoyOutput) gatewayNodes() map[string][]ads.NodeStatus {
+	o.mu.Lock()
+	targets := slices.Collect(maps.Keys(o.seen))
+	o.mu.Unlock()
+	all := make(map[string][]ads.NodeStatus, len(targets))
+	for _, target := range targets {
+		if nodes := o.server.Status(target).Nodes; len(nodes) > 0 {
+			all[target] = nodes
+		}
+	}
+	return all
 }
 
 func (o *EnvoyOutput) notify() {
@@ -333,10 +360,11 @@ func (o *EnvoyOutput) look(target string) Programmed {
 		return Programmed{Status: metav1.ConditionFalse, Reason: ReasonDataPlaneRefused, Message: err.Error(), Keep: o.versions[target] != ""}
 	}
 	status := o.server.Status(target)
+	status.Nodes = append(status.Nodes, o.peers.nodes(target)...)
 	if len(status.Nodes) == 0 {
 		return Programmed{
 			Status: metav1.ConditionFalse, Reason: ReasonNoDataPlane,
-			Message: "no proxy of Gateway " + target + " is connected to this control plane",
+			Message: "no proxy of Gateway " + target + " is connected",
 			Keep:    o.recentlySeen(target),
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 	istioapi "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -251,6 +252,37 @@ func TestANodeIsServedOnlyToTheAccountItStandsFor(t *testing.T) {
 	w.create(rule)
 	w.requireCondition(rule, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, controller.ReasonNoDataPlane)
 	require.Empty(t, p.ads.Status(ads.GatewayTarget(w.namespace, "gateway")).Nodes)
+}
+
+func TestADataPlaneOfAnotherReplicaCounts(t *testing.T) {
+	w := newWorld(t)
+	w.service("orders", "an order")
+	w.controlPlane(func(o *options) { o.replica = "leader" })
+	standby := w.controlPlane(func(o *options) { o.replica, o.standby = "standby", true })
+	g := w.gateway(standby.address)
+	rule := w.apiRule("orders", "orders", toService("orders"))
+	w.create(rule)
+	w.requireReady(rule)
+	g.requireStatus(200, "orders."+domain, "/")
+
+	g.refuse("no")
+	g.stop()
+	// A gateway that refuses, at the other replica again.
+	second := w.gateway(standby.address)
+	second.refuse("port 80 is taken there")
+	more := w.apiRule("more", "more", toService("orders"))
+	w.create(more)
+	testkit.Eventually(t, patience, func() error {
+		var now v1alpha1.APIRule
+		if err := w.client.Get(t.Context(), client.ObjectKeyFromObject(more), &now); err != nil {
+			return err
+		}
+		c := meta.FindStatusCondition(now.Status.Conditions, v1alpha1.ConditionProgrammed)
+		if c == nil || !strings.Contains(c.Message, "port 80 is taken there") {
+			return fmt.Errorf("%+v", c)
+		}
+		return nil
+	}, "the refusal is told")
 }
 
 // issuer is an identity provider.

@@ -134,6 +134,8 @@ type options struct {
 	istio   bool
 	allow   []string
 	jwks    jwks.Config
+	replica string
+	standby bool // somebody else is the leader
 }
 
 func (w *world) controlPlane(change ...func(*options)) *controlPlane {
@@ -152,13 +154,21 @@ func (w *world) controlPlane(change ...func(*options)) *controlPlane {
 	require.NoError(w.t, err)
 
 	p := &controlPlane{}
+	var peers *controller.PeersConfig
+	if o.replica != "" {
+		peers = &controller.PeersConfig{Client: w.client, Namespace: w.namespace, Name: o.replica}
+	}
+	var elected chan struct{}
+	if o.standby {
+		elected = make(chan struct{})
+	}
 	var outputs []controller.Output
 	if o.envoy {
 		listener, err := net.Listen("tcp", o.address)
 		require.NoError(w.t, err)
 		output, err := controller.NewEnvoyOutput(controller.EnvoyConfig{
 			ADS:   ads.Config{Listener: listener, CA: w.ca, Authenticator: tokens{}, Log: log},
-			Cache: objects, Reader: w.client,
+			Cache: objects, Reader: w.client, Peers: peers,
 		})
 		require.NoError(w.t, err)
 		outputs = append(outputs, output)
@@ -172,7 +182,7 @@ func (w *world) controlPlane(change ...func(*options)) *controlPlane {
 	o.jwks.Policy, err = targets.New(targets.Config{Allow: o.allow})
 	require.NoError(w.t, err)
 	c, err := controller.New(controller.Config{
-		Cache: objects, Client: w.client, Reader: w.client, Outputs: outputs, JWKS: o.jwks, Log: log,
+		Cache: objects, Client: w.client, Reader: w.client, Outputs: outputs, JWKS: o.jwks, Elected: elected, Log: log,
 	})
 	require.NoError(w.t, err)
 	stopCache := run(w.t, runFunc(objects.Start))

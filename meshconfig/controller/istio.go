@@ -32,7 +32,6 @@ import (
 )
 
 const (
-	istioFieldManager = v1alpha1.ManagedBy + "-meshconfig"
 	// istioWriters bounds the writes at a time.
 	istioWriters = 8
 	// istioRetry is the first pause after a failure; it doubles up to maxRetry.
@@ -405,7 +404,7 @@ func (o *IstioOutput) write(ctx context.Context, object istio.Object) (metav1.Ob
 	if err != nil {
 		return nil, err
 	}
-	if err := o.config.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(istioFieldManager), client.ForceOwnership); err != nil {
+	if err := o.config.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(fieldManager), client.ForceOwnership); err != nil {
 		return nil, fmt.Errorf("apply: %w", err)
 	}
 	got, err := json.Marshal(u.Object["spec"])
@@ -414,7 +413,7 @@ func (o *IstioOutput) write(ctx context.Context, object istio.Object) (metav1.Ob
 	}
 	if string(got) != string(want) {
 		u.Object["spec"] = spec
-		if err := o.config.Client.Update(ctx, u, client.FieldOwner(istioFieldManager)); err != nil {
+		if err := o.config.Client.Update(ctx, u, client.FieldOwner(fieldManager)); err != nil {
 			return nil, fmt.Errorf("replace the spec: %w", err)
 		}
 	}

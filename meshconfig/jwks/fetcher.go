@@ -82,7 +82,7 @@ type Fetcher struct {
 	ready  chan struct{}
 
 	mu      sync.Mutex
-	base    context.Context // of Run; nil before and after
+	launch  func(uri string, k *kept) // while Run runs; f.mu is held
 	kept    map[string]*kept
 	running sync.WaitGroup
 }
@@ -132,15 +132,22 @@ func (f *Fetcher) Ready() <-chan struct{} { return f.ready }
 // Run fetches until ctx ends.
 func (f *Fetcher) Run(ctx context.Context) error {
 	f.mu.Lock()
-	f.base = ctx
+	f.launch = func(uri string, k *kept) {
+		ctx, cancel := context.WithCancel(ctx)
+		k.cancel = cancel
+		f.running.Go(func() {
+			defer cancel()
+			f.keepFresh(ctx, uri, k)
+		})
+	}
 	for uri, k := range f.kept {
-		f.start(uri, k)
+		f.launch(uri, k)
 	}
 	f.mu.Unlock()
 	close(f.ready)
 	<-ctx.Done()
 	f.mu.Lock()
-	f.base = nil
+	f.launch = nil
 	f.mu.Unlock()
 	f.running.Wait()
 	f.client.CloseIdleConnections()
@@ -158,8 +165,8 @@ func (f *Fetcher) Keep(uris []string) {
 		if f.kept[uri] == nil {
 			k := &kept{tried: make(chan struct{})}
 			f.kept[uri] = k
-			if f.base != nil {
-				f.start(uri, k)
+			if f.launch != nil {
+				f.launch(uri, k)
 			}
 		}
 	}
@@ -171,16 +178,6 @@ func (f *Fetcher) Keep(uris []string) {
 			delete(f.kept, uri)
 		}
 	}
-}
-
-// start fetches in the background; f.mu is held.
-func (f *Fetcher) start(uri string, k *kept) {
-	ctx, cancel := context.WithCancel(f.base)
-	k.cancel = cancel
-	f.running.Go(func() {
-		defer cancel()
-		f.keepFresh(ctx, uri, k)
-	})
 }
 
 // Results of the URIs that were tried once at least.
