@@ -4,8 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -132,8 +132,8 @@ func (t *translator) destination(key types.NamespacedName, port uint32) *ir.Dest
 			plain = t.sliceEndpoints(key, p)
 			for _, e := range t.entries.selected(key.Namespace, service.Spec.Selector) {
 				endpoint := ir.Endpoint{Address: e.Spec.GetAddress(), Port: entryPort(e, p)}
-				if endpoint.Address == "" || strings.HasPrefix(endpoint.Address, "unix:") || endpoint.Port == 0 {
-					continue // unix endpoints are dropped by istiod as well
+				if !usable(endpoint) {
+					continue
 				}
 				if e.labels[v1alpha1.LabelIstioTLSMode] == "istio" {
 					secured = append(secured, endpoint)
@@ -195,12 +195,21 @@ func (t *translator) sliceEndpoints(service types.NamespacedName, port corev1.Se
 					continue
 				}
 				for _, address := range e.Addresses {
-					all = append(all, ir.Endpoint{Address: address, Port: uint32(*p.Port)})
+					if endpoint := (ir.Endpoint{Address: address, Port: uint32(*p.Port)}); usable(endpoint) {
+						all = append(all, endpoint)
+					}
 				}
 			}
 		}
 	}
 	return all
+}
+
+// usable endpoints are IP addresses: Envoy refuses all endpoints of a set with
+// another one, and istiod drops Unix sockets as well.
+func usable(e ir.Endpoint) bool {
+	_, err := netip.ParseAddr(e.Address)
+	return err == nil && validPort(e.Port)
 }
 
 // ready as EndpointConditions define it: unknown counts as ready.

@@ -1,8 +1,6 @@
 package translate
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -182,41 +180,6 @@ func parsedKeys(text, source string) keySet {
 		return keySet{json: ir.NoKeys, reason: ReasonKeysUnusable, problem: fmt.Sprintf("%s holds no usable keys, every token is refused: %v", source, err)}
 	}
 	return keySet{json: public}
-}
-
-// publicKeys keeps the public members of the asymmetric keys of a JWK Set (RFC
-// 7517; RFC 7518, section 6; RFC 8037): a private key that got in by mistake
-// must not travel to proxies, and a symmetric key would let every reader of the
-// set mint tokens.
-func publicKeys(text string) (string, error) {
-	var set struct {
-		Keys []map[string]json.RawMessage `json:"keys"`
-	}
-	if err := json.Unmarshal([]byte(text), &set); err != nil {
-		return "", fmt.Errorf("it is no JWK Set: %w", err)
-	}
-	out := struct {
-		Keys []map[string]json.RawMessage `json:"keys"`
-	}{}
-	for _, key := range set.Keys {
-		switch string(key["kty"]) {
-		case `"RSA"`, `"EC"`, `"OKP"`:
-		default:
-			continue
-		}
-		public := map[string]json.RawMessage{}
-		for _, member := range []string{"kty", "kid", "alg", "use", "n", "e", "crv", "x", "y"} {
-			if v, found := key[member]; found {
-				public[member] = v
-			}
-		}
-		out.Keys = append(out.Keys, public)
-	}
-	if len(out.Keys) == 0 {
-		return "", errors.New("it has no RSA, EC or OKP key")
-	}
-	encoded, err := json.Marshal(out)
-	return string(encoded), err
 }
 
 // checkIssuers lets a workload take one issuer's tokens by one key set only:

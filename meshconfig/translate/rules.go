@@ -94,7 +94,7 @@ func (t *ruleTranslator) rule(i int) ir.Rule {
 	t.match(spec, &out)
 	jwt := t.auth(spec)
 	backends := t.backends(spec)
-	out.Rewrite = rewrite(spec.Rewrite)
+	out.Rewrite = t.rewrite(spec.Rewrite)
 	out.RequestHeaders = t.headerEdits(".request", spec.Request)
 	out.ResponseHeaders = t.headerEdits(".response", spec.Response)
 	out.Timeout = timeout(spec.Timeout, t.object.Spec.Timeout)
@@ -142,6 +142,11 @@ func (t *ruleTranslator) match(spec *v1alpha1.Rule, out *ir.Rule) {
 	}
 	out.Path = path
 	for _, m := range spec.Methods {
+		if m == "" || strings.ContainsFunc(string(m), func(c rune) bool { return c < 'A' || c > 'Z' }) {
+			out.Methods = nil
+			t.refuse(".methods", v1alpha1.ReasonInvalid, "%q is no method; write GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS or TRACE", m)
+			break
+		}
 		out.Methods = append(out.Methods, string(m))
 	}
 	slices.Sort(out.Methods)
@@ -253,9 +258,15 @@ func reservedHeader(name string) bool {
 	}
 }
 
-func rewrite(r *v1alpha1.Rewrite) *ir.Rewrite {
+func (t *ruleTranslator) rewrite(r *v1alpha1.Rewrite) *ir.Rewrite {
 	if r == nil {
 		return nil
+	}
+	if r.Path != "" && (!strings.HasPrefix(r.Path, "/") || strings.ContainsAny(r.Path, "?# \t\r\n\x00")) {
+		t.refuse(".rewrite.path", v1alpha1.ReasonInvalid, "%q is no path: it begins with / and has no ?, # or space", r.Path)
+	}
+	if r.Host != "" && !validHost(r.Host) {
+		t.refuse(".rewrite.host", v1alpha1.ReasonInvalid, "%q is no host name", r.Host)
 	}
 	return &ir.Rewrite{Path: r.Path, Host: r.Host}
 }

@@ -1,6 +1,11 @@
 package translate_test
 
 import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"maps"
+	"os"
 	"strings"
 	"testing"
 
@@ -105,22 +110,70 @@ func TestRuleIDsFollowTheRuleAndNotItsPlace(t *testing.T) {
 
 const jwtRule = `[{path: /*, lambda: a, jwt: {authentications: [{issuer: i, jwksSecret: keys}]}}]`
 
-func secret(jwks string) *corev1.Secret {
-	s := &corev1.Secret{Data: map[string][]byte{"jwks.json": []byte(jwks)}}
+func secret(text string) *corev1.Secret {
+	s := &corev1.Secret{Data: map[string][]byte{"jwks.json": []byte(text)}}
 	s.Namespace, s.Name = "shop", "keys"
 	return s
 }
 
-func TestPrivateAndSymmetricKeysStayBehind(t *testing.T) {
+// testKey is the EC key pair of meshconfig/testdata/keys.
+func testKey(t *testing.T) map[string]string {
+	t.Helper()
+	text, err := os.ReadFile("../testdata/keys/shop.json")
+	require.NoError(t, err)
+	var key map[string]string
+	require.NoError(t, json.Unmarshal(text, &key))
+	return key
+}
+
+func jwks(t *testing.T, keys ...map[string]string) string {
+	t.Helper()
+	text, err := json.Marshal(map[string]any{"keys": keys})
+	require.NoError(t, err)
+	return string(text)
+}
+
+func without(key map[string]string, members ...string) map[string]string {
+	key = maps.Clone(key)
+	for _, m := range members {
+		delete(key, m)
+	}
+	return key
+}
+
+func with(key map[string]string, member, value string) map[string]string {
+	key = maps.Clone(key)
+	key[member] = value
+	return key
+}
+
+func TestOnlyPublicKeysThatVerifySignaturesTravel(t *testing.T) {
+	good := testKey(t)
+	modulus := base64.RawURLEncoding.EncodeToString(bytes.Repeat([]byte{0xff}, 256))
+	rsa := map[string]string{"kty": "RSA", "kid": "r", "n": modulus, "e": "AQAB"}
+	okp := map[string]string{"kty": "OKP", "crv": "Ed25519", "x": base64.RawURLEncoding.EncodeToString(make([]byte, 32))}
+
 	s := snapshot(t, lambdaA, apiRule("r", older, "h", jwtRule))
-	s.Secrets = append(s.Secrets, secret(`{"keys":[{"kty":"EC","crv":"P-256","x":"x","y":"y","d":"private"},{"kty":"oct","k":"shared"},{"kty":"RSA","n":"n","e":"AQAB","p":"private"}]}`))
+	s.Secrets = append(s.Secrets, secret(jwks(t,
+		good, with(rsa, "p", "private"), okp,
+		map[string]string{"kty": "oct", "k": "shared"},
+		with(rsa, "use", "enc"),
+		with(rsa, "alg", "RSA-OAEP"),
+		with(rsa, "n", modulus[:100]),
+		with(rsa, "e", "AA"),
+		with(good, "x", good["y"]),
+		with(good, "crv", "secp256k1"),
+		with(good, "alg", "HS256"),
+		with(okp, "crv", "Ed448"),
+		with(okp, "x", "not base64!"),
+	)))
 	mesh, problems := translate.Translate(s)
 	require.Empty(t, problems)
-	require.JSONEq(t, `{"keys":[{"kty":"EC","crv":"P-256","x":"x","y":"y"},{"kty":"RSA","n":"n","e":"AQAB"}]}`, mesh.KeySets[0].JWKS)
+	require.JSONEq(t, jwks(t, without(good, "d"), rsa, okp), mesh.KeySets[0].JWKS)
 }
 
 func TestKeysThatCannotBeReadRefuseEveryToken(t *testing.T) {
-	for name, jwks := range map[string]string{
+	for name, text := range map[string]string{
 		"no JSON":            "-----BEGIN PUBLIC KEY-----",
 		"no keys":            `{"keys":[]}`,
 		"a key and no set":   `{"kty":"RSA","n":"n","e":"AQAB"}`,
@@ -130,7 +183,7 @@ func TestKeysThatCannotBeReadRefuseEveryToken(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := snapshot(t, lambdaA, apiRule("r", older, "h", jwtRule))
-			s.Secrets = append(s.Secrets, secret(jwks))
+			s.Secrets = append(s.Secrets, secret(text))
 			mesh, problems := translate.Translate(s)
 			require.Equal(t, ir.NoKeys, mesh.KeySets[0].JWKS)
 			require.Len(t, problems, 1)
@@ -143,9 +196,10 @@ func TestKeysThatCannotBeReadRefuseEveryToken(t *testing.T) {
 
 func TestOldKeysAreUsedWhileTheirSourceIsAway(t *testing.T) {
 	s := snapshot(t, lambdaA, apiRule("r", older, "h", `[{path: /*, lambda: a, jwt: {authentications: [{issuer: i, jwksUri: "https://i/keys"}]}}]`))
-	s.JWKS = map[string]translate.KeySetResult{"https://i/keys": {JSON: `{"keys":[{"kty":"OKP","x":"x"}]}`, Err: "timeout"}}
+	keys := jwks(t, without(testKey(t), "d"))
+	s.JWKS = map[string]translate.KeySetResult{"https://i/keys": {JSON: keys, Err: "timeout"}}
 	mesh, problems := translate.Translate(s)
-	require.JSONEq(t, `{"keys":[{"kty":"OKP","x":"x"}]}`, mesh.KeySets[0].JWKS)
+	require.JSONEq(t, keys, mesh.KeySets[0].JWKS)
 	require.Len(t, problems, 1)
 	require.Contains(t, problems[0].Message, "timeout")
 }
