@@ -141,6 +141,10 @@ func (r *reconciler) Reconcile(ctx context.Context, request ctrl.Request) (resul
 		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
 			return ctrl.Result{}, nil // the lambda is about to be deleted too
 		}
+		if apierrors.IsInvalid(err) {
+			reconcile.False(lambda, v1alpha1.ConditionDeployed, v1alpha1.ReasonInvalid, err.Error())
+			return ctrl.Result{}, r.observeReplicas(ctx, lambda) // it stays invalid until the lambda changes
+		}
 		if err != nil {
 			reconcile.False(lambda, v1alpha1.ConditionDeployed, v1alpha1.ReasonPending, err.Error())
 			return ctrl.Result{}, err

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -151,6 +152,20 @@ func TestController(t *testing.T) {
 		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonNotSupported, "scale.min: 0")
 		err := c.Get(t.Context(), client.ObjectKey{Namespace: ns, Name: "sample"}, &appsv1.Deployment{})
 		require.True(t, apierrors.IsNotFound(err), "%v", err)
+	})
+
+	t.Run("what the API server refuses is told with the field", func(t *testing.T) {
+		ns := testkit.Namespace(t, config)
+		builder.set(ns, builds("registry.example/a:1"))
+		lambda := w.create(t, ns, func(l *v1alpha1.Lambda) {
+			l.Spec.Resources = &v1alpha1.LambdaResources{
+				Requests: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("2Gi")},
+				Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")},
+			}
+		})
+		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonInvalid, "")
+		deployed := meta.FindStatusCondition(lambda.Status.Conditions, v1alpha1.ConditionDeployed)
+		require.Contains(t, deployed.Message, "must be less than or equal to memory limit")
 	})
 
 	t.Run("a mounted source has a ConfigMap, and that of an older version goes when the newer runs", func(t *testing.T) {

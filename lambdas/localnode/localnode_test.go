@@ -346,7 +346,7 @@ func newWorld(t *testing.T) *world {
 func (w *world) start(t *testing.T) (stop func()) {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	ctrl.SetLogger(telemetry.Logr(log))
+	ctrl.SetLogger(telemetry.Logr(slog.New(slog.DiscardHandler))) // global: it outlives this test
 	toolchain, err := build.NewToolchain(build.ToolchainConfig{Dir: filepath.Join(w.dataDir, "artifacts")})
 	require.NoError(t, err)
 	node, err := localnode.New(localnode.Config{

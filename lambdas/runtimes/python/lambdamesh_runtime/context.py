@@ -37,7 +37,7 @@ def encode_body(body):
         return body.encode("utf-8"), "text/plain; charset=utf-8"
     if isinstance(body, (bytes, bytearray, memoryview)):
         return bytes(body), "application/octet-stream"
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8"), "application/json"
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8"), "application/json"
 
 
 def send(url, method, headers, body, proxy, timeout):
@@ -146,7 +146,7 @@ class Context:
             event["data"] = data
             event.setdefault("datacontenttype", "application/json")
         headers = {"Content-Type": "application/cloudevents+json", **self._trace}
-        body = json.dumps(event, ensure_ascii=False).encode("utf-8")
+        body = json.dumps(event, ensure_ascii=False, allow_nan=False).encode("utf-8")
         answer = send(self._config.publish_url, "POST", headers, body, self._config.proxy, self.remaining())
         if not answer.ok:
             raise RuntimeError(f"publish {type}: the event bus answered {answer.status}: {answer.body[:300].decode('utf-8', 'replace')}")
