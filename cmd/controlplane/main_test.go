@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -21,6 +23,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -95,14 +99,40 @@ func cluster(t *testing.T) (*rest.Config, client.Client) {
 			t.Fatal(err)
 		}
 	}
+	applyRBAC(t, c)
 	return config, c
+}
+
+// applyRBAC gives the control plane's service account what an installation
+// does.
+func applyRBAC(t *testing.T, c client.Client) {
+	t.Helper()
+	file, err := os.Open("../../manifests/rbac/controlplane.yaml")
+	require.NoError(t, err)
+	defer file.Close()
+	documents := utilyaml.NewYAMLOrJSONDecoder(file, 4096)
+	for {
+		u := &unstructured.Unstructured{}
+		if err := documents.Decode(&u.Object); errors.Is(err, io.EOF) {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		require.NoError(t, c.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(u), client.FieldOwner("test"), client.ForceOwnership))
+	}
 }
 
 func kubeconfig(t *testing.T, config *rest.Config) string {
 	t.Helper()
 	out := clientcmdapi.NewConfig()
 	out.Clusters["c"] = &clientcmdapi.Cluster{Server: config.Host, CertificateAuthorityData: config.CAData}
-	out.AuthInfos["u"] = &clientcmdapi.AuthInfo{ClientCertificateData: config.CertData, ClientKeyData: config.KeyData, Token: config.BearerToken}
+	// With the rights of its service account, not those of an administrator.
+	account := "system:serviceaccount:" + v1alpha1.SystemNamespace
+	out.AuthInfos["u"] = &clientcmdapi.AuthInfo{
+		ClientCertificateData: config.CertData, ClientKeyData: config.KeyData, Token: config.BearerToken,
+		Impersonate:       account + ":" + v1alpha1.ServiceAccountControlPlane,
+		ImpersonateGroups: []string{"system:serviceaccounts", account, "system:authenticated"},
+	}
 	out.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
 	out.CurrentContext = "x"
 	path := filepath.Join(t.TempDir(), "kubeconfig")
@@ -235,17 +265,17 @@ func object(apiVersion, kind string) *metav1.PartialObjectMetadata {
 
 func greeting(namespace string) (*v1alpha1.Lambda, *v1alpha1.APIRule) {
 	return &v1alpha1.Lambda{
-			ObjectMeta: metav1.ObjectMeta{Name: "greeting", Namespace: namespace},
-			Spec: v1alpha1.LambdaSpec{Runtime: v1alpha1.RuntimeNodeJS, Source: v1alpha1.SourceSpec{
-				Inline: &v1alpha1.InlineSource{Code: "export function main() { return 'hello' }"},
-			}},
-		}, &v1alpha1.APIRule{
-			ObjectMeta: metav1.ObjectMeta{Name: "greeting", Namespace: namespace},
-			Spec: v1alpha1.APIRuleSpec{
-				Hosts: []string{namespace},
-				Rules: []v1alpha1.Rule{{Path: "/*", Lambda: "greeting", NoAuth: new(true)}},
-			},
-		}
+		ObjectMeta: metav1.ObjectMeta{Name: "greeting", Namespace: namespace},
+		Spec: v1alpha1.LambdaSpec{Runtime: v1alpha1.RuntimeNodeJS, Source: v1alpha1.SourceSpec{
+			Inline: &v1alpha1.InlineSource{Code: "export function main() { return 'hello' }"},
+		}},
+	}, &v1alpha1.APIRule{
+		ObjectMeta: metav1.ObjectMeta{Name: "greeting", Namespace: namespace},
+		Spec: v1alpha1.APIRuleSpec{
+			Hosts: []string{namespace},
+			Rules: []v1alpha1.Rule{{Path: "/*", Lambda: "greeting", NoAuth: new(true)}},
+		},
+	}
 }
 
 func requireProgrammed(t *testing.T, c client.Client, rule *v1alpha1.APIRule) {
