@@ -1,7 +1,10 @@
 package eventbus_test
 
 import (
+	"bytes"
 	"fmt"
+	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
@@ -13,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
 	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 )
@@ -132,4 +136,47 @@ func TestHeadersOfNATSNeverPass(t *testing.T) {
 	require.NotEqual(t, "x", msg.Header.Get("Nats-Msg-Id"))
 	require.Equal(t, stream.EventStream, msg.Header.Get("Nats-Expected-Stream"))
 	require.Equal(t, "lambdamesh.events._.commerce.%24JS.API.STREAM.DELETE.%3E%20%2A", msg.Subject)
+}
+
+func TestLargeEventsForManySubscriptionsArriveWithoutADisconnect(t *testing.T) {
+	var log bytes.Buffer
+	var mu sync.Mutex
+	b := startBus(t, t.TempDir(), func(c *eventbus.Config) {
+		c.Log = slog.New(slog.NewTextHandler(locked{&mu, &log}, nil))
+	})
+	url, got := receiver(t, nil)
+	for i := range 3 {
+		sub := subscription(fmt.Sprint("u", i), url)
+		sub.MaxInFlight, sub.Hold, sub.Retry.MaxAttempts = 100, true, 1
+		require.NoError(t, b.Dispatcher().Set(t.Context(), sub))
+	}
+	const n = 100
+	for i := range n {
+		_, err := b.Store().Publish(t.Context(), []event.Event{{ID: fmt.Sprint(i), Source: "commerce", Type: "large", Data: make([]byte, event.MaxEventBytes)}})
+		require.NoError(t, err)
+	}
+	for i := range 3 {
+		sub := subscription(fmt.Sprint("u", i), url)
+		sub.MaxInFlight = 100
+		require.NoError(t, b.Dispatcher().Set(t.Context(), sub))
+	}
+	for range 3 * n {
+		require.Len(t, next(t, got).body, event.MaxEventBytes)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	require.NotContains(t, log.String(), "disconnected")
+	require.NotContains(t, log.String(), "WARN")
+}
+
+// locked lets several goroutines write.
+type locked struct {
+	*sync.Mutex
+	w io.Writer
+}
+
+func (l locked) Write(p []byte) (int, error) {
+	l.Lock()
+	defer l.Unlock()
+	return l.w.Write(p)
 }

@@ -19,6 +19,10 @@ import (
 // DefaultMaxPayload leaves room for an event of 1 MiB and its attributes.
 const DefaultMaxPayload = 2 << 20
 
+// maxPending is how much may wait to be sent to a client before the server takes
+// it for dead. The one client is this process, which is slow at times but alive.
+const maxPending = 512 << 20
+
 // startTimeout bounds how long recovering the store may take.
 const startTimeout = 2 * time.Minute
 
@@ -126,6 +130,7 @@ func (s *Server) Run(ctx context.Context) error {
 		StoreDir:          s.config.Dir,
 		JetStreamMaxStore: s.config.MaxStoreBytes,
 		MaxPayload:        s.config.MaxPayload,
+		MaxPending:        maxPending,
 		SyncInterval:      time.Minute,
 		SyncAlways:        true,
 		NoSigs:            true,

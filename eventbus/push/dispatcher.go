@@ -128,7 +128,9 @@ func (d *Dispatcher) Name() string { return "event-push" }
 func (d *Dispatcher) Ready() <-chan struct{} { return d.ready }
 
 // StopTimeout is the time Run may take to return once its context ended.
-func (d *Dispatcher) StopTimeout() time.Duration { return d.config.DrainTimeout + 2*time.Second }
+func (d *Dispatcher) StopTimeout() time.Duration {
+	return d.config.DrainTimeout + storeTimeout + time.Second
+}
 
 // Run reports changed stats until ctx ends, then lets pushes in flight finish
 // up to the drain timeout and gives the rest back to the broker.

@@ -33,6 +33,9 @@ type outcome struct {
 
 func (o outcome) ok() bool { return o.err == nil && o.status >= 200 && o.status < 300 }
 
+// delivered tells a success from the zero value.
+func (o outcome) delivered() bool { return o.status != 0 && o.ok() }
+
 func (o outcome) text() string {
 	switch {
 	case o.err != nil:

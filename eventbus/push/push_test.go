@@ -29,6 +29,7 @@ type broker struct {
 	removed   []string
 	letters   []event.DeadLetter
 	lettersOK bool
+	ackFails  bool // the next one
 }
 
 func newBroker() *broker {
@@ -113,6 +114,12 @@ func (d *delivery) Attempt() int        { return d.attempt }
 func (d *delivery) Ack() error {
 	d.b.mu.Lock()
 	defer d.b.mu.Unlock()
+	if d.b.ackFails {
+		d.b.ackFails = false
+		again := *d
+		time.AfterFunc(10*time.Second, func() { d.b.put(&again) }) // the ack wait
+		return errors.New("disconnected")
+	}
 	d.b.acked = append(d.b.acked, d.seq)
 	return nil
 }
@@ -536,5 +543,26 @@ func TestChangedStatsAreReportedAtMostOncePerSecond(t *testing.T) {
 		require.Equal(t, 1, reports)
 		cancel()
 		require.NoError(t, <-done)
+	})
+}
+
+func TestLostAcknowledgementIsNoFailureOfTheSink(t *testing.T) {
+	requests := 0
+	bubble(t, func(*http.Request) (*http.Response, error) {
+		requests++
+		return answer(200), nil
+	}, func(t *testing.T, b *broker, d *push.Dispatcher) {
+		b.ackFails = true
+		sub := subscription("u1")
+		sub.Retry.MaxAttempts = 1
+		require.NoError(t, d.Set(t.Context(), sub))
+		b.add(1, "1")
+		time.Sleep(time.Minute)
+		require.Equal(t, 1, requests)
+		require.Equal(t, []uint64{1}, b.acked)
+		require.Empty(t, b.letters)
+		stats, _ := d.Stats("u1")
+		require.Equal(t, int64(1), stats.Delivered)
+		require.True(t, stats.Oldest.IsZero())
 	})
 }

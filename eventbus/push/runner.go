@@ -17,6 +17,8 @@ const (
 	// storePause is the pause before a dead letter that could not be stored is
 	// tried again.
 	storePause = 5 * time.Second
+	// storeTimeout is how long storing a dead letter may take.
+	storeTimeout = 5 * time.Second
 )
 
 // runner dispatches one subscription.
@@ -231,6 +233,9 @@ func (r *runner) handle(sub *Subscription, d event.Delivery) (done bool) {
 	if !event.Selects(sub.Selectors, e.Source, e.Type) || (sub.Filter != nil && !sub.Filter(e)) {
 		return r.answer("acknowledge", d.Ack())
 	}
+	if r.last(d).delivered() { // its acknowledgement did not get through
+		return r.answer("acknowledge", d.Ack())
+	}
 	attempt := d.Attempt()
 	if attempt > 1 {
 		r.change(func() { r.stats.Redelivered++ })
@@ -248,7 +253,11 @@ func (r *runner) handle(sub *Subscription, d event.Delivery) (done bool) {
 	stopExtending()
 	r.observe(sub, result)
 	if result.ok() {
-		r.change(func() { r.stats.Delivered++; r.stats.Failing = false })
+		r.change(func() {
+			r.stats.Delivered++
+			r.stats.Failing = false
+			r.open[d.Sequence()] = attempted{stored: d.Stored(), last: result}
+		})
 		return r.answer("acknowledge", d.Ack())
 	}
 	if r.d.push.Err() != nil { // cut off: no failure of the sink
@@ -271,11 +280,16 @@ func (r *runner) handle(sub *Subscription, d event.Delivery) (done bool) {
 	return false
 }
 
+// last is the outcome of the attempt before, if this process made it.
+func (r *runner) last(d event.Delivery) outcome {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.open[d.Sequence()].last
+}
+
 // bury stores the dead letter and acknowledges the event after that.
 func (r *runner) bury(sub *Subscription, d event.Delivery, reason string, attempts int) (done bool) {
-	r.mu.Lock()
-	last := r.open[d.Sequence()].last
-	r.mu.Unlock()
+	last := r.last(d)
 	letter := event.DeadLetter{
 		Subscription: sub.Namespace + "/" + sub.Name,
 		Consumer:     sub.UID,
@@ -290,7 +304,7 @@ func (r *runner) bury(sub *Subscription, d event.Delivery, reason string, attemp
 	}
 	// Not cut off by the drain timeout: an event that is given up must not be
 	// tried once more only because we stop now. The store has a timeout.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.d.push), storePause)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.d.push), storeTimeout)
 	defer cancel()
 	if err := r.d.config.DeadLetters.StoreDeadLetter(ctx, &letter); err != nil {
 		r.log.Warn("a dead letter could not be stored; the event stays", "event", letter.Event.ID, "error", err)

@@ -87,6 +87,11 @@ func (s *Store) Unsubscribe(ctx context.Context, name string) error {
 	return nil
 }
 
+// maxFetchBytes bounds what one fetch brings at once. Many fetches of large
+// events would otherwise fill the server's buffer for this connection, and the
+// server drops a connection whose buffer is full.
+const maxFetchBytes = 4 << 20
+
 type consumer struct {
 	jetstream.Consumer
 	log *slog.Logger
@@ -96,7 +101,7 @@ type consumer struct {
 func (c *consumer) Fetch(ctx context.Context, n int, wait time.Duration, handle func(event.Delivery)) error {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	batch, err := c.Consumer.Fetch(n, jetstream.FetchContext(ctx))
+	batch, err := c.Consumer.Fetch(n, jetstream.FetchContext(ctx), jetstream.FetchMaxBytes(maxFetchBytes))
 	if err != nil {
 		return translate(err)
 	}
