@@ -108,7 +108,8 @@ func (p *plane) run(t *testing.T, node, target string, id ads.Identity, resource
 
 func start(t *testing.T, c interface {
 	Run(ctx context.Context) error
-}) {
+},
+) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
