@@ -77,28 +77,29 @@ func (s *Store) Publish(ctx context.Context, events []event.Event) ([]event.Rece
 // commitLoop writes one group of requests after the other. While one is being
 // written the next gathers, so groups grow with the load by themselves.
 func (s *Store) commitLoop(ctx context.Context) {
+	var next *request // did not fit into the group before
 	for {
-		var group []*request
-		select {
-		case r := <-s.requests:
-			group = append(group, r)
-		case <-ctx.Done():
-			s.refuseRest()
-			return
-		}
-		count, bytes := len(group[0].msgs), size(group[0])
-	gather:
-		for count < maxBatch && bytes < maxBatchBytes {
+		if next == nil {
 			select {
-			case r := <-s.requests:
-				group = append(group, r)
-				count += len(r.msgs)
-				bytes += size(r)
-			default:
-				break gather
+			case next = <-s.requests:
+			case <-ctx.Done():
+				s.refuseRest()
+				return
 			}
 		}
-		s.commit(ctx, group, count)
+		var group []*request
+		for count, bytes := 0, 0; next != nil; {
+			count, bytes = count+len(next.msgs), bytes+size(next)
+			if len(group) > 0 && (count > maxBatch || bytes > maxBatchBytes) {
+				break
+			}
+			group, next = append(group, next), nil
+			select {
+			case next = <-s.requests:
+			default:
+			}
+		}
+		s.commit(ctx, group)
 	}
 }
 
@@ -123,7 +124,7 @@ func size(r *request) int {
 }
 
 // commit stores the messages of a group and answers each request.
-func (s *Store) commit(ctx context.Context, group []*request, count int) {
+func (s *Store) commit(ctx context.Context, group []*request) {
 	l, err := s.connected()
 	if err != nil {
 		for _, r := range group {
@@ -134,8 +135,8 @@ func (s *Store) commit(ctx context.Context, group []*request, count int) {
 
 	// Two publishers may send one event at the same time; a batch must not hold
 	// it twice.
-	msgs := make([]*nats.Msg, 0, count)
-	index := make(map[string]int, count)
+	var msgs []*nats.Msg
+	index := map[string]int{}
 	for _, r := range group {
 		for _, m := range r.msgs {
 			id := m.Header.Get(jetstream.MsgIDHeader)

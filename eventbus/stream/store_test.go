@@ -161,3 +161,28 @@ func TestFullStorageMakesRoomFromWhatEverybodyHas(t *testing.T) {
 	require.Eventually(t, func() bool { return len(fill("c")) > 0 }, 5*time.Second, 100*time.Millisecond, "room is made")
 	require.NotEmpty(t, bustest.Take(t, slow, 1))
 }
+
+func TestLargeRequestsShareNoBatchThatIsTooLarge(t *testing.T) {
+	_, store, _ := open(t, natsserver.Config{Dir: t.TempDir()}, stream.Config{})
+	many := func(prefix string, n, size int) []event.Event {
+		events := make([]event.Event, n)
+		for i := range events {
+			events[i] = bustest.Event(fmt.Sprint(prefix, i))
+			events[i].Data = make([]byte, size)
+		}
+		return events
+	}
+	errs := make(chan error)
+	go func() { _, err := store.Publish(t.Context(), many("a", 600, 100)); errs <- err }()
+	go func() { _, err := store.Publish(t.Context(), many("b", 600, 100)); errs <- err }()
+	go func() { _, err := store.Publish(t.Context(), many("c", 1000, 100)); errs <- err }()
+	go func() { _, err := store.Publish(t.Context(), many("d", 15, event.MaxEventBytes)); errs <- err }()
+	for range 4 {
+		require.NoError(t, <-errs)
+	}
+	c := bustest.Subscribe(t, store, "c", event.Start{Earliest: true}, "", "**")
+	require.Eventually(t, func() bool {
+		info, err := c.Info(t.Context())
+		return err == nil && info.Pending == 2215
+	}, 10*time.Second, 10*time.Millisecond)
+}
