@@ -70,6 +70,9 @@ func (p *Policy) resolve(ctx context.Context, address string) (host string, port
 	if why := p.checkHost(host, port); why != "" {
 		return "", 0, nil, &RefusedError{Target: address, Why: why}
 	}
+	if p.serviceProxy != nil && IsService(host) {
+		return "", 0, nil, &RefusedError{Target: address, Why: "Services of the cluster are called through the mesh only"}
+	}
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return "", port, []netip.Addr{addr}, nil
 	}
@@ -103,7 +106,7 @@ func (p *Policy) Transport(options ClientOptions) *Transport {
 		config = &tls.Config{}
 	}
 	config.MinVersion = max(config.MinVersion, tls.VersionTLS12)
-	return &Transport{policy: p, base: &http.Transport{
+	t := &Transport{policy: p, base: &http.Transport{
 		DialContext:            p.DialContext(options.Dial),
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    tlsTimeout,
@@ -114,12 +117,25 @@ func (p *Policy) Transport(options ClientOptions) *Transport {
 		ForceAttemptHTTP2:      true,
 		DisableCompression:     true, // a body's size is what the peer sent
 	}}
+	if p.serviceProxy != nil {
+		t.services = &http.Transport{
+			Proxy:                  http.ProxyURL(p.serviceProxy),
+			DialContext:            (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext,
+			ResponseHeaderTimeout:  options.ResponseHeaderTimeout,
+			MaxResponseHeaderBytes: maxResponseHeaderBytes,
+			MaxIdleConnsPerHost:    maxIdlePerHost,
+			IdleConnTimeout:        idleTimeout,
+			DisableCompression:     true,
+		}
+	}
+	return t
 }
 
 // Transport is an http.RoundTripper that keeps to a policy.
 type Transport struct {
-	policy *Policy
-	base   *http.Transport
+	policy   *Policy
+	base     *http.Transport
+	services *http.Transport // nil: base calls them, too
 }
 
 // RoundTrip checks the URL and sends the request.
@@ -130,18 +146,38 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		return nil, err
 	}
+	if t.services != nil && IsService(r.URL.Hostname()) {
+		return t.services.RoundTrip(toService(r))
+	}
 	return t.base.RoundTrip(r)
 }
 
+// toService spells the host as the proxy knows it. What the request calls its
+// host must not lead to another one: a proxy goes by that.
+func toService(r *http.Request) *http.Request {
+	out, u := *r, *r.URL
+	u.Host, _ = canonicalName(u.Hostname())
+	if port := r.URL.Port(); port != "" {
+		u.Host = net.JoinHostPort(u.Host, port)
+	}
+	out.URL, out.Host = &u, ""
+	return &out
+}
+
 // CloseIdleConnections is what http.Client.CloseIdleConnections calls.
-func (t *Transport) CloseIdleConnections() { t.base.CloseIdleConnections() }
+func (t *Transport) CloseIdleConnections() {
+	t.base.CloseIdleConnections()
+	if t.services != nil {
+		t.services.CloseIdleConnections()
+	}
+}
 
 // maxRedirects is enough for a key set or a document that has moved.
 const maxRedirects = 3
 
 // HTTPClient returns a client on [Policy.Transport]. It follows up to three
-// redirects, each checked like the first URL, and none from https to http. The
-// caller bounds the time, by the request's context, and what it reads.
+// redirects, each checked like the first URL, and none from https to http or
+// from outside to a Service of the cluster. The caller bounds the time, by the request's context, and what it reads.
 func (p *Policy) HTTPClient(options ClientOptions) *http.Client {
 	return &http.Client{
 		Transport: p.Transport(options),
@@ -149,8 +185,12 @@ func (p *Policy) HTTPClient(options ClientOptions) *http.Client {
 			if len(via) > maxRedirects {
 				return fmt.Errorf("stopped after %d redirects", maxRedirects)
 			}
-			if downgrade(via[len(via)-1].URL, r.URL) {
+			from := via[len(via)-1].URL
+			if downgrade(from, r.URL) {
 				return &RefusedError{Target: r.URL.Redacted(), Why: "a redirect from https to http is not followed"}
+			}
+			if IsService(r.URL.Hostname()) && !IsService(from.Hostname()) {
+				return &RefusedError{Target: r.URL.Redacted(), Why: "a redirect from outside into the cluster is not followed"}
 			}
 			return nil
 		},

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -39,6 +40,8 @@ type Policy struct {
 	allow    []entry
 	deny     []entry
 	resolver Resolver
+	// serviceProxy leads to the cluster's Services; nil: they are dialed.
+	serviceProxy *url.URL
 }
 
 // RefusedError says which target the policy refused and what to do about it.
@@ -82,6 +85,37 @@ func New(config Config) (*Policy, error) {
 	return p, nil
 }
 
+// WithServiceProxy returns a policy that is the same but for the cluster's
+// Services, see [IsService]: its transports call them through an HTTP proxy, the
+// egress listener of the caller's own sidecar, and its dialers refuse them. So
+// they see the caller's identity and decide themselves who may call. The sidecar
+// does the encryption: a URL of a Service must be http.
+func (p *Policy) WithServiceProxy(proxy *url.URL) *Policy {
+	through := *p
+	through.serviceProxy = proxy
+	return &through
+}
+
+// Without returns a policy that denies these targets, too, in the forms of
+// [Config.Deny].
+func (p *Policy) Without(targets ...string) (*Policy, error) {
+	deny, err := parseEntries(targets)
+	if err != nil {
+		return nil, fmt.Errorf("denied target: %w", err)
+	}
+	narrow := *p
+	narrow.deny = slices.Concat(p.deny, deny)
+	return &narrow, nil
+}
+
+// IsService reports whether a host name is one of the cluster's own: every name
+// under svc and svc.cluster.local, such as orders.shop.svc, in any case and with
+// or without the final dot. No public name ends so.
+func IsService(host string) bool {
+	name, why := canonicalName(host)
+	return why == "" && (strings.HasSuffix(name, ".svc") || strings.HasSuffix(name, ".svc.cluster.local"))
+}
+
 // CheckURL returns a [*RefusedError] when raw is not a URL that may be called,
 // as far as that can be seen without resolving its host name.
 func (p *Policy) CheckURL(raw string) error {
@@ -117,6 +151,9 @@ func (p *Policy) check(u *url.URL) error {
 	}
 	if why := p.checkHost(u.Hostname(), port); why != "" {
 		return refuse("%s", why)
+	}
+	if p.serviceProxy != nil && u.Scheme != "http" && IsService(u.Hostname()) {
+		return refuse("Services of the cluster are called through the mesh, which encrypts; write http")
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -373,6 +374,136 @@ func TestTheEnvironmentsProxyIsNotUsed(t *testing.T) {
 	require.NoError(t, err)
 	_, err = client.Do(request)
 	require.ErrorContains(t, err, "no such host")
+}
+
+// meshProxy is a sidecar's egress listener: it answers what it was asked for.
+func meshProxy(t *testing.T) *url.URL {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if to := r.URL.Query().Get("to"); to != "" {
+			http.Redirect(w, r, to, http.StatusFound)
+			return
+		}
+		fmt.Fprintf(w, "%s %s host %s", r.Method, r.RequestURI, r.Host)
+	}))
+	t.Cleanup(server.Close)
+	proxy, err := url.Parse(server.URL)
+	require.NoError(t, err)
+	return proxy
+}
+
+func TestServicesAreCalledThroughTheProxyAndNeverDialed(t *testing.T) {
+	p := policy(t, targets.Config{Allow: []string{"*.svc", "127.0.0.1"}, Deny: []string{"admin.ops.svc", "*.svc:9090"}, Resolver: &resolver{}}).WithServiceProxy(meshProxy(t))
+	get := func(raw, host string) (string, error) {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, raw, nil)
+		require.NoError(t, err)
+		request.Host = host
+		response, err := p.Transport(targets.ClientOptions{}).RoundTrip(request)
+		if err != nil {
+			return "", err
+		}
+		defer response.Body.Close()
+		body, err := io.ReadAll(response.Body)
+		return string(body), err
+	}
+	for raw, want := range map[string]string{
+		"http://orders.shop.svc/a?b=c":               "http://orders.shop.svc/a?b=c host orders.shop.svc",
+		"http://orders.shop.svc:8080/":               "http://orders.shop.svc:8080/ host orders.shop.svc:8080",
+		"http://orders.shop.svc.cluster.local/":      "http://orders.shop.svc.cluster.local/ host orders.shop.svc.cluster.local",
+		"http://ORDERS.Shop.sVc./":                   "http://orders.shop.svc/ host orders.shop.svc",
+		"http://Orders.shop.svc.Cluster.Local.:8080": "http://orders.shop.svc.cluster.local:8080/ host orders.shop.svc.cluster.local:8080",
+		"http://orders-0.orders.shop.svc/":           "http://orders-0.orders.shop.svc/ host orders-0.orders.shop.svc",
+		"http://svc.svc/":                            "http://svc.svc/ host svc.svc",
+	} {
+		got, err := get(raw, "")
+		require.NoError(t, err, raw)
+		require.Equal(t, "GET "+want, got)
+		got, err = get(raw, "secrets.ops.svc")
+		require.NoError(t, err, raw)
+		require.Equal(t, "GET "+want, got, "the proxy goes by the host of the request, which is the URL's")
+	}
+	for raw, want := range map[string]string{
+		"https://orders.shop.svc/":            "write http",
+		"https://orders.shop.svc:80/":         "write http",
+		"http://ada@orders.shop.svc/":         "use a Secret",
+		"http://evil.example@orders.shop.svc": "use a Secret",
+		"http://orders.shop.svc@127.0.0.1/":   "use a Secret",
+		"http://orders.shop.svc:080/":         "not one of 1 to 65535",
+		"http://orders.shop.svc../":           "neither a host name",
+		"http://admin.ops.svc/":               "denies it",
+		"http://Admin.ops.svc.:8080/":         "denies it",
+		"http://orders.shop.svc:9090/":        "denies it",
+	} {
+		_, err := get(raw, "")
+		require.True(t, targets.IsRefused(err), "%s: %v", raw, err)
+		require.ErrorContains(t, err, want, raw)
+		require.Error(t, p.CheckURL(raw))
+	}
+	for _, address := range []string{"orders.shop.svc:80", "orders.shop.SVC.:80", "orders.shop.svc.cluster.local:443"} {
+		_, err := p.DialContext(nil)(t.Context(), "tcp", address)
+		require.True(t, targets.IsRefused(err), address)
+	}
+}
+
+func TestAPolicyCanBeNarrowed(t *testing.T) {
+	wide := policy(t, targets.Config{Allow: []string{"10.0.0.0/8"}})
+	narrow, err := wide.Without("*.ops.svc", "10.1.0.0/16")
+	require.NoError(t, err)
+	for _, raw := range []string{"http://secrets.ops.svc/", "http://Secrets.OPS.svc.:8080/", "http://10.1.2.3/"} {
+		require.NoError(t, wide.CheckURL(raw), "the policy it was made of does not change")
+		require.True(t, targets.IsRefused(narrow.CheckURL(raw)), raw)
+	}
+	require.NoError(t, narrow.CheckURL("http://10.2.0.1/"))
+	_, err = wide.Without("a b")
+	require.ErrorContains(t, err, `denied target: "a b"`)
+}
+
+func TestOnlyServicesGoThroughTheProxy(t *testing.T) {
+	direct := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "direct") }))
+	defer direct.Close()
+	address, err := url.Parse(direct.URL)
+	require.NoError(t, err)
+	hosts := []string{"erp.example.com", "orders.svc.example.com", "orders.shop.svc.cluster.local.example.com", "shopsvc", "svc", "orders.shop", "orders.cluster.local"}
+	p := policy(t, targets.Config{Resolver: &resolver{answers: [][]string{{"93.184.215.14"}}}}).WithServiceProxy(meshProxy(t))
+	client := p.HTTPClient(targets.ClientOptions{Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, address.Host)
+	}})
+	for _, host := range hosts {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+host+"/", nil)
+		require.NoError(t, err)
+		response, err := client.Do(request)
+		require.NoError(t, err, host)
+		body, err := io.ReadAll(response.Body)
+		require.NoError(t, err)
+		require.NoError(t, response.Body.Close())
+		require.Equal(t, "direct", string(body), host)
+	}
+}
+
+func TestNoRedirectLeadsFromOutsideIntoTheClusterAndThoseOutOfItAreChecked(t *testing.T) {
+	outside := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://orders.shop.svc/", http.StatusFound)
+	}))
+	defer outside.Close()
+	p := policy(t, targets.Config{Allow: []string{strings.TrimPrefix(outside.URL, "http://")}}).WithServiceProxy(meshProxy(t))
+	for from, want := range map[string]string{
+		outside.URL: "from outside into the cluster",
+		"http://orders.shop.svc/?to=http://127.0.0.1:1/":             "loopback",
+		"http://orders.shop.svc/?to=https://users.shop.svc/":         "write http",
+		"http://orders.shop.svc/?to=" + url.QueryEscape(outside.URL): "from outside into the cluster",
+	} {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, from, nil)
+		require.NoError(t, err)
+		_, err = p.HTTPClient(targets.ClientOptions{}).Do(request)
+		require.True(t, targets.IsRefused(err), "%s: %v", from, err)
+		require.ErrorContains(t, err, want)
+	}
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://orders.shop.svc/?to=http://users.shop.svc/", nil)
+	require.NoError(t, err)
+	response, err := p.HTTPClient(targets.ClientOptions{}).Do(request)
+	require.NoError(t, err)
+	require.NoError(t, response.Body.Close())
+	require.Equal(t, "users.shop.svc", response.Request.URL.Host)
 }
 
 func FuzzCheckURL(f *testing.F) {
