@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -43,6 +44,10 @@ type Config struct {
 	Admin net.Listener
 	// Targets that may be called.
 	Targets *targets.Policy
+	// MeshProxyURL is the HTTP proxy listener of the connector's sidecar, through
+	// which it calls targets that are Services of the cluster. Empty where the
+	// sidecar captures the traffic: then they are dialed as all others are.
+	MeshProxyURL string
 	// TrustDomain of the callers' identities; default [v1alpha1.DefaultTrustDomain].
 	TrustDomain string
 	// LeaderElection lets one of several connectors write statuses. All serve.
@@ -53,7 +58,7 @@ type Config struct {
 	Registry *prometheus.Registry
 }
 
-// Validate returns all that is missing.
+// Validate returns all that is missing or wrong.
 func (c Config) Validate() error {
 	var errs []error
 	for name, missing := range map[string]bool{
@@ -63,7 +68,36 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf("connector: %s is required", name))
 		}
 	}
+	if c.MeshProxyURL != "" {
+		if _, err := c.meshProxy(); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	return errors.Join(errs...)
+}
+
+func (c Config) meshProxy() (*url.URL, error) {
+	u, err := url.Parse(c.MeshProxyURL)
+	if err != nil || u.Scheme != "http" || u.Host == "" {
+		return nil, fmt.Errorf("connector: mesh proxy URL %q must be like http://127.0.0.1:15001", c.MeshProxyURL)
+	}
+	return u, nil
+}
+
+// callable is the policy for targets of applications. The system's own Services
+// are none: they trust the connector, and a lambda could speak to them in its
+// name.
+func (c Config) callable() (*targets.Policy, error) {
+	system := "*." + v1alpha1.SystemNamespace
+	policy, err := c.Targets.Without(system, system+".svc", system+".svc.cluster.local")
+	if err != nil || c.MeshProxyURL == "" {
+		return policy, err
+	}
+	proxy, err := c.meshProxy()
+	if err != nil {
+		return nil, err
+	}
+	return policy.WithServiceProxy(proxy), nil
 }
 
 func (c Config) withDefaults() Config {
@@ -85,6 +119,10 @@ func New(c Config) (component.Component, error) {
 		return nil, err
 	}
 	c = c.withDefaults()
+	var err error
+	if c.Targets, err = c.callable(); err != nil {
+		return nil, err
+	}
 	mgr, err := newManager(c)
 	if err != nil {
 		return nil, err

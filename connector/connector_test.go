@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -44,6 +45,12 @@ type world struct {
 
 func start(t *testing.T, allow ...string) *world {
 	t.Helper()
+	return startBehind(t, "", allow...)
+}
+
+// startBehind starts a connector whose sidecar listens at meshProxy.
+func startBehind(t *testing.T, meshProxy string, allow ...string) *world {
+	t.Helper()
 	w := &world{t: t, rest: testkit.KubeAPI(t, manifests.CRDs)}
 	scheme, err := kube.Scheme()
 	require.NoError(t, err)
@@ -63,6 +70,7 @@ func start(t *testing.T, allow ...string) *world {
 	}
 	config := connector.Config{
 		REST: w.rest, Outbound: listen("unix:" + socket), Public: listen("127.0.0.1:0"), Admin: listen("127.0.0.1:0"),
+		MeshProxyURL: meshProxy,
 	}
 	config.Targets, err = targets.New(targets.Config{Allow: allow})
 	require.NoError(t, err)
@@ -239,6 +247,63 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 	w.becomes(token, v1alpha1.ReasonNotSupported, "pairing is not implemented")
 }
 
+func TestATargetInTheClusterIsCalledThroughTheMeshAndNoOther(t *testing.T) {
+	var mu sync.Mutex
+	var seen []string
+	sidecar := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen = append(seen, r.Method+" "+r.RequestURI)
+		if r.URL.Path == "/oauth/token" {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = io.WriteString(w, `{"access_token":"t","token_type":"Bearer","expires_in":300}`)
+			return
+		}
+		_, _ = io.WriteString(w, r.Header.Get("Authorization"))
+	}))
+	defer sidecar.Close()
+	outside := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "outside") }))
+	defer outside.Close()
+	w := startBehind(t, sidecar.URL, strings.TrimPrefix(outside.URL, "http://"))
+
+	secret := credentials("inside")
+	secret.Data["clientId"], secret.Data["clientSecret"] = secret.Data["username"], secret.Data["password"]
+	inside := application("inside", "http://commerce.third.svc/api")
+	inside.Spec.Services[0].API.Auth = &v1alpha1.APIAuth{OAuth2: &v1alpha1.OAuth2Auth{
+		TokenURL: "http://commerce.third.svc.cluster.local/oauth/token", Secret: v1alpha1.SecretRef{Name: "inside"},
+	}}
+	public := application("public", outside.URL)
+	encrypted := application("encrypted", "https://commerce.third.svc/api")
+	bus := application("bus", "http://EventBus.lambdamesh-system.svc./publish")
+	busShort := application("bus-short", "http://eventbus.lambdamesh-system/publish")
+	w.create(secret, credentials("public"), inside, public, encrypted, bus, busShort)
+	w.becomes(inside, v1alpha1.ReasonReady, "")
+	w.becomes(public, v1alpha1.ReasonReady, "")
+	w.becomes(encrypted, v1alpha1.ReasonTargetRefused, "called through the mesh, which encrypts; write http")
+	w.becomes(bus, v1alpha1.ReasonTargetRefused, "this installation denies it")
+	w.becomes(busShort, v1alpha1.ReasonTargetRefused, "this installation denies it")
+	for _, name := range []string{"inside", "public"} {
+		w.create(&v1alpha1.ApplicationBinding{
+			ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name},
+			Spec:       v1alpha1.ApplicationBindingSpec{Application: name, Lambdas: &v1alpha1.LambdaSelection{Names: []string{"last-order"}}},
+		})
+	}
+	for name, want := range map[string]string{"inside": "Bearer t", "public": "outside"} {
+		testkit.Eventually(t, 10*time.Second, func() error {
+			status, body, err := w.get(w.outbound, "http://connector-outbound/"+name+"/orders/4", "last-order")
+			if err != nil || status != http.StatusOK || body != want {
+				return fmt.Errorf("%d %s %w", status, body, err)
+			}
+			return nil
+		}, name)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	require.Equal(t, []string{
+		"POST http://commerce.third.svc.cluster.local/oauth/token", "GET http://commerce.third.svc/api/4",
+	}, seen)
+}
+
 func TestPorts(t *testing.T) {
 	w := start(t)
 	plain := &http.Client{}
@@ -262,5 +327,8 @@ func TestConfigNamesAllThatIsMissing(t *testing.T) {
 	_, err := connector.New(connector.Config{})
 	for _, name := range []string{"REST", "Outbound", "Public", "Targets"} {
 		require.ErrorContains(t, err, name+" is required")
+	}
+	for _, proxy := range []string{"nowhere", "https://127.0.0.1:1", "http:///x", "unix:/x"} {
+		require.ErrorContains(t, connector.Config{MeshProxyURL: proxy}.Validate(), "must be like http://127.0.0.1:15001")
 	}
 }

@@ -4,15 +4,18 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/lambdamesh/lambdamesh/connector"
@@ -28,7 +31,7 @@ var version = "dev"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := command(os.Stderr).ExecuteContext(ctx)
+	err := command(os.Stderr, os.LookupEnv).ExecuteContext(ctx)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "connector:", err)
@@ -36,25 +39,34 @@ func main() {
 	}
 }
 
+// envPrefix of the variables that stand in for flags: LAMBDAMESH_CONNECTOR_LOG_LEVEL
+// for --log-level.
+const envPrefix = "LAMBDAMESH_CONNECTOR_"
+
 // options are the flags.
 type options struct {
 	kubeconfig              string
 	outbound, public, admin string
-	trustDomain             string
+	trustDomain, meshProxy  string
 	targets                 targets.Config
 	leaderElection          bool
 	log                     telemetry.LogConfig
 }
 
-func command(stderr io.Writer) *cobra.Command {
+func command(stderr io.Writer, lookupEnv func(string) (string, bool)) *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
-		Use:           "connector",
-		Short:         "Connects third-party systems: calls their APIs for lambdas",
+		Use:   "connector",
+		Short: "Connects third-party systems: calls their APIs for lambdas",
+		Long: `connector connects third-party systems: it calls their APIs for lambdas.
+
+Every flag can be set by an environment variable too: ` + envPrefix + `LOG_LEVEL
+for --log-level. A flag on the command line wins.`,
 		Version:       version,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		PreRunE:       func(cmd *cobra.Command, _ []string) error { return fromEnv(cmd.Flags(), lookupEnv) },
 		RunE:          func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), o, stderr) },
 	}
 	f := cmd.Flags()
@@ -62,6 +74,7 @@ func command(stderr io.Writer) *cobra.Command {
 	f.StringVar(&o.outbound, "outbound-address", ":8080", "address of the outbound gateway; nothing but the sidecar may reach it")
 	f.StringVar(&o.public, "public-address", ":8081", "address for third-party systems")
 	f.StringVar(&o.admin, "admin-address", "127.0.0.1:9090", "address of /healthz, /readyz and /metrics")
+	f.StringVar(&o.meshProxy, "mesh-proxy-url", "", "HTTP proxy of the sidecar for targets in the mesh; empty where traffic is captured")
 	f.StringVar(&o.trustDomain, "trust-domain", v1alpha1.DefaultTrustDomain, "SPIFFE trust domain of the mesh")
 	f.StringSliceVar(&o.targets.Allow, "allow-target", nil, "address, range, name or *.name, each with or without :port, that may be called besides public ones")
 	f.StringSliceVar(&o.targets.Deny, "deny-target", nil, "the same, that may never be called")
@@ -72,6 +85,20 @@ func command(stderr io.Writer) *cobra.Command {
 	return cmd
 }
 
+// fromEnv sets the flags the command line did not.
+func fromEnv(flags *pflag.FlagSet, lookupEnv func(string) (string, bool)) error {
+	var errs []error
+	flags.VisitAll(func(f *pflag.Flag) {
+		name := envPrefix + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if value, ok := lookupEnv(name); ok && !f.Changed {
+			if err := flags.Set(f.Name, value); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			}
+		}
+	})
+	return errors.Join(errs...)
+}
+
 func run(ctx context.Context, o options, stderr io.Writer) error {
 	log, err := telemetry.Logger(stderr, o.log)
 	if err != nil {
@@ -80,7 +107,7 @@ func run(ctx context.Context, o options, stderr io.Writer) error {
 	slog.SetDefault(log)
 	ctrllog.SetLogger(telemetry.Logr(log))
 
-	config := connector.Config{TrustDomain: o.trustDomain, LeaderElection: o.leaderElection, Log: log}
+	config := connector.Config{TrustDomain: o.trustDomain, MeshProxyURL: o.meshProxy, LeaderElection: o.leaderElection, Log: log}
 	if config.REST, err = kube.RESTConfig(o.kubeconfig); err != nil {
 		return err
 	}

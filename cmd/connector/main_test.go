@@ -36,6 +36,20 @@ func (b *syncBuffer) String() string {
 	return b.Buffer.String()
 }
 
+func noEnv(string) (string, bool) { return "", false }
+
+func TestTheEnvironmentSetsWhatTheCommandLineDoesNot(t *testing.T) {
+	env := map[string]string{envPrefix + "MESH_PROXY_URL": "http://127.0.0.1:15001", envPrefix + "LOG_LEVEL": "warn"}
+	cmd := command(&bytes.Buffer{}, func(name string) (string, bool) { value, ok := env[name]; return value, ok })
+	require.NoError(t, cmd.ParseFlags([]string{"--log-level", "debug"}))
+	require.NoError(t, cmd.PreRunE(cmd, nil))
+	require.Equal(t, "http://127.0.0.1:15001", cmd.Flag("mesh-proxy-url").Value.String())
+	require.Equal(t, "debug", cmd.Flag("log-level").Value.String())
+
+	cmd = command(&bytes.Buffer{}, func(name string) (string, bool) { return "maybe", name == envPrefix+"LEADER_ELECTION" })
+	require.ErrorContains(t, cmd.PreRunE(cmd, nil), envPrefix+"LEADER_ELECTION")
+}
+
 func TestWrongFlagsEndItWithOneLine(t *testing.T) {
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
 	require.NoError(t, os.WriteFile(kubeconfig, []byte(`{"clusters":[{"name":"c","cluster":{"server":"https://127.0.0.1:1"}}],"contexts":[{"name":"c","context":{"cluster":"c"}}],"current-context":"c"}`), 0o600))
@@ -44,11 +58,12 @@ func TestWrongFlagsEndItWithOneLine(t *testing.T) {
 		"allowed target: \"a b\"":          {"--allow-target", "a b"},
 		"service CIDR \"x\"":               {"--service-cidr", "x"},
 		"listening on nonsense":            {"--outbound-address", "nonsense"},
+		"mesh proxy URL \"x\" must be":     {"--mesh-proxy-url", "x", "--outbound-address", "127.0.0.1:0", "--public-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0"},
 		"unknown flag: --alow-target":      {"--alow-target", "x"},
 		"no such file or directory":        {"--kubeconfig", "/nonexistent/kubeconfig"},
 		"unknown command \"x\" for \"conn": {"x"},
 	} {
-		cmd := command(&bytes.Buffer{})
+		cmd := command(&bytes.Buffer{}, noEnv)
 		cmd.SetArgs(append([]string{"--kubeconfig", kubeconfig}, args...))
 		err := cmd.ExecuteContext(t.Context())
 		require.ErrorContains(t, err, want)
@@ -67,7 +82,7 @@ func TestItServesUntilItIsStopped(t *testing.T) {
 	require.NoError(t, clientcmd.WriteToFile(*file, kubeconfig))
 
 	var stderr syncBuffer
-	cmd := command(&stderr)
+	cmd := command(&stderr, noEnv)
 	cmd.SetArgs([]string{
 		"--kubeconfig", kubeconfig, "--leader-election=false", "--log-format", "text", "--log-level", "info",
 		"--outbound-address", "unix:" + filepath.Join(testkit.TempSocketDir(t), "o"), "--public-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0",

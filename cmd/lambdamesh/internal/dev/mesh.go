@@ -46,9 +46,9 @@ type mesh struct {
 }
 
 // newMesh builds every component; none of them runs yet. Their order is that of
-// the start. The gateway comes last and so stops first: what is in flight is
+// the start; private is a directory for sockets. The gateway comes last and so stops first: what is in flight is
 // answered while everything behind it still runs.
-func newMesh(ctx context.Context, cfg Config, sockets *sockets, rest *rest.Config) (*mesh, error) {
+func newMesh(ctx context.Context, cfg Config, sockets *sockets, private string, rest *rest.Config) (*mesh, error) {
 	m := &mesh{cfg: cfg, sockets: sockets, rest: rest}
 	var err error
 	if m.scheme, err = kube.Scheme(); err != nil {
@@ -66,10 +66,10 @@ func newMesh(ctx context.Context, cfg Config, sockets *sockets, rest *rest.Confi
 	if m.targets, err = m.allowedTargets(); err != nil {
 		return nil, err
 	}
-	if m.eventBus, err = newMember(ctx, v1alpha1.ServiceAccountEventBus, v1alpha1.ServiceEventBus, sockets.private); err != nil {
+	if m.eventBus, err = newMember(ctx, v1alpha1.ServiceAccountEventBus, v1alpha1.ServiceEventBus, private); err != nil {
 		return nil, err
 	}
-	if m.connector, err = newMember(ctx, v1alpha1.ServiceAccountConnector, v1alpha1.ServiceConnectorOutbound, sockets.private); err != nil {
+	if m.connector, err = newMember(ctx, v1alpha1.ServiceAccountConnector, v1alpha1.ServiceConnectorOutbound, private); err != nil {
 		return nil, err
 	}
 	for _, add := range []func() error{m.addControlPlane, m.addConnector, m.addLocalNode, m.addEventBus, m.addGateway} {
@@ -103,7 +103,7 @@ func (m *mesh) allowedTargets() (*targets.Policy, error) {
 func (m *mesh) addConnector() error {
 	c, err := connector.New(connector.Config{
 		REST: m.rest, Outbound: m.connector.app, Public: m.sockets.connector,
-		Targets: m.targets, Log: m.log("connector"),
+		Targets: m.targets, MeshProxyURL: m.connector.proxyURL(), Log: m.log("connector"),
 	})
 	if err != nil {
 		return err
