@@ -15,7 +15,8 @@
 //
 // What it promises: nothing is handed to an output before all informers have
 // synced and every key set was tried once; every replica feeds its outputs, and
-// only the leader writes to the API server; a condition Programmed=True stays
+// only the leader writes to the API server, knowing of the data planes of all
+// ([PeersConfig]); a condition Programmed=True stays
 // while newer resources of the same generation are under way.
 //
 // Secrets: only their metadata is watched and kept, without annotations (kubectl

@@ -4,7 +4,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
+	"encoding/pem"
 	"fmt"
 	"net"
 	"net/http"
@@ -19,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 	istioapi "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -252,6 +256,63 @@ func TestANodeIsServedOnlyToTheAccountItStandsFor(t *testing.T) {
 	w.create(rule)
 	w.requireCondition(rule, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, controller.ReasonNoDataPlane)
 	require.Empty(t, p.ads.Status(ads.GatewayTarget(w.namespace, "gateway")).Nodes)
+}
+
+func TestAGatewayServesTheCertificateOfItsSecretAndItsSuccessor(t *testing.T) {
+	w := newWorld(t)
+	w.service("orders", "an order")
+	p := w.controlPlane()
+	g := w.gateway(p.address)
+	rule := w.apiRule("orders", "orders", toService("orders"))
+	w.create(rule)
+	w.requireReady(rule)
+
+	var gateway networkingv1.Gateway
+	require.NoError(t, w.client.Get(t.Context(), client.ObjectKey{Namespace: w.namespace, Name: "gateway"}, &gateway))
+	gateway.Spec.Servers = append(gateway.Spec.Servers, &istioapi.Server{
+		Port: &istioapi.Port{Number: 443, Name: "https", Protocol: "HTTPS"}, Hosts: []string{"*"},
+		Tls: &istioapi.ServerTLSSettings{Mode: istioapi.ServerTLSSettings_SIMPLE, CredentialName: "certificate"},
+	})
+	require.NoError(t, w.client.Update(t.Context(), &gateway))
+	g.requireStatus(200, "orders."+domain, "/") // the other server is no worse for it
+
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "certificate"}, Type: corev1.SecretTypeTLS}
+	issue := func() *x509.Certificate {
+		leaf, err := w.ca.IssueServer("*." + domain)
+		require.NoError(t, err)
+		secret.Data = map[string][]byte{corev1.TLSCertKey: leaf.ChainPEM, corev1.TLSPrivateKeyKey: leaf.KeyPEM}
+		block, _ := pem.Decode(leaf.ChainPEM)
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		require.NoError(t, err)
+		return certificate
+	}
+	first := issue()
+	w.create(secret)
+	w.requireCertificate(g, first)
+	second := issue()
+	require.NoError(t, w.client.Update(t.Context(), secret))
+	w.requireCertificate(g, second)
+}
+
+func (w *world) requireCertificate(g *node, want *x509.Certificate) {
+	w.t.Helper()
+	testkit.Eventually(w.t, patience, func() error {
+		g.mu.Lock()
+		address := g.real["443"]
+		g.mu.Unlock()
+		dialer := tls.Dialer{Config: &tls.Config{ServerName: "orders." + domain, RootCAs: w.ca.Pool(), MinVersion: tls.VersionTLS12}}
+		conn, err := dialer.DialContext(w.t.Context(), "tcp", address)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		secured, ok := conn.(*tls.Conn)
+		require.True(w.t, ok)
+		if got := secured.ConnectionState().PeerCertificates[0]; !got.Equal(want) {
+			return fmt.Errorf("the certificate has serial %s", got.SerialNumber)
+		}
+		return nil
+	}, "the gateway serves the certificate")
 }
 
 func TestADataPlaneOfAnotherReplicaCounts(t *testing.T) {

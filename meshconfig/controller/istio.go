@@ -365,6 +365,7 @@ func routedTo(mesh *ir.Mesh) map[string][]string {
 func (o *IstioOutput) apply(ctx context.Context, id objectID) error {
 	o.mu.Lock()
 	want := o.desired[id]
+	delete(o.applied, id) // what is being written is no drift
 	o.mu.Unlock()
 	if want == nil {
 		return nil
