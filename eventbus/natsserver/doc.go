@@ -5,6 +5,11 @@
 // always), no network port is opened unless asked for, and a data directory is
 // used by one server only.
 //
+// When its disk is full or fails, the server stops JetStream and the bus answers
+// 503 and is not ready; nothing accepted is lost. Free some space and restart the
+// process. Config.MaxStoreBytes, below what the disk has, keeps it from coming to
+// that: a full store refuses and goes on.
+//
 // What may enter: starting, configuring and stopping that server. It is the only
 // importer of nats-server.
 package natsserver

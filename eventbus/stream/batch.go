@@ -154,6 +154,8 @@ func (s *Store) commit(ctx context.Context, group []*request) {
 		s.publishEach(l, msgs, results)
 	}
 
+	s.failing.Store(errors.Is(results[0].err, event.ErrUnavailable))
+
 	answered := make([]bool, len(msgs))
 	for _, r := range group {
 		out := outcome{receipts: make([]event.Receipt, len(r.msgs))}

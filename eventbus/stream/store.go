@@ -130,6 +130,10 @@ type Store struct {
 	requests chan *request // to the committer, see batch.go
 	link     atomic.Pointer[link]
 
+	// failing is set when NATS is there and does not store: JetStream is disabled
+	// after a disk was full, or a write failed.
+	failing atomic.Bool
+
 	reconnected chan struct{}
 	full        chan struct{} // something was refused for lack of space
 }
@@ -166,9 +170,11 @@ func (s *Store) Ready() <-chan struct{} { return s.ready }
 
 // Check returns nil when events can be published and consumed now.
 func (s *Store) Check() error {
-	l := s.link.Load()
-	if l == nil || !l.nc.IsConnected() {
-		return fmt.Errorf("%w: not connected to NATS", event.ErrUnavailable)
+	if _, err := s.connected(); err != nil {
+		return err
+	}
+	if s.failing.Load() {
+		return fmt.Errorf("%w: JetStream does not store events: look at the log and the disk of NATS", event.ErrUnavailable)
 	}
 	return nil
 }
@@ -195,6 +201,7 @@ func (s *Store) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	loops.Go(func() { s.commitLoop(ctx) })
 	loops.Go(func() { s.trimLoop(ctx) })
+	loops.Go(func() { s.probeLoop(ctx) })
 	defer loops.Wait()
 
 	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(s.config.PublishTimeout), jetstream.WithDefaultTimeout(s.config.PublishTimeout))
@@ -343,12 +350,34 @@ func (s *Store) ensureStreams(ctx context.Context, nc *nats.Conn, js jetstream.J
 	return &link{nc: nc, js: js, events: events, dead: dead}, nil
 }
 
+// probeLoop looks whether a JetStream that failed works again, so that a bus
+// that is not ready, and gets no events therefore, becomes ready again.
+func (s *Store) probeLoop(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		l, err := s.connected()
+		if err != nil || !s.failing.Load() {
+			continue
+		}
+		if _, err := l.events.Info(ctx); err == nil {
+			s.failing.Store(false)
+		}
+	}
+}
+
 // connected returns the link, or ErrUnavailable.
 func (s *Store) connected() (*link, error) {
-	if err := s.Check(); err != nil {
-		return nil, err
+	l := s.link.Load()
+	if l == nil || !l.nc.IsConnected() {
+		return nil, fmt.Errorf("%w: not connected to NATS", event.ErrUnavailable)
 	}
-	return s.link.Load(), nil
+	return l, nil
 }
 
 // JetStream error codes (nats-server, errors.json) and what they mean to us.

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/bustest"
@@ -185,4 +186,26 @@ func TestLargeRequestsShareNoBatchThatIsTooLarge(t *testing.T) {
 		info, err := c.Info(t.Context())
 		return err == nil && info.Pending == 2215
 	}, 10*time.Second, 10*time.Millisecond)
+}
+
+func TestJetStreamThatIsDisabledMakesTheStoreUnready(t *testing.T) {
+	opts := &server.Options{DontListen: true, JetStream: true, StoreDir: t.TempDir(), NoSigs: true}
+	nats, err := server.NewServer(opts)
+	require.NoError(t, err)
+	nats.Start()
+	t.Cleanup(nats.Shutdown)
+	store, err := stream.New(stream.Config{InProcess: nats, PublishTimeout: time.Second})
+	require.NoError(t, err)
+	run(t, store)
+	bustest.Publish(t, store, bustest.Event("1"))
+	require.NoError(t, store.Check())
+
+	require.NoError(t, nats.DisableJetStream()) // what the server does when its disk is full
+	_, err = store.Publish(t.Context(), []event.Event{bustest.Event("2")})
+	require.ErrorIs(t, err, event.ErrUnavailable)
+	require.ErrorIs(t, store.Check(), event.ErrUnavailable)
+
+	require.NoError(t, nats.EnableJetStream(&server.JetStreamConfig{StoreDir: opts.StoreDir}))
+	require.Eventually(t, func() bool { return store.Check() == nil }, 20*time.Second, 50*time.Millisecond)
+	require.True(t, bustest.Publish(t, store, bustest.Event("1"))[0].Duplicate)
 }
