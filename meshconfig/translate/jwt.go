@@ -1,7 +1,9 @@
 package translate
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -189,25 +191,23 @@ func (t *ruleTranslator) checkIssuers(jwt *ir.JWT, backends []ir.Backend) {
 	if !t.served {
 		return
 	}
+	claims := map[issuerUse]issuerClaim{}
 	for _, b := range backends {
-		workload := t.destinations[b.Destination].Workload
-		if workload == "" {
-			workload = b.Destination
-		}
+		workload := cmp.Or(t.destinations[b.Destination].Workload, b.Destination)
 		for _, p := range jwt.Providers {
 			use := issuerUse{workload: workload, issuer: p.Issuer}
 			claim, taken := t.issuers[use]
-			if !taken {
-				t.issuers[use] = issuerClaim{keySet: p.KeySet, owner: name(t.object).String()}
-				continue
-			}
-			if claim.keySet != p.KeySet {
+			if taken && claim.keySet != p.KeySet {
 				t.refuse(".jwt.authentications", ReasonIssuerConflict,
 					"issuer %q has other keys (%s) in the older APIRule %s for %s; use the same jwksUri or jwksSecret", p.Issuer, claim.keySet, claim.owner, workload)
 				return
 			}
+			if !taken {
+				claims[use] = issuerClaim{keySet: p.KeySet, owner: name(t.object).String()}
+			}
 		}
 	}
+	maps.Copy(t.issuers, claims) // a rule that is closed claims nothing
 }
 
 // keep marks the key sets of a rule that is served.
