@@ -43,7 +43,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = sockets.close() }()
+	defer sockets.close()
 
 	kubernetes, err := localkube.New(localkube.Config{
 		DataDir: cfg.DataDir, BinDir: cfg.BinDir, Address: cfg.KubernetesAddress,
@@ -55,7 +55,13 @@ func Run(ctx context.Context, cfg Config) error {
 	progress := &progress{out: cfg.Out, begin: time.Now()}
 	fmt.Fprintf(cfg.Out, "lambdamesh: starting with the data in %s\n", cfg.DataDir)
 	mesh := component.New("mesh", func(ctx context.Context, ready func()) error {
-		m, err := newMesh(ctx, cfg, sockets, kubernetes.RESTConfig())
+		// The control plane holds the lock on the data directory by now.
+		private, err := socketDir(cfg.DataDir)
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(private)
+		m, err := newMesh(ctx, cfg, sockets, private, kubernetes.RESTConfig())
 		if err != nil {
 			return err
 		}

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 )
 
@@ -16,10 +18,6 @@ import (
 // be told.
 type sockets struct {
 	gateway, gatewayTLS, eventBus, eventBusAdmin, connector, xds net.Listener
-	// private holds Unix sockets that only this user reaches. It lies in the
-	// system's temporary directory because a socket's path is limited to about
-	// 100 bytes and a data directory's is not.
-	private string
 }
 
 func bind(ctx context.Context, cfg *Config) (*sockets, error) {
@@ -37,26 +35,43 @@ func bind(ctx context.Context, cfg *Config) (*sockets, error) {
 		{&s.xds, cfg.XDSAddress, "--xds-address"},
 	} {
 		if *b.to, err = httpserver.Listen(ctx, b.address, b.flag); err != nil {
-			return nil, errors.Join(err, s.close())
+			s.close()
+			return nil, err
 		}
-	}
-	if s.private, err = os.MkdirTemp("", "lambdamesh-"); err != nil {
-		return nil, errors.Join(fmt.Errorf("make a directory for sockets: %w", err), s.close())
 	}
 	return s, nil
 }
 
-// close closes what no component has closed, and removes the sockets.
-func (s *sockets) close() error {
+// close closes what no component has closed.
+func (s *sockets) close() {
 	for _, l := range []net.Listener{s.gateway, s.gatewayTLS, s.eventBus, s.eventBusAdmin, s.connector, s.xds} {
 		if l != nil {
 			_ = l.Close() // a component may have done it
 		}
 	}
-	if s.private == "" {
-		return nil
+}
+
+// maxSocketPath is what a Unix socket's path may hold on every system: 104
+// bytes on macOS, the final NUL included.
+const maxSocketPath = 103
+
+// socketDir makes an empty directory that only this user may enter, for the
+// sockets of members: in the data directory, where the next start clears away
+// what a killed run left, or where its path is too long in the system's
+// temporary one.
+func socketDir(dataDir string) (string, error) {
+	dir := filepath.Join(dataDir, "run", "members")
+	if len(filepath.Join(dir, v1alpha1.ServiceAccountConnector+".sock")) > maxSocketPath {
+		dir, err := os.MkdirTemp("", "lambdamesh-")
+		if err != nil {
+			return "", fmt.Errorf("make a directory for sockets: %w", err)
+		}
+		return dir, nil
 	}
-	return os.RemoveAll(s.private)
+	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700)); err != nil {
+		return "", fmt.Errorf("make a directory for sockets: %w", err)
+	}
+	return dir, nil
 }
 
 // handOut gives bound listeners to a proxy that asks for the addresses of its

@@ -2,6 +2,9 @@ package dev
 
 import (
 	"net"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -14,7 +17,7 @@ func TestAProxyGetsTheSocketSetAsideAndGetsItAgainAfterClosingIt(t *testing.T) {
 	}
 	s, err := bind(t.Context(), &cfg)
 	require.NoError(t, err)
-	defer func() { require.NoError(t, s.close()) }()
+	defer s.close()
 
 	listen := newHandOut(map[string]net.Listener{"80": s.gateway}).listen(byPort)
 	first, err := listen(t.Context(), "tcp", "0.0.0.0:80")
@@ -41,4 +44,37 @@ func TestAPortInUseNamesTheFlag(t *testing.T) {
 	_, err = bind(t.Context(), &cfg)
 	require.ErrorContains(t, err, busy.Addr().String())
 	require.ErrorContains(t, err, "--gateway-address")
+}
+
+func TestSocketsOfMembersFitWhateverTheDataDirectory(t *testing.T) {
+	short, err := os.MkdirTemp("", "d")
+	require.NoError(t, err)
+	defer os.RemoveAll(short)
+	long := filepath.Join(t.TempDir(), strings.Repeat("long", 30))
+	for name, dataDir := range map[string]string{"short": short, "long": long} {
+		t.Run(name, func(t *testing.T) {
+			dir, err := socketDir(dataDir)
+			require.NoError(t, err)
+			defer os.RemoveAll(dir)
+			info, err := os.Stat(dir)
+			require.NoError(t, err)
+			require.Equal(t, os.FileMode(0o700), info.Mode().Perm())
+			l, err := net.Listen("unix", filepath.Join(dir, "connector.sock"))
+			require.NoError(t, err)
+			require.NoError(t, l.Close())
+		})
+	}
+}
+
+func TestSocketsOfAKilledRunAreCleared(t *testing.T) {
+	dataDir, err := os.MkdirTemp("", "d")
+	require.NoError(t, err)
+	defer os.RemoveAll(dataDir)
+	dir, err := socketDir(dataDir)
+	require.NoError(t, err)
+	left := filepath.Join(dir, "eventbus.sock")
+	require.NoError(t, os.WriteFile(left, nil, 0o600))
+	_, err = socketDir(dataDir)
+	require.NoError(t, err)
+	require.NoFileExists(t, left)
 }
