@@ -6,6 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -179,4 +181,66 @@ func (l locked) Write(p []byte) (int, error) {
 	l.Lock()
 	defer l.Unlock()
 	return l.w.Write(p)
+}
+
+func TestOrderOfAKeyHoldsThroughFailuresAndARestart(t *testing.T) {
+	dir := t.TempDir()
+	var mu sync.Mutex
+	delivered := map[string][]int{} // by key
+	requests := 0
+	sink := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if requests++; requests%3 == 0 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		key, number, _ := strings.Cut(r.Header.Get("Ce-Id"), "-")
+		n, err := strconv.Atoi(number)
+		if err == nil {
+			delivered[key] = append(delivered[key], n)
+		}
+	}))
+	t.Cleanup(sink.Close)
+	count := func() (n int) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, numbers := range delivered {
+			n += len(numbers)
+		}
+		return n
+	}
+	sub := subscription("ordered", sink.URL)
+	sub.OrderBy, sub.Retry.MaxAttempts = "subject", 20
+	publishAll := func(b *bus, from, to int) {
+		var events []event.Event
+		for n := from; n < to; n++ {
+			for _, key := range []string{"a", "b", "c"} {
+				events = append(events, event.Event{ID: fmt.Sprintf("%s-%d", key, n), Source: "commerce", Type: "t", Subject: key})
+			}
+		}
+		_, err := b.Store().Publish(t.Context(), events)
+		require.NoError(t, err)
+	}
+
+	b := startBus(t, dir, nil)
+	require.NoError(t, b.Dispatcher().Set(t.Context(), sub))
+	publishAll(b, 0, 30)
+	require.Eventually(t, func() bool { return count() > 30 }, 20*time.Second, time.Millisecond)
+	b.stop()
+	b = startBus(t, dir, nil)
+	publishAll(b, 30, 40)
+	require.NoError(t, b.Dispatcher().Set(t.Context(), sub))
+	require.Eventually(t, func() bool { return count() >= 120 }, 30*time.Second, 10*time.Millisecond)
+
+	mu.Lock()
+	defer mu.Unlock()
+	for key, numbers := range delivered {
+		last := -1
+		for _, n := range numbers {
+			require.LessOrEqual(t, n, last+1, "%s: %d came after %d: %v", key, n, last, numbers)
+			last = max(last, n)
+		}
+		require.Equal(t, 39, last, key)
+	}
 }
