@@ -32,6 +32,8 @@ func BenchmarkRebuild(b *testing.B) {
 		b.Run(fmt.Sprintf("rules=%d", rules), func(b *testing.B) {
 			s := snapshotOf(rules)
 			output := envoyOutput(b)
+			first, _ := translate.Translate(s)
+			output.Update(b.Context(), controller.Update{Mesh: &first})
 			for n := 0; b.Loop(); n++ {
 				// Another path in one rule: another generation.
 				rule := s.APIRules[n%rules].DeepCopy()
