@@ -264,18 +264,14 @@ func object(apiVersion, kind string) *metav1.PartialObjectMetadata {
 }
 
 func greeting(namespace string) (*v1alpha1.Lambda, *v1alpha1.APIRule) {
-	return &v1alpha1.Lambda{
-		ObjectMeta: metav1.ObjectMeta{Name: "greeting", Namespace: namespace},
-		Spec: v1alpha1.LambdaSpec{Runtime: v1alpha1.RuntimeNodeJS, Source: v1alpha1.SourceSpec{
-			Inline: &v1alpha1.InlineSource{Code: "export function main() { return 'hello' }"},
-		}},
-	}, &v1alpha1.APIRule{
-		ObjectMeta: metav1.ObjectMeta{Name: "greeting", Namespace: namespace},
-		Spec: v1alpha1.APIRuleSpec{
-			Hosts: []string{namespace},
-			Rules: []v1alpha1.Rule{{Path: "/*", Lambda: "greeting", NoAuth: new(true)}},
-		},
-	}
+	meta := metav1.ObjectMeta{Name: "greeting", Namespace: namespace}
+	lambda := &v1alpha1.Lambda{ObjectMeta: meta}
+	lambda.Spec.Runtime = v1alpha1.RuntimeNodeJS
+	lambda.Spec.Source.Inline = &v1alpha1.InlineSource{Code: "export function main() { return 'hello' }"}
+	rule := &v1alpha1.APIRule{ObjectMeta: meta}
+	rule.Spec.Hosts = []string{namespace}
+	rule.Spec.Rules = []v1alpha1.Rule{{Path: "/*", Lambda: "greeting", NoAuth: new(true)}}
+	return lambda, rule
 }
 
 func requireProgrammed(t *testing.T, c client.Client, rule *v1alpha1.APIRule) {
