@@ -77,8 +77,8 @@ func (p *Proxy) stop() {
 			}
 		}
 	}
-	close(p.stopping)
 	p.mu.Lock()
+	close(p.stopping)
 	for _, end := range p.shutdown {
 		end()
 	}
@@ -137,6 +137,11 @@ func (p *Proxy) retire(s *chainServer) {
 func (p *Proxy) onShutdown(end func()) (cancel func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	select {
+	case <-p.stopping: // the others were ended already
+		end()
+	default:
+	}
 	p.nextHook++
 	id := p.nextHook
 	p.shutdown[id] = end

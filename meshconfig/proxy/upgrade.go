@@ -21,17 +21,16 @@ func (e *exchange) switchProtocols(resp *http.Response, clock *clock) {
 		e.reply(http.StatusInternalServerError, "upgrade_failed", "the connection cannot be upgraded", nil)
 		return
 	}
-	defer client.Close()
-	head := &http.Response{StatusCode: resp.StatusCode, ProtoMajor: 1, ProtoMinor: 1, Header: resp.Header}
-	if err := head.Write(client); err != nil {
-		return
-	}
 	// One side's end closes both, so that no half of a tunnel is left.
 	var wg sync.WaitGroup
 	var once sync.Once
 	end := func() { once.Do(func() { client.Close(); upstream.Close() }) }
-	stop := e.proxy.onShutdown(end)
-	defer stop()
+	defer end()
+	defer e.proxy.onShutdown(end)()
+	head := &http.Response{StatusCode: resp.StatusCode, ProtoMajor: 1, ProtoMinor: 1, Header: resp.Header}
+	if err := head.Write(client); err != nil {
+		return
+	}
 	wg.Go(func() { defer end(); _, _ = io.Copy(upstream, buffered) })
 	wg.Go(func() { defer end(); _, _ = io.Copy(client, upstream) })
 	wg.Wait()

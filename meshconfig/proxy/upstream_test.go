@@ -323,6 +323,7 @@ func TestWebsocketUpgrade(t *testing.T) {
 		c, err := net.Dial("tcp", gateway)
 		require.NoError(t, err)
 		t.Cleanup(func() { c.Close() })
+		require.NoError(t, c.SetDeadline(time.Now().Add(10*time.Second)))
 		_, err = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 		require.NoError(t, err)
 		r := bufio.NewReader(c)
@@ -343,7 +344,7 @@ func TestWebsocketUpgrade(t *testing.T) {
 	require.Equal(t, 101, resp.StatusCode)
 	n.stop()
 	_, err = c.Read(make([]byte, 1))
-	require.Error(t, err, "open tunnels end with the proxy")
+	require.ErrorIs(t, err, io.EOF, "open tunnels end with the proxy")
 
 	_, _, gateway = serve(t, config{hosts: toBackend, clusters: map[string]string{"backend": addr}})
 	_, _, resp = upgrade(gateway)
