@@ -103,8 +103,29 @@ func TestNATSComingBackWithoutItsDataHeals(t *testing.T) {
 	require.NoError(t, err)
 	run(t, server)
 	require.Eventually(t, func() bool { return b.Dispatcher().Set(t.Context(), sub) == nil }, 20*time.Second, 50*time.Millisecond)
-	publish(t, b, "2")
+	require.Eventually(t, func() bool { return tryPublish(t, b, "2") == http.StatusAccepted }, 10*time.Second, 20*time.Millisecond)
 	require.Equal(t, "2", next(t, got).header.Get("Ce-Id"))
+}
+
+func TestPushesGoOnSoonAfterNATSWasRestarted(t *testing.T) {
+	nats := natsserver.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"}
+	server, err := natsserver.New(nats)
+	require.NoError(t, err)
+	stop := run(t, server)
+	nats.Listen = server.Address()
+	url, got := receiver(t, nil)
+	b := startBus(t, t.TempDir(), func(c *eventbus.Config) { c.Stream = stream.Config{URL: server.URL()} })
+	require.NoError(t, b.Dispatcher().Set(t.Context(), subscription("u1", url)))
+	publish(t, b, "1")
+	next(t, got)
+	stop()
+	server, err = natsserver.New(nats)
+	require.NoError(t, err)
+	run(t, server)
+	require.Eventually(t, func() bool { return tryPublish(t, b, "2") == http.StatusAccepted }, 10*time.Second, 20*time.Millisecond)
+	begin := time.Now()
+	require.Equal(t, "2", next(t, got).header.Get("Ce-Id"))
+	require.Less(t, time.Since(begin), 8*time.Second)
 }
 
 func TestHeadersOfNATSNeverPass(t *testing.T) {

@@ -75,8 +75,9 @@ type Delivery interface {
 // Consumer fetches the events of one durable position.
 type Consumer interface {
 	// Fetch hands at most n deliveries to handle as they come, and returns when
-	// that many came, when wait is over, or when ctx ends. It may be called
-	// concurrently; handle must not block.
+	// that many came, when wait is over, or when ctx ends; it may return earlier.
+	// It may be called concurrently. One call runs handle for one delivery after
+	// the other, so handle must not block.
 	Fetch(ctx context.Context, n int, wait time.Duration, handle func(Delivery)) error
 	Info(ctx context.Context) (ConsumerInfo, error)
 }

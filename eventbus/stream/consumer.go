@@ -92,6 +92,10 @@ func (s *Store) Unsubscribe(ctx context.Context, name string) error {
 // server drops a connection whose buffer is full.
 const maxFetchBytes = 4 << 20
 
+// heartbeat is how often the server says that a fetch still waits. Two of them
+// missing end it: a server that was restarted does not know of it any more.
+const heartbeat = 2 * time.Second
+
 type consumer struct {
 	jetstream.Consumer
 	log *slog.Logger
@@ -101,7 +105,11 @@ type consumer struct {
 func (c *consumer) Fetch(ctx context.Context, n int, wait time.Duration, handle func(event.Delivery)) error {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	batch, err := c.Consumer.Fetch(n, jetstream.FetchContext(ctx), jetstream.FetchMaxBytes(maxFetchBytes))
+	opts := []jetstream.FetchOpt{jetstream.FetchContext(ctx), jetstream.FetchMaxBytes(maxFetchBytes)}
+	if wait > 4*heartbeat {
+		opts = append(opts, jetstream.FetchHeartbeat(heartbeat))
+	}
+	batch, err := c.Consumer.Fetch(n, opts...)
 	if err != nil {
 		return translate(err)
 	}
