@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"testing"
 	"time"
 
@@ -84,7 +83,7 @@ func TestTheAPIServerTakesTheExamples(t *testing.T) {
 	require.NoError(t, err)
 	c, err := client.New(config, client.Options{Scheme: scheme, FieldValidation: metav1.FieldValidationStrict})
 	require.NoError(t, err)
-	for _, namespace := range []string{"shop", v1alpha1.SystemNamespace} {
+	for _, namespace := range []string{"commerce", "shop", v1alpha1.SystemNamespace} {
 		err := c.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}})
 		require.True(t, err == nil || apierrors.IsAlreadyExists(err), "%v", err)
 	}
@@ -145,14 +144,8 @@ func TestTheCodeCompiles(t *testing.T) {
 				formatted, err := format.Source([]byte(code))
 				require.NoError(t, err)
 				require.Equal(t, string(formatted), code, "gofmt")
-				// The overlay puts the file into this module, where the SDK is.
-				here, err := os.Getwd()
-				require.NoError(t, err)
-				overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{
-					filepath.Join(here, "compiled", "lambda.go"): write("lambda.go", code),
-				}})
-				require.NoError(t, err)
-				compile = exec.Command("go", "build", "-overlay", write("overlay.json", string(overlay)), "./compiled")
+				overlay := inThisModule(t, map[string]string{"lambda.go": write("lambda.go", code)})
+				compile = exec.Command("go", "build", "-overlay", overlay, "./compiled")
 			case v1alpha1.RuntimeNodeJS:
 				compile = exec.Command("node", "--check", write("lambda.mjs", code))
 			case v1alpha1.RuntimePython:
@@ -167,6 +160,41 @@ func TestTheCodeCompiles(t *testing.T) {
 			require.NoError(t, err, string(output))
 		})
 	}
+}
+
+// inThisModule returns an overlay for the go command that puts files into a
+// package ./compiled of this module, where the SDK is.
+func inThisModule(t *testing.T, files map[string]string) (overlay string) {
+	t.Helper()
+	here, err := os.Getwd()
+	require.NoError(t, err)
+	replace := map[string]string{}
+	for name, file := range files {
+		replace[filepath.Join(here, "compiled", name)] = file
+	}
+	raw, err := json.Marshal(map[string]any{"Replace": replace})
+	require.NoError(t, err)
+	overlay = filepath.Join(t.TempDir(), "overlay.json")
+	require.NoError(t, os.WriteFile(overlay, raw, 0o600))
+	return overlay
+}
+
+// TestTheCommerceSystem runs testdata/commerce_system_test.go against the code
+// in the YAML.
+func TestTheCommerceSystem(t *testing.T) {
+	lambda := find[*v1alpha1.Lambda](t, all(t), "commerce", "commerce-system")
+	code := filepath.Join(t.TempDir(), "lambda.go")
+	require.NoError(t, os.WriteFile(code, []byte(lambda.Spec.Source.Inline.Code), 0o600))
+	tests, err := filepath.Abs("testdata/commerce_system_test.go")
+	require.NoError(t, err)
+	// -vet=off: vet looks for the directory of the overlay, which is not there.
+	program, overlay := filepath.Join(t.TempDir(), "commerce.test"), inThisModule(t, map[string]string{"lambda.go": code, "lambda_test.go": tests})
+	output, err := exec.Command("go", "test", "-c", "-vet=off", "-o", program, "-overlay", overlay, "./compiled").CombinedOutput()
+	require.NoError(t, err, string(output))
+	run := exec.Command(program)
+	run.Env = append(os.Environ(), "CLIENT_ID=id", "CLIENT_SECRET=secret")
+	output, err = run.CombinedOutput()
+	require.NoError(t, err, string(output))
 }
 
 func TestTheDemoKeySignsWhatTheRulesTake(t *testing.T) {
@@ -193,13 +221,15 @@ func TestTheDemoKeySignsWhatTheRulesTake(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func TestTheCredentialsAreTheCommerceSystems(t *testing.T) {
-	secret := find[*corev1.Secret](t, all(t), v1alpha1.SystemNamespace, "commerce-oauth")
-	source, err := os.ReadFile("commerce/commerce-system/main.go")
-	require.NoError(t, err)
-	for variable, key := range map[string]string{"COMMERCE_CLIENT_ID": "clientId", "COMMERCE_CLIENT_SECRET": "clientSecret"} {
-		found := regexp.MustCompile(`env\("` + variable + `", "([^"]*)"\)`).FindSubmatch(source)
-		require.NotNil(t, found)
-		require.Equal(t, secret.StringData[key], string(found[1]))
-	}
+func TestTheCommerceSystemTakesTheConnector(t *testing.T) {
+	objects := all(t)
+	lambda := find[*v1alpha1.Lambda](t, objects, "commerce", "commerce-system")
+	require.Contains(t, lambda.Spec.Access, v1alpha1.LambdaAccess{Namespace: v1alpha1.SystemNamespace, ServiceAccount: v1alpha1.ServiceAccountConnector})
+	application := find[*v1alpha1.Application](t, objects, "", "commerce")
+	require.Contains(t, application.Spec.Publishers, v1alpha1.LambdaAccess{Namespace: lambda.Namespace, Lambda: lambda.Name})
+	api, host := application.Spec.Services[0].API, "http://"+lambda.Name+"."+lambda.Namespace+".svc/"
+	require.Equal(t, []string{host + "api", host + "oauth/token"}, []string{api.TargetURL, api.Auth.OAuth2.TokenURL})
+	require.Equal(t,
+		find[*corev1.Secret](t, objects, v1alpha1.SystemNamespace, "commerce-oauth").StringData,
+		find[*corev1.Secret](t, objects, "commerce", "oauth-client").StringData, "the connector's credentials are the client's")
 }
