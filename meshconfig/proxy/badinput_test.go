@@ -167,6 +167,7 @@ func TestAmbiguousFramingIsRefusedAndTheConnectionClosed(t *testing.T) {
 		"space before the colon":     {"GET /a/ HTTP/1.1\r\nHost: shop.example\r\nContent-Length : 4\r\n\r\nabcd" + smuggled, []int{400}},
 		"NUL in a header":            {"GET /a/ HTTP/1.1\r\nHost: shop.example\r\nX: \x00\r\n\r\n" + smuggled, []int{400}},
 		"underscore":                 {"GET /a/ HTTP/1.1\r\nHost: shop.example\r\nX_Y: z\r\n\r\n" + smuggled, []int{400}},
+		"HTTP/1.0":                   {"GET /a/ HTTP/1.0\r\nHost: shop.example\r\n\r\n", []int{426}},
 		"CONNECT":                    {"CONNECT shop.example:443 HTTP/1.1\r\nHost: shop.example:443\r\nConnection: close\r\n\r\n", []int{405}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -40,6 +40,7 @@ type hcm struct {
 	via              string
 	upgrades         map[string]bool
 	localReply       *localReply
+	http10           bool
 	scheme           string
 
 	streamIdle     time.Duration
@@ -203,6 +204,7 @@ func (h *hcm) compileProtocols(at string, c *hcmv3.HttpConnectionManager) error 
 	if a := one.GetAllowAbsoluteUrl(); a != nil && !a.GetValue() {
 		return fmt.Errorf("%s.http_protocol_options: allow_absolute_url false is not supported", at)
 	}
+	h.http10 = one.GetAcceptHttp_10()
 	two := c.GetHttp2ProtocolOptions()
 	if err := allow(at+".http2_protocol_options", two, "hpack_table_size", "max_concurrent_streams", "initial_stream_window_size",
 		"initial_connection_window_size", "max_outbound_frames", "max_outbound_control_frames", "max_consecutive_inbound_frames_with_empty_payload",

@@ -23,7 +23,8 @@ type conn struct {
 	tls *tls.ConnectionState // nil: plain text
 
 	scan struct {
-		off    atomic.Bool // HTTP/2, or inside a body
+		off    atomic.Bool // inside a body
+		http2  atomic.Bool // for good: frames are not lines
 		header []byte
 		bad    atomic.Pointer[string]
 	}
@@ -114,7 +115,7 @@ const maxScan = 1 << 20
 
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if n > 0 && !c.scan.off.Load() {
+	if n > 0 && !c.scan.off.Load() && !c.scan.http2.Load() {
 		c.look(p[:n])
 	}
 	return n, err
@@ -122,6 +123,9 @@ func (c *conn) Read(p []byte) (int, error) {
 
 // nextRequest is called when the server waits for another request.
 func (c *conn) nextRequest() {
+	if c.scan.http2.Load() {
+		return // net/http2 reports idle connections too
+	}
 	c.scan.header = c.scan.header[:0]
 	c.scan.off.Store(false)
 }
@@ -141,7 +145,7 @@ func (c *conn) look(b []byte) {
 	for {
 		h := c.scan.header
 		if bytes.HasPrefix(h, http2Preface) {
-			c.scan.off.Store(true)
+			c.scan.http2.Store(true)
 			c.scan.header = nil
 			return
 		}

@@ -87,8 +87,11 @@ func (e *exchange) remoteIP() string {
 func (e *exchange) serve() {
 	if reason := e.sanitize(); reason != "" {
 		code := http.StatusBadRequest
-		if reason == tooManyHeaders {
+		switch reason {
+		case tooManyHeaders:
 			code = http.StatusRequestHeaderFieldsTooLarge
+		case lowVersion:
+			code = http.StatusUpgradeRequired
 		}
 		e.w.Header().Set("Connection", "close")
 		e.reply(code, reason, http.StatusText(code), nil)
@@ -169,7 +172,10 @@ func (e *exchange) upgradeAllowed() bool {
 	return allowed && e.r.ProtoMajor == 1
 }
 
-const tooManyHeaders = "http.too_many_headers"
+const (
+	tooManyHeaders = "http.too_many_headers"
+	lowVersion     = "http1.low_version"
+)
 
 // sanitize brings the request into its canonical form and removes what a client
 // must not say. It returns why the request is refused, if it is.
@@ -177,6 +183,9 @@ func (e *exchange) sanitize() string {
 	h := e.r.Header
 	if reason := e.conn.violation(); reason != "" {
 		return reason
+	}
+	if !e.hcm.http10 && !e.r.ProtoAtLeast(1, 1) {
+		return lowVersion
 	}
 	if reason := e.sanitizeHost(); reason != "" {
 		return reason

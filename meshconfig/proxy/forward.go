@@ -47,7 +47,9 @@ func (e *exchange) forward() {
 	if failed {
 		return
 	}
-	resp, failure, h := e.attempts(e.informational(ctx), c, body, replay)
+	traced, informed := e.informational(ctx)
+	resp, failure, h := e.attempts(traced, c, body, replay)
+	informed()
 	if h == nil {
 		e.reply(http.StatusServiceUnavailable, "no_healthy_upstream", "no healthy upstream", nil)
 		return
@@ -81,7 +83,8 @@ func (e *exchange) body(clock *clock) (body *requestBody, replay []byte, failed 
 	}
 	done := func() {
 		clock.requestDone()
-		if e.hcm.requestTimeout > 0 {
+		// After the answer the connection belongs to the next request.
+		if e.hcm.requestTimeout > 0 && !clock.stopped.Load() {
 			_ = http.NewResponseController(e.w).SetReadDeadline(time.Time{})
 		}
 	}

@@ -197,7 +197,7 @@ func (p *Proxy) open(ctx context.Context) error {
 // with. A listener that still waits for routes or secrets keeps its former one.
 func (p *Proxy) apply() {
 	r, old := p.resources, p.state.Load()
-	next := &snapshot{routes: r.routes, clusters: make(map[string]*cluster, len(r.clusters)), hcms: map[*chainServer]*hcm{}}
+	next := &snapshot{clusters: make(map[string]*cluster, len(r.clusters)), hcms: map[*chainServer]*hcm{}}
 	for name, config := range r.clusters {
 		c := old.clusters[name]
 		if c == nil || c.config != config {
@@ -233,6 +233,7 @@ func (p *Proxy) apply() {
 	if waits == 0 {
 		r.prune(r.wanted())
 	}
+	next.routes = r.routes
 	p.state.Store(next)
 	for s, b := range bound {
 		s.use(b)

@@ -147,13 +147,23 @@ func (r *resources) wanted() map[string][]string {
 
 // prune forgets what is not wanted any more.
 func (r *resources) prune(wanted map[string][]string) {
-	pruneMap(r, resource.EndpointType, r.endpoints, wanted)
-	pruneMap(r, resource.RouteType, r.routes, wanted)
-	pruneMap(r, resource.SecretType, r.secrets, wanted)
+	r.endpoints = pruned(r, resource.EndpointType, r.endpoints, wanted)
+	r.routes = pruned(r, resource.RouteType, r.routes, wanted)
+	r.secrets = pruned(r, resource.SecretType, r.secrets, wanted)
 }
 
-func pruneMap[T any](r *resources, typeURL string, m map[string]T, wanted map[string][]string) {
-	gone := func(name string) bool { _, ok := slices.BinarySearch(wanted[typeURL], name); return !ok }
-	maps.DeleteFunc(m, func(name string, _ T) bool { return gone(name) })
-	maps.DeleteFunc(r.raw[typeURL], func(name, _ string) bool { return gone(name) })
+// pruned returns a copy when something goes: requests read the maps of the
+// snapshot meanwhile.
+func pruned[T any](r *resources, typeURL string, m map[string]T, wanted map[string][]string) map[string]T {
+	out, raw := map[string]T{}, map[string]string{}
+	for _, name := range wanted[typeURL] {
+		if one, ok := m[name]; ok {
+			out[name], raw[name] = one, r.raw[typeURL][name]
+		}
+	}
+	if len(out) == len(m) {
+		return m
+	}
+	r.raw[typeURL] = raw
+	return out
 }

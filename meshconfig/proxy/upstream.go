@@ -91,11 +91,16 @@ func (e *exchange) send(ctx context.Context, h *host, header http.Header, body i
 	return nil, failure
 }
 
-// informational passes 1xx answers on, 100 and 101 excepted.
-func (e *exchange) informational(ctx context.Context) context.Context {
-	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+// informational passes 1xx answers on, 100 and 101 excepted, until done is
+// called: a round trip that was given up may still bring one.
+func (e *exchange) informational(ctx context.Context) (traced context.Context, done func()) {
+	var mu sync.Mutex
+	over := false
+	traced = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		Got1xxResponse: func(code int, header textproto.MIMEHeader) error {
-			if code == http.StatusContinue || code == http.StatusSwitchingProtocols {
+			mu.Lock()
+			defer mu.Unlock()
+			if over || code == http.StatusContinue || code == http.StatusSwitchingProtocols {
 				return nil
 			}
 			h := e.w.Header()
@@ -109,6 +114,11 @@ func (e *exchange) informational(ctx context.Context) context.Context {
 			return nil
 		},
 	})
+	return traced, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		over = true
+	}
 }
 
 // requestBody is the body on its way up. It tells when the last byte was read,

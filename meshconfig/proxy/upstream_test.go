@@ -357,3 +357,45 @@ func TestUnreachableUpstream(t *testing.T) {
 	require.Equal(t, 503, got.code)
 	require.Contains(t, got.body, "upstream connect error")
 }
+
+func TestHTTP2ConnectionsAreReused(t *testing.T) {
+	_, _, gateway := serve(t, config{hosts: toBackend, clusters: map[string]string{"backend": backend(t, echo)}})
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	client := &http.Client{Transport: &http.Transport{Protocols: protocols}}
+	defer client.CloseIdleConnections()
+	// A body that looks like a bad HTTP/1.1 header is nobody's business here.
+	body := "x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+	for range 5 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+gateway+"/", strings.NewReader(body))
+		require.NoError(t, err)
+		got := do(t, client, req)
+		require.Equal(t, 200, got.code)
+		require.Equal(t, body, got.body)
+	}
+}
+
+func TestBodiesAreNotTakenForHeaders(t *testing.T) {
+	_, _, gateway := serve(t, config{hosts: toBackend, clusters: map[string]string{"backend": backend(t, echo)}})
+	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}}
+	defer client.CloseIdleConnections()
+	body := strings.Repeat("x\nContent-Length: 1\nTransfer-Encoding: chunked\n\n", 5000)
+	for range 5 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+gateway+"/", strings.NewReader(body))
+		require.NoError(t, err)
+		got := do(t, client, req)
+		require.Equal(t, 200, got.code)
+		require.Equal(t, body, got.body)
+	}
+}
+
+func TestEarlyHintsPass(t *testing.T) {
+	_, _, gateway := serve(t, config{hosts: toBackend, clusters: map[string]string{"backend": backend(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Link", "</style.css>; rel=preload")
+		w.WriteHeader(http.StatusEarlyHints)
+		w.Header().Del("Link")
+		_, _ = io.WriteString(w, "page")
+	})}})
+	codes, _ := raw(t, gateway, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+	require.Equal(t, []int{103, 200}, codes)
+}
