@@ -94,14 +94,18 @@ func (patient) StopTimeout() time.Duration { return 2 * time.Minute }
 // it safe is the lock that the control plane takes.
 func refuseTwice(dataDir string) error {
 	e, err := ReadEndpoints(dataDir)
-	if err != nil || e.PID == 0 || e.PID == os.Getpid() {
-		return nil
+	if err == nil && e.PID != os.Getpid() && alive(e.PID) {
+		return fmt.Errorf("the data directory %s is in use by process %d: stop it, or pass another --data-dir", dataDir, e.PID)
 	}
-	process, err := os.FindProcess(e.PID)
-	if err != nil || process.Signal(syscall.Signal(0)) != nil {
-		return nil
+	return nil // what cannot be read here, the lock decides
+}
+
+func alive(pid int) bool {
+	if pid <= 0 {
+		return false
 	}
-	return fmt.Errorf("the data directory %s is in use by process %d: stop it, or pass another --data-dir", dataDir, e.PID)
+	process, err := os.FindProcess(pid)
+	return err == nil && process.Signal(syscall.Signal(0)) == nil
 }
 
 // oneLine makes a multi-line error one line: the details are in the logs.
