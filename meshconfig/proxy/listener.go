@@ -141,13 +141,13 @@ func (s *socket) accept() {
 			continue
 		}
 		counted := &countedConn{Conn: c, done: func() { s.active.Add(-1) }}
-		bound := s.current.Load()
-		if bound.config.chains[0].tls == nil {
-			b := bound.chains[bound.config.chains[0]]
-			b.server.push(newConn(counted, nil))
+		if bound := s.current.Load(); bound.config.chains[0].tls != nil {
+			go s.handshake(counted, bound)
 			continue
 		}
-		go s.handshake(counted, bound)
+		if !s.hand(newConn(counted, nil), nil) {
+			counted.Close()
+		}
 	}
 }
 
@@ -174,7 +174,28 @@ func (s *socket) handshake(c net.Conn, bound *boundListener) {
 		return
 	}
 	state := secured.ConnectionState()
-	bound.chains[chosen].server.push(newConn(secured, &state))
+	if !s.hand(newConn(secured, &state), chosen) {
+		secured.Close()
+	}
+}
+
+// hand gives a connection to the server of its filter chain. When the chain was
+// replaced meanwhile, its successor takes a plain connection; one that was
+// secured by other rules must come again.
+func (s *socket) hand(c *conn, chosen *chainConfig) bool {
+	for {
+		bound := s.current.Load()
+		chain := bound.config.chain(c.serverName())
+		if chain == nil || (chain.tls != nil) != (c.tls != nil) || chosen != nil && chain.key != chosen.key {
+			return false
+		}
+		if bound.chains[chain].server.push(c) {
+			return true
+		}
+		if s.current.Load() == bound {
+			return false // the socket is closing
+		}
+	}
 }
 
 func (s *socket) close() {
@@ -212,9 +233,11 @@ type chainServer struct {
 	http   *http.Server
 	hcm    atomic.Pointer[hcm] // the newest, for requests after the chain is gone
 
-	open     atomic.Int64  // connections
-	ended    chan struct{} // holds one: a connection has ended
 	draining atomic.Bool
+	ended    chan struct{} // holds one: a connection has ended
+	mu       sync.Mutex
+	open     int // connections
+	closing  bool
 }
 
 type connKey struct{}
@@ -242,18 +265,12 @@ func newChainServer(p *Proxy, chain *chainConfig) *chainServer {
 		},
 		ConnState: func(c net.Conn, state http.ConnState) {
 			switch state {
-			case http.StateNew:
-				s.open.Add(1)
 			case http.StateIdle:
 				if own, ok := c.(*conn); ok {
 					own.nextRequest()
 				}
 			case http.StateClosed, http.StateHijacked:
-				s.open.Add(-1)
-				select {
-				case s.ended <- struct{}{}:
-				default:
-				}
+				s.leave()
 			}
 		},
 	}
@@ -261,13 +278,45 @@ func newChainServer(p *Proxy, chain *chainConfig) *chainServer {
 	return s
 }
 
-// push hands a connection to the server.
-func (s *chainServer) push(c *conn) {
+// push hands a connection to the server; it is false when the server takes no
+// more.
+func (s *chainServer) push(c *conn) bool {
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		return false
+	}
+	s.open++
+	s.mu.Unlock()
 	select {
 	case s.conns <- c:
 	case <-s.closed:
 		c.Close()
+		s.leave()
 	}
+	return true
+}
+
+// leave notes the end of a connection.
+func (s *chainServer) leave() {
+	s.mu.Lock()
+	s.open--
+	s.mu.Unlock()
+	select {
+	case s.ended <- struct{}{}:
+	default:
+	}
+}
+
+// refuse makes push refuse connections, if there are none open or with force.
+func (s *chainServer) refuse(force bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open > 0 && !force {
+		return false
+	}
+	s.closing = true
+	return true
 }
 
 // Accept implements net.Listener.

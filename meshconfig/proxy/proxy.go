@@ -107,11 +107,11 @@ func (p *Proxy) drain(s *chainServer, grace time.Duration) {
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
 	stopping := p.stopping
-	for waiting := true; waiting && s.open.Load() > 0; {
+	for over := false; !s.refuse(over); {
 		select {
 		case <-s.ended:
 		case <-timer.C:
-			waiting = false
+			over = true
 		case <-stopping:
 			stopping = nil
 			timer.Reset(min(grace, stopGrace))
