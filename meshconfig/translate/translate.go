@@ -51,7 +51,8 @@ type translator struct {
 	keySets      map[string]keySet
 	destinations map[string]*ir.Destination
 	workloads    map[string]*ir.Workload
-	sinks        map[string]bool // destinations of the event bus that are no workload
+	allowed      map[allowKey]int // index into a workload's Allow
+	sinks        map[string]bool  // destinations of the event bus that are no workload
 	sidecarsOut  []ir.Sidecar
 }
 
@@ -74,6 +75,7 @@ func newTranslator(s Snapshot) *translator {
 		keySets:      map[string]keySet{},
 		destinations: map[string]*ir.Destination{},
 		workloads:    map[string]*ir.Workload{},
+		allowed:      map[allowKey]int{},
 		sinks:        map[string]bool{},
 	}
 	for _, e := range sorted(s.EndpointSlices) {

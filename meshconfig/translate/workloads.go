@@ -84,16 +84,23 @@ func (t *translator) bound(l *v1alpha1.Lambda) bool {
 	})
 }
 
+// allowKey finds an entry of a workload's list, which for the event bus is as
+// long as there are lambdas.
+type allowKey struct {
+	workload, principal string
+	reason              ir.AllowReason
+}
+
 // allow lets a principal in, once per reason.
 func (t *translator) allow(workload, principal string, reason ir.AllowReason, rules ...string) {
-	w := t.workloads[workload]
-	for i := range w.Allow {
-		if w.Allow[i].Principal == principal && w.Allow[i].Reason == reason {
-			w.Allow[i].Rules = append(w.Allow[i].Rules, rules...)
-			return
-		}
+	w, key := t.workloads[workload], allowKey{workload, principal, reason}
+	i, known := t.allowed[key]
+	if !known {
+		i = len(w.Allow)
+		t.allowed[key] = i
+		w.Allow = append(w.Allow, ir.Allow{Principal: principal, Reason: reason})
 	}
-	w.Allow = append(w.Allow, ir.Allow{Principal: principal, Reason: reason, Rules: rules})
+	w.Allow[i].Rules = append(w.Allow[i].Rules, rules...)
 }
 
 // allowGateway lets the gateway reach the backends of a rule under that rule.
