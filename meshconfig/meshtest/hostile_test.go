@@ -42,9 +42,11 @@ func TestHostileRulesHarmNobodyElse(t *testing.T) {
 		require.NoError(t, mesh.Validate(), "seed %d", seed)
 		resources, err := xds.GatewayResources(&mesh, "lambdamesh-system", "gateway")
 		require.NoError(t, err, "seed %d", seed)
+		require.NoError(t, resources.Validate(), "seed %d", seed)
 		for _, node := range mesh.Sidecars {
-			_, err := xds.SidecarResources(&mesh, node.Node)
+			sidecar, err := xds.SidecarResources(&mesh, node.Node)
 			require.NoError(t, err, "seed %d", seed)
+			require.NoError(t, sidecar.Validate(), "seed %d", seed)
 		}
 		require.NotEmpty(t, istio.Objects(&mesh))
 		for _, status := range translate.Statuses(s, mesh, problems) {

@@ -43,6 +43,20 @@ func (r Resources) ByType() map[resource.Type][]types.Resource {
 	}
 }
 
+// Validate tells which resources Envoy would refuse to read. The ADS server
+// checks what it is given by itself; this is for who writes it elsewhere.
+func (r Resources) Validate() error {
+	var errs []error
+	for _, resources := range r.ByType() {
+		for _, one := range resources {
+			if v, ok := one.(interface{ ValidateAll() error }); ok {
+				errs = append(errs, v.ValidateAll())
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func list[T types.Resource](resources []T) []types.Resource {
 	all := make([]types.Resource, 0, len(resources))
 	for _, r := range resources {
@@ -64,7 +78,7 @@ func secretName(name string) string { return "kubernetes://" + name }
 
 // GatewayResources are those of every node of the gateway namespace/name. It
 // returns ErrUnknownNode when mesh has no such gateway, and another error when
-// Envoy could not read a resource.
+// mesh contradicts itself. They are not validated yet.
 func GatewayResources(mesh *ir.Mesh, namespace, name string) (Resources, error) {
 	g, found := mesh.Gateway(namespace, name)
 	if !found {
@@ -77,7 +91,8 @@ func GatewayResources(mesh *ir.Mesh, namespace, name string) (Resources, error) 
 
 // SidecarResources are those of the sidecar with the node id
 // <WorkloadEntry name>.<namespace>. It returns ErrUnknownNode when mesh has no
-// such sidecar, and another error when Envoy could not read a resource.
+// such sidecar, and another error when mesh contradicts itself. They are not
+// validated yet.
 func SidecarResources(mesh *ir.Mesh, node string) (Resources, error) {
 	s, found := mesh.Sidecar(node)
 	if !found {
@@ -117,13 +132,6 @@ func (b *builder) finish() (Resources, error) {
 	slices.SortFunc(b.out.Endpoints, func(x, y *endpointv3.ClusterLoadAssignment) int {
 		return cmp.Compare(x.GetClusterName(), y.GetClusterName())
 	})
-	for _, resources := range b.out.ByType() {
-		for _, r := range resources {
-			if v, ok := r.(interface{ ValidateAll() error }); ok {
-				b.note(v.ValidateAll())
-			}
-		}
-	}
 	return b.out, errors.Join(b.errs...)
 }
 

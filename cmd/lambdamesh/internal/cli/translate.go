@@ -136,6 +136,9 @@ func writeEnvoy(mesh *ir.Mesh, w io.Writer) error {
 }
 
 func writeNode(w io.Writer, id string, r xds.Resources) error {
+	if err := r.Validate(); err != nil {
+		return fmt.Errorf("the resources of %s are invalid, which is a bug: %w", id, err)
+	}
 	node := envoyNode{Node: id}
 	var err error
 	if node.Listeners, err = encode(r.Listeners); err != nil {
