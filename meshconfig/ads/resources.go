@@ -27,7 +27,7 @@ const (
 )
 
 // servedTypes are the types of a set in the order they are sent.
-var servedTypes = []resource.Type{
+var servedTypes = []resource.Type{ //nolint:gochecknoglobals // read only
 	resource.ClusterType, resource.EndpointType, resource.ListenerType, resource.RouteType, resource.SecretType,
 }
 

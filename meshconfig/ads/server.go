@@ -136,8 +136,7 @@ func (s *Server) Run(ctx context.Context) error {
 		stop := time.AfterFunc(stopTimeout, server.Stop)
 		defer stop.Stop()
 		server.GracefulStop()
-		<-served
-		return nil
+		return <-served // nil after a stop
 	case err := <-served:
 		return fmt.Errorf("serve ADS on %s: %w", s.config.Listener.Addr(), err)
 	}

@@ -31,7 +31,7 @@ type stream struct {
 	target  string
 	secrets *secrets
 	wake    chan struct{}   // something to send may have changed; holds one
-	gone    context.Context // ends when the target is removed
+	gone    context.Context //nolint:containedctx // ends when the target is removed, whoever asks
 	leave   context.CancelFunc
 
 	grpc    adsStream

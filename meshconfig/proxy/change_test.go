@@ -150,8 +150,10 @@ func TestWithoutControlPlaneTheLastConfigurationStays(t *testing.T) {
 	control := func(addr string) (*ads.Server, func()) {
 		l, err := net.Listen("tcp", addr)
 		require.NoError(t, err)
-		s, err := ads.New(ads.Config{Listener: l, CA: authority, Authenticator: tokens{}, Log: quiet(),
-			NodeIdentity: func(_ context.Context, id string) (ads.Identity, bool) { return identityOf(id), true }})
+		s, err := ads.New(ads.Config{
+			Listener: l, CA: authority, Authenticator: tokens{}, Log: quiet(),
+			NodeIdentity: func(_ context.Context, id string) (ads.Identity, bool) { return identityOf(id), true },
+		})
 		require.NoError(t, err)
 		return s, runComponent(t, s)
 	}

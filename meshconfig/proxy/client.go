@@ -60,7 +60,7 @@ func (p *Proxy) follow(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("prepare the connection to the control plane at %s: %w", p.config.ADSAddress, err)
 	}
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 
 	s := &session{proxy: p, versions: map[string]string{}}
 	wait := minBackoff
@@ -73,7 +73,7 @@ func (p *Proxy) follow(ctx context.Context) error {
 		if progress || time.Since(started) > time.Minute {
 			wait = minBackoff
 		}
-		p.log.Warn("the stream to the control plane ended; the last good configuration stays", "error", err, "again_in", wait)
+		p.log.Warn("the stream to the control plane ended; the last good configuration stays", "error", err, "againIn", wait)
 		timer := time.NewTimer(wait/2 + rand.N(wait))
 		select {
 		case <-timer.C:

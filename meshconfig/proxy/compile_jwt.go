@@ -61,7 +61,7 @@ type claimHeader struct {
 
 // jwtAlgorithms are asymmetric only: a public key must never verify an HMAC
 // (RFC 8725, section 3.1).
-var jwtAlgorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+var jwtAlgorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"} //nolint:gochecknoglobals // read only
 
 const defaultClockSkew = 60 * time.Second
 

@@ -79,8 +79,8 @@ func listen(ctx context.Context, network, address string) (net.Listener, error) 
 	if info, serr := os.Lstat(address); serr != nil || info.Mode()&fs.ModeSocket == 0 {
 		return nil, err
 	}
-	if c, derr := net.DialTimeout(network, address, time.Second); derr == nil {
-		c.Close()
+	if c, derr := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, network, address); derr == nil {
+		_ = c.Close()
 		return nil, err
 	}
 	if rerr := os.Remove(address); rerr != nil {
@@ -106,8 +106,10 @@ func newMetrics(p *Proxy, registry prometheus.Registerer) *metrics {
 			func() float64 { return float64(p.active.Load()) }),
 		refused:    counter("lambdamesh_proxy_refused_connections_total", "Connections beyond the limit of a listener."),
 		handshakes: counter("lambdamesh_proxy_failed_handshakes_total", "Failed TLS handshakes."),
-		updates: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lambdamesh_proxy_updates_total",
-			Help: "Responses of the control plane, by type and result (ack, nack).", ConstLabels: labels}, []string{"type", "result"}),
+		updates: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lambdamesh_proxy_updates_total",
+			Help: "Responses of the control plane, by type and result (ack, nack).", ConstLabels: labels,
+		}, []string{"type", "result"}),
 	}
 	if registry != nil {
 		registry.MustRegister(m.active, m.refused, m.handshakes, m.updates)

@@ -138,7 +138,7 @@ func (c *conn) violation() string {
 	return ""
 }
 
-var http2Preface = []byte("PRI * HTTP/2.0")
+var http2Preface = []byte("PRI * HTTP/2.0") //nolint:gochecknoglobals // read only
 
 func (c *conn) look(b []byte) {
 	c.scan.header = append(c.scan.header, b...)

@@ -246,7 +246,7 @@ func (e *exchange) answer(ctx context.Context, resp *http.Response, clock *clock
 // copyBody streams: what was read is sent on before the next read, unless all
 // of it is there.
 func (e *exchange) copyBody(resp *http.Response, clock *clock) error {
-	buffer := bufferPool.Get().(*[]byte)
+	buffer := bufferPool.Get().(*[]byte) //nolint:errcheck // the pool holds nothing else
 	defer bufferPool.Put(buffer)
 	flusher := http.NewResponseController(e.w)
 	left := resp.ContentLength

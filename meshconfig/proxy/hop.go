@@ -6,7 +6,7 @@ import (
 )
 
 // hopHeaders are for one connection only (RFC 9110, section 7.6.1).
-var hopHeaders = []string{
+var hopHeaders = []string{ //nolint:gochecknoglobals // read only
 	"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Transfer-Encoding", "Upgrade", "Expect", "Http2-Settings",
 }
 

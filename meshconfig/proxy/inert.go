@@ -8,7 +8,7 @@ import (
 // inertTypes are the extensions that change no answer (statistics, exchange of
 // metadata between Istio's proxies, ALPN values of their own, tracing). They are
 // accepted and ignored; every other unknown type is refused.
-var inertTypes = map[string]bool{
+var inertTypes = map[string]bool{ //nolint:gochecknoglobals // read only
 	// Istio's exchange of peer metadata: HTTP, network and upstream filter.
 	"type.googleapis.com/io.istio.http.peer_metadata.Config":                        true,
 	"type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange":        true,

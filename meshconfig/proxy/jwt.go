@@ -217,7 +217,7 @@ func (p *jwtProvider) verify(v *verified, audiences []string) jwtStatus {
 			return jwtAudience
 		}
 	}
-	v.claims, v.header = plain(claims).(map[string]any), parsed.Header
+	v.claims, v.header = plain(claims).(map[string]any), parsed.Header //nolint:errcheck // plain keeps a map a map
 	v.payload = strings.Split(token, ".")[1]
 	return jwtOK
 }

@@ -146,7 +146,7 @@ func (s *socket) accept() {
 			continue
 		}
 		if !s.hand(newConn(counted, nil), nil) {
-			counted.Close()
+			_ = counted.Close()
 		}
 	}
 }
@@ -175,7 +175,7 @@ func (s *socket) handshake(c net.Conn, bound *boundListener) {
 	}
 	state := secured.ConnectionState()
 	if !s.hand(newConn(secured, &state), chosen) {
-		secured.Close()
+		_ = secured.Close()
 	}
 }
 

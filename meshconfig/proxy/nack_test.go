@@ -2,7 +2,6 @@ package proxy_test
 
 import (
 	"errors"
-	"fmt"
 	"net/http"
 	"testing"
 
@@ -148,5 +147,5 @@ func TestAnInvalidResourceIsNotServedAtAll(t *testing.T) {
 	bad := config{hosts: "- {name: all, domains: ['*'], routes: [{direct_response: {status: 200}}]}"}.resources(t)
 	_, err := m.server.SetResources(target, bad)
 	require.ErrorContains(t, err, `RouteConfiguration "http" is invalid`)
-	require.Empty(t, m.server.Status(target).Version, fmt.Sprint("nothing is served"))
+	require.Empty(t, m.server.Status(target).Version, "nothing is served")
 }

@@ -123,7 +123,7 @@ func (p *Proxy) drain(s *chainServer, grace time.Duration) {
 		if errors.Is(err, context.DeadlineExceeded) {
 			p.log.Warn("requests did not end in time and were cut off", "timeout", p.config.DrainTimeout)
 		}
-		s.http.Close()
+		_ = s.http.Close()
 	}
 }
 

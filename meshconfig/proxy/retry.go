@@ -22,8 +22,9 @@ type retryPolicy struct {
 }
 
 // grpcRetries are the conditions that look at grpc-status.
-var grpcRetries = map[string]string{
-	"cancelled": "1", "deadline-exceeded": "4", "resource-exhausted": "8", "internal": "13", "unavailable": "14",
+var grpcRetries = map[string]string{ //nolint:gochecknoglobals // read only
+	"cancelled":         "1", //nolint:misspell // gRPC spells it so
+	"deadline-exceeded": "4", "resource-exhausted": "8", "internal": "13", "unavailable": "14",
 }
 
 func compileRetry(at string, c *routev3.RetryPolicy) (*retryPolicy, error) {

@@ -101,7 +101,8 @@ response_headers_to_add: [{header: {key: x-host, value: "%REQ(:authority)%"}}]`,
     - {header: {key: x-exists, value: ours}, append_action: OVERWRITE_IF_EXISTS}
     - {header: {key: x-copy, value: "<%REQ(X-None?X-Given):3%> 100%%"}}
     - {header: {key: x-empty, value: "%REQ(x-none)%"}}
-`})
+`,
+	})
 	got := get(t, gateway, "/x", host("shop.example"), header("X-Secret", "s"), header("X-Over", "theirs"), header("X-Absent", "theirs"), header("X-Given", "abcdef"), header("X-Level", "theirs"))
 	require.Equal(t, []string{"theirs", "route", "vhost", "table"}, got.header.Values("Got-X-Level"))
 	require.Empty(t, got.header.Values("Got-X-Secret"))
@@ -172,7 +173,8 @@ local_reply_config:
   - {match: {path: /direct}, direct_response: {status: 409, body: {inline_string: "no \"way\""}}}
   - {match: {path: /own}, route: {cluster: backend}}
   - {match: {path: /missing}, route: {cluster: nothing}}
-`})
+`,
+	})
 	got := get(t, gateway, "/direct", host("shop.example"))
 	require.Equal(t, 409, got.code)
 	require.Equal(t, "application/problem+json", got.header.Get("Content-Type"))
@@ -213,7 +215,8 @@ func TestCORS(t *testing.T) {
       max_age: "600"
       allow_credentials: true
       forward_not_matching_preflights: false
-  domains:`, 1)})
+  domains:`, 1),
+	})
 	preflight := func(r *http.Request) {
 		r.Method = http.MethodOptions
 		r.Header.Set("Access-Control-Request-Method", "POST")

@@ -105,7 +105,7 @@ type tlsContext struct {
 	alpn               []string
 }
 
-var tlsVersions = map[tlsv3.TlsParameters_TlsProtocol]uint16{
+var tlsVersions = map[tlsv3.TlsParameters_TlsProtocol]uint16{ //nolint:gochecknoglobals // read only
 	tlsv3.TlsParameters_TLS_AUTO: 0, tlsv3.TlsParameters_TLSv1_2: tls.VersionTLS12, tlsv3.TlsParameters_TLSv1_3: tls.VersionTLS13,
 }
 

@@ -33,10 +33,9 @@ const (
 func (u *upstreamError) Error() string { return u.err.Error() }
 
 var (
-	errRouteTimeout  = errors.New("the route's timeout is over")
-	errTryTimeout    = errors.New("the timeout of one try is over")
-	errStreamIdle    = errors.New("the stream was idle for too long")
-	errRequestTimout = errors.New("the request took too long to arrive")
+	errRouteTimeout = errors.New("the route's timeout is over")
+	errTryTimeout   = errors.New("the timeout of one try is over")
+	errStreamIdle   = errors.New("the stream was idle for too long")
 )
 
 // send makes one attempt. The answer's body must be closed.
@@ -146,7 +145,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 func (b *requestBody) Close() error { return nil }
 
 // buffers for copying answers.
-var bufferPool = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+var bufferPool = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }} //nolint:gochecknoglobals // a pool is shared by its nature
 
 // clock bounds an exchange: the route's timeout from the end of the request on,
 // and how long nothing may move.
