@@ -135,6 +135,7 @@ func newManager(o *options) (ctrl.Manager, error) {
 		LeaderElectionReleaseOnCancel: true, // writers have stopped by then
 	}
 	mesh.ConfigureCache(&options.Cache)
+	lambdas.ConfigureCache(&options.Cache)
 	manager, err := ctrl.NewManager(config, options)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)

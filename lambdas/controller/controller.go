@@ -64,7 +64,8 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// Add adds the controller to the manager.
+// Add adds the controller to the manager, whose cache options should have been
+// through [ConfigureCache].
 func Add(mgr ctrl.Manager, config Config) error {
 	if err := config.Validate(); err != nil {
 		return err
@@ -222,6 +223,9 @@ func (r *reconciler) taken(ctx context.Context, lambda *v1alpha1.Lambda, objects
 			continue
 		}
 		err := r.client.Get(ctx, client.ObjectKeyFromObject(object), existing)
+		if apierrors.IsNotFound(err) { // the cache may hold only what is ours
+			err = r.reader.Get(ctx, client.ObjectKeyFromObject(object), existing)
+		}
 		switch {
 		case apierrors.IsNotFound(err):
 		case err != nil:

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -68,7 +69,9 @@ func TestController(t *testing.T) {
 	require.NoError(t, err)
 	log, err := telemetry.Logger(t.Output(), telemetry.LogConfig{})
 	require.NoError(t, err)
-	mgr, err := ctrl.NewManager(config, ctrl.Options{Scheme: scheme, Metrics: server.Options{BindAddress: "0"}, Logger: telemetry.Logr(log)})
+	var caches cache.Options
+	controller.ConfigureCache(&caches)
+	mgr, err := ctrl.NewManager(config, ctrl.Options{Scheme: scheme, Cache: caches, Metrics: server.Options{BindAddress: "0"}, Logger: telemetry.Logr(log)})
 	require.NoError(t, err)
 	builder := &fakeBuilder{results: map[string]func(*v1alpha1.Lambda) (build.Artifact, error){}, calls: map[string]int{}}
 	require.NoError(t, controller.Add(mgr, controller.Config{Builder: builder, Log: log}))
@@ -192,6 +195,26 @@ func TestController(t *testing.T) {
 			return nil
 		}, "the older source is gone")
 	})
+
+	for kind, theirs := range map[string]client.Object{
+		"ConfigMap":      &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "sample-source-1"}, Data: map[string]string{"theirs": "yes"}},
+		"ServiceAccount": &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "sample"}},
+	} {
+		t.Run("what somebody else made stays theirs, although the cache does not hold it: "+kind, func(t *testing.T) {
+			ns := testkit.Namespace(t, config)
+			builder.set(ns, func(*v1alpha1.Lambda) (build.Artifact, error) {
+				return build.Artifact{Image: "registry.example/nodejs:v1", SourceHash: "1", Files: map[string]string{"main.mjs": "1"}}, nil
+			})
+			theirs.SetNamespace(ns)
+			require.NoError(t, c.Create(t.Context(), theirs))
+			version := theirs.GetResourceVersion()
+			require.True(t, apierrors.IsNotFound(mgr.GetClient().Get(t.Context(), client.ObjectKeyFromObject(theirs), theirs)), "it is in the cache")
+			lambda := w.create(t, ns, nil)
+			w.wait(t, lambda, v1alpha1.ConditionDeployed, metav1.ConditionFalse, controller.ReasonNameTaken, "a "+kind)
+			require.NoError(t, c.Get(t.Context(), client.ObjectKeyFromObject(theirs), theirs))
+			require.Equal(t, version, theirs.GetResourceVersion())
+		})
+	}
 
 	t.Run("what a replica's crash says reaches the lambda", func(t *testing.T) {
 		ns := testkit.Namespace(t, config)
