@@ -11,6 +11,9 @@
 // adds; never link-local, metadata, unspecified and multicast addresses. A
 // denied target stays denied whatever is allowed.
 //
+// Where the caller has a sidecar, Services are called through it and never
+// dialed ([Policy.WithServiceProxy]).
+//
 // What may enter: the policy and the transport that keeps to it. Who may write
 // which URL is a question of the domains.
 package targets
