@@ -4,22 +4,20 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/lambdamesh/lambdamesh/connector"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/config"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
@@ -66,7 +64,7 @@ for --log-level. A flag on the command line wins.`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PreRunE:       func(cmd *cobra.Command, _ []string) error { return fromEnv(cmd.Flags(), lookupEnv) },
+		PreRunE:       func(cmd *cobra.Command, _ []string) error { return config.FromEnv(cmd.Flags(), envPrefix, lookupEnv) },
 		RunE:          func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), o, stderr) },
 	}
 	f := cmd.Flags()
@@ -79,24 +77,10 @@ for --log-level. A flag on the command line wins.`,
 	f.StringSliceVar(&o.targets.Allow, "allow-target", nil, "address, range, name or *.name, each with or without :port, that may be called besides public ones")
 	f.StringSliceVar(&o.targets.Deny, "deny-target", nil, "the same, that may never be called")
 	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, which may be called")
-	f.BoolVar(&o.leaderElection, "leader-election", true, "let one of several connectors write statuses")
+	f.BoolVar(&o.leaderElection, "leader-elect", true, "let one of several connectors write statuses")
 	f.StringVar(&o.log.Level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.log.Format, "log-format", "json", "json or text")
 	return cmd
-}
-
-// fromEnv sets the flags the command line did not.
-func fromEnv(flags *pflag.FlagSet, lookupEnv func(string) (string, bool)) error {
-	var errs []error
-	flags.VisitAll(func(f *pflag.Flag) {
-		name := envPrefix + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		if value, ok := lookupEnv(name); ok && !f.Changed {
-			if err := flags.Set(f.Name, value); err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", name, err))
-			}
-		}
-	})
-	return errors.Join(errs...)
 }
 
 func run(ctx context.Context, o options, stderr io.Writer) error {
@@ -107,27 +91,27 @@ func run(ctx context.Context, o options, stderr io.Writer) error {
 	slog.SetDefault(log)
 	ctrllog.SetLogger(telemetry.Logr(log))
 
-	config := connector.Config{TrustDomain: o.trustDomain, MeshProxyURL: o.meshProxy, LeaderElection: o.leaderElection, Log: log}
-	if config.REST, err = kube.RESTConfig(o.kubeconfig); err != nil {
+	settings := connector.Config{TrustDomain: o.trustDomain, MeshProxyURL: o.meshProxy, LeaderElection: o.leaderElection, Log: log}
+	if settings.REST, err = kube.RESTConfig(o.kubeconfig); err != nil {
 		return err
 	}
-	if config.Targets, err = targets.New(o.targets); err != nil {
+	if settings.Targets, err = targets.New(o.targets); err != nil {
 		return err
 	}
 	for _, l := range []struct {
 		listener      *net.Listener
 		address, flag string
 	}{
-		{&config.Outbound, o.outbound, "--outbound-address"},
-		{&config.Public, o.public, "--public-address"},
-		{&config.Admin, o.admin, "--admin-address"},
+		{&settings.Outbound, o.outbound, "--outbound-address"},
+		{&settings.Public, o.public, "--public-address"},
+		{&settings.Admin, o.admin, "--admin-address"},
 	} {
 		if *l.listener, err = httpserver.Listen(ctx, l.address, l.flag); err != nil {
 			return err
 		}
 		log.Info("listening", "for", l.flag, "address", (*l.listener).Addr().String())
 	}
-	c, err := connector.New(config)
+	c, err := connector.New(settings)
 	if err != nil {
 		return err
 	}

@@ -84,7 +84,7 @@ func TestItServesUntilItIsStopped(t *testing.T) {
 	var stderr syncBuffer
 	cmd := command(&stderr, noEnv)
 	cmd.SetArgs([]string{
-		"--kubeconfig", kubeconfig, "--leader-election=false", "--log-format", "text", "--log-level", "info",
+		"--kubeconfig", kubeconfig, "--leader-elect=false", "--log-format", "text", "--log-level", "info",
 		"--outbound-address", "unix:" + filepath.Join(testkit.TempSocketDir(t), "o"), "--public-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0",
 	})
 	ctx, cancel := context.WithCancel(t.Context())
