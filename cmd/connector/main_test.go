@@ -46,8 +46,8 @@ func TestTheEnvironmentSetsWhatTheCommandLineDoesNot(t *testing.T) {
 	require.Equal(t, "http://127.0.0.1:15001", cmd.Flag("mesh-proxy-url").Value.String())
 	require.Equal(t, "debug", cmd.Flag("log-level").Value.String())
 
-	cmd = command(&bytes.Buffer{}, func(name string) (string, bool) { return "maybe", name == envPrefix+"LEADER_ELECTION" })
-	require.ErrorContains(t, cmd.PreRunE(cmd, nil), envPrefix+"LEADER_ELECTION")
+	cmd = command(&bytes.Buffer{}, func(name string) (string, bool) { return "maybe", name == envPrefix+"LEADER_ELECT" })
+	require.ErrorContains(t, cmd.PreRunE(cmd, nil), envPrefix+"LEADER_ELECT")
 }
 
 func TestWrongFlagsEndItWithOneLine(t *testing.T) {
