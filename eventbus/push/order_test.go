@@ -3,6 +3,7 @@ package push_test
 import (
 	"context"
 	"net/http"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,11 +26,14 @@ func ordered(uid string) push.Subscription {
 }
 
 func TestEventsOfOneKeyArePushedInOrderThroughFailures(t *testing.T) {
+	var mu sync.Mutex // the sink answers one request per key at a time
 	var order []string
 	failures := map[string]int{"a1": 2, "b2": 1}
 	bubble(t, func(r *http.Request) (*http.Response, error) {
 		id := r.Header.Get("Ce-Id")
 		time.Sleep(100 * time.Millisecond)
+		mu.Lock()
+		defer mu.Unlock()
 		if failures[id] > 0 {
 			failures[id]--
 			return answer(500), nil
@@ -45,6 +49,7 @@ func TestEventsOfOneKeyArePushedInOrderThroughFailures(t *testing.T) {
 		b.keyed(6, "a3", "a")
 		require.NoError(t, d.Set(t.Context(), ordered("u1")))
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		require.Len(t, order, 6)
 		at := map[string]int{}
 		for i, id := range order {
@@ -75,6 +80,7 @@ func TestPoisonEventOfAKeyDiesAndTheKeyGoesOn(t *testing.T) {
 		b.keyed(1, "poison", "a")
 		b.keyed(2, "next", "a")
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		require.Equal(t, 4, attempts)
 		require.Len(t, b.letters, 1)
 		require.Equal(t, []uint64{1, 2}, b.acked)
@@ -94,9 +100,11 @@ func TestPausedKeyUsesUpNoAttempts(t *testing.T) {
 		synctest.Wait()
 		d.Hold("u1")
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		require.Equal(t, 1, attempts)
 		require.NoError(t, d.Set(t.Context(), ordered("u1")))
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		require.Equal(t, 3, attempts)
 		require.Equal(t, []uint64{1}, b.acked)
 	})
