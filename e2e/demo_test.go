@@ -293,7 +293,7 @@ spec:
 		require.Equal(t, http.StatusOK, resp.status, resp.body)
 		return resp.body
 	}
-	require.Contains(t, ask(""), "this workload may not reach that host", "who is bound to nothing does not reach the connector")
+	require.Contains(t, ask(""), "call: 403 ", "who is bound to nothing is refused by the connector's sidecar")
 	m.apply(t, `
 apiVersion: lambdamesh.dev/v1alpha1
 kind: Application

@@ -50,7 +50,7 @@ func TestMembersReachWhomTheyMayAndNobodyElse(t *testing.T) {
 		"system-members": {
 			{"caller-0.shop", "http://connector-outbound/commerce/orders/", 200},
 			{"caller-0.shop", "http://connector-outbound.lambdamesh-system.svc/", 200},
-			{"publisher-0.shop", "http://connector-outbound/", 404},
+			{"publisher-0.shop", "http://connector-outbound/", 403}, // not 404: what is missing is the binding
 			{"publisher-0.shop", "http://eventbus.lambdamesh-system.svc/publish", 200},
 			{"connector-0.lambdamesh-system", "http://eventbus.lambdamesh-system.svc/publish", 200},
 		},

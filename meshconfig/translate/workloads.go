@@ -223,6 +223,15 @@ func (t *translator) reach() map[string][]string {
 			}
 		}
 	}
+	// A lambda that no binding picks finds the connector all the same, whose
+	// sidecar refuses it with 403: "not found" would hide what is missing.
+	outbound := types.NamespacedName{Namespace: t.settings.SystemNamespace, Name: v1alpha1.ServiceConnectorOutbound}
+	if key := ir.DestinationKey(outbound.Namespace, outbound.Name, v1alpha1.ServicePort); t.destinations[key] != nil {
+		for _, l := range t.lambdas {
+			principal := t.identity(l.Namespace, l.Name)
+			reach[principal] = append(reach[principal], key)
+		}
+	}
 	bus := t.identity(t.settings.SystemNamespace, v1alpha1.ServiceAccountEventBus)
 	reach[bus] = append(reach[bus], sortedKeys(t.sinks)...)
 	return reach
