@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -280,16 +281,33 @@ func pid(t *testing.T, dir, name string) int {
 	return pid
 }
 
+// lockedBuffer may be read while it is written.
+type lockedBuffer struct {
+	mu     sync.Mutex
+	buffer bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.String()
+}
+
 func TestNothingIsLeftOfAKilledRun(t *testing.T) {
 	dir := t.TempDir()
 	parent := exec.CommandContext(t.Context(), os.Args[0]) //nolint:gosec // ourselves
 	parent.Env = []string{parentDir + "=" + dir, "BIN_DIR=" + testkit.KubernetesBinDir(t)}
 	ready := make(chan string, 10)
 	parent.Stdout = process.LineFunc(func(line []byte) { ready <- string(line) })
-	var stderr bytes.Buffer
-	parent.Stderr = &stderr
+	parent.Stderr = t.Output()
 	require.NoError(t, parent.Start())
-	require.Equal(t, "ready\n", <-ready+"\n", stderr.String())
+	require.Equal(t, "ready\n", <-ready+"\n")
 	var pids []int
 	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager"} {
 		pids = append(pids, pid(t, dir, name))
@@ -299,7 +317,7 @@ func TestNothingIsLeftOfAKilledRun(t *testing.T) {
 
 	// The next start waits for them by itself.
 	c := config(t, dir)
-	var log bytes.Buffer
+	var log lockedBuffer
 	c.Log = slog.New(slog.NewTextHandler(&log, nil))
 	r := start(t, c)
 	require.Contains(t, log.String(), "waiting for a process of the last run to end")
