@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -105,17 +106,18 @@ type received struct {
 	body   string
 }
 
-// receiver is a sink that answers what answer says, 200 by default.
+// receiver is a sink that answers its nth request, from 1, with what answer
+// says, 200 by default.
 func receiver(t testing.TB, answer func(n int) int) (url string, got chan received) {
 	t.Helper()
 	got = make(chan received, 10_000)
-	n := 0
+	var n atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		got <- received{r.Header, string(body)}
-		n++
+		nth := int(n.Add(1))
 		if answer != nil {
-			w.WriteHeader(answer(n))
+			w.WriteHeader(answer(nth))
 		}
 	}))
 	t.Cleanup(server.Close)
