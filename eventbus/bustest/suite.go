@@ -39,8 +39,32 @@ type Open func(t *testing.T, options Options) (backend Backend, stop func())
 // deadline bounds every wait of the suite.
 const deadline = 30 * time.Second
 
+// Guarantee names a guarantee that not every broker makes possible.
+type Guarantee string
+
+// The guarantees a backend may declare to lack; all others are required.
+const (
+	// RefusesWhenFull: full storage refuses new events, and loses none for them.
+	RefusesWhenFull Guarantee = "full storage refuses and keeps what it has"
+	// AttemptsOutliveRestart: the attempts of an event are counted on after the
+	// bus was started again.
+	AttemptsOutliveRestart Guarantee = "attempts are counted on after a restart"
+)
+
+// Lacks says which guarantees a backend does not give, each with the reason. Its
+// users must be told the same.
+type Lacks map[Guarantee]string
+
 // Run holds a backend against the guarantees of the bus.
-func Run(t *testing.T, open Open) {
+func Run(t *testing.T, open Open, lacks Lacks) {
+	guaranteed := func(guarantee Guarantee, test func(t *testing.T)) {
+		t.Run(string(guarantee), func(t *testing.T) {
+			if why, lacking := lacks[guarantee]; lacking {
+				t.Skipf("the backend declares that it does not guarantee this: %s", why)
+			}
+			test(t)
+		})
+	}
 	fresh := func(t *testing.T) Backend {
 		backend, _ := open(t, Options{Dir: t.TempDir(), AckWait: time.Second})
 		return backend
@@ -275,7 +299,18 @@ func Run(t *testing.T, open Open) {
 		Nothing(t, gone)
 	})
 
-	t.Run("full storage refuses and keeps what it has", func(t *testing.T) {
+	guaranteed(AttemptsOutliveRestart, func(t *testing.T) {
+		options := Options{Dir: t.TempDir(), AckWait: time.Second}
+		b, stop := open(t, options)
+		c := Subscribe(t, b, "c1", event.Start{}, "", "**")
+		Publish(t, b, Event("1"))
+		require.Equal(t, 1, Take(t, c, 1)[0].Attempt())
+		stop()
+		b, _ = open(t, options)
+		require.Equal(t, 2, Take(t, Subscribe(t, b, "c1", event.Start{}, "", "**"), 1)[0].Attempt())
+	})
+
+	guaranteed(RefusesWhenFull, func(t *testing.T) {
 		b, _ := open(t, Options{Dir: t.TempDir(), MaxBytes: 256 << 10, AckWait: time.Second})
 		c := Subscribe(t, b, "c1", event.Start{}, "", "**")
 		accepted := 0

@@ -45,7 +45,9 @@ func (s *Store) StoreDeadLetter(ctx context.Context, letter *event.DeadLetter) e
 	} {
 		msg.Header[name] = []string{event.EncodeHeaderValue(value)}
 	}
-	id := fmt.Sprintf("%s-%d", letter.Consumer, letter.Sequence)
+	// With the key of the event, as one that was migrated has the sequence it had
+	// in another store.
+	id := fmt.Sprintf("%s-%d-%s", letter.Consumer, letter.Sequence, letter.Event.Key())
 	if _, err := l.js.PublishMsg(ctx, msg, jetstream.WithMsgID(id), jetstream.WithExpectStream(DeadLetterStream)); err != nil {
 		return fmt.Errorf("dead letter %s: %w", id, translate(err))
 	}

@@ -20,7 +20,7 @@ func TestConformance(t *testing.T) {
 	bustest.Run(t, func(t *testing.T, options bustest.Options) (bustest.Backend, func()) {
 		_, store, stop := open(t, natsserver.Config{Dir: options.Dir}, stream.Config{MaxBytes: options.MaxBytes, AckWait: options.AckWait})
 		return store, stop
-	})
+	}, nil)
 }
 
 // open runs an embedded server and a store on it until stop is called or the
