@@ -43,7 +43,7 @@ run: build ## Build what is missing and run everything here, with the demo of ex
 .PHONY: build
 build: kubernetes ## Build the programs of cmd/ into bin/
 	@mkdir -p bin
-	@CGO_ENABLED=0 go build -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	@hack/build.sh '$(LDFLAGS)'
 
 .PHONY: kubernetes
 kubernetes: check-go ## Get kube-apiserver, etcd, kube-controller-manager and kubectl (bin/kubectl)
