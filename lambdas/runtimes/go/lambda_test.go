@@ -107,6 +107,18 @@ func TestDeadline(t *testing.T) {
 		"a plain handler that returns without a word is 504": {handler: func(_ http.ResponseWriter, r *http.Request) {
 			<-r.Context().Done()
 		}},
+		"a plain handler that answers when it is late is answered for": {handler: func(w http.ResponseWriter, r *http.Request) {
+			<-r.Context().Done()
+			http.Error(w, "too late", http.StatusTeapot)
+		}},
+		"a handler that panics when it is late is answered for": {handler: func(ctx context.Context, _ *Event) (any, error) {
+			<-ctx.Done()
+			panic(ctx.Err())
+		}},
+		"half a response is broken off, though the handler returns": {aborts: true, handler: func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.WriteString(w, "half")
+			<-r.Context().Done()
+		}},
 		"half a response is broken off": {aborts: true, handler: func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.WriteString(w, "half")
 			time.Sleep(time.Minute)

@@ -87,18 +87,21 @@ func writeProblem(w http.ResponseWriter, c *Context, status int, detail string) 
 	_, _ = w.Write(body)
 }
 
-// guardedWriter lets the deadline answer in place of a handler that still
-// runs: after that the handler's writes go nowhere.
+// guardedWriter lets the deadline answer in place of the handler: what the
+// handler writes once it is late goes nowhere. So the caller gets one answer,
+// whoever of the two is woken first.
 type guardedWriter struct {
-	mu       sync.Mutex
-	inner    http.ResponseWriter
-	header   http.Header
-	status   int
-	timedOut bool
+	late func() bool // stays true once it is
+
+	mu     sync.Mutex
+	inner  http.ResponseWriter
+	header http.Header
+	status int
+	ended  bool
 }
 
-func newGuardedWriter(w http.ResponseWriter) *guardedWriter {
-	return &guardedWriter{inner: w, header: http.Header{}}
+func newGuardedWriter(w http.ResponseWriter, late func() bool) *guardedWriter {
+	return &guardedWriter{late: late, inner: w, header: http.Header{}}
 }
 
 func (g *guardedWriter) Header() http.Header { return g.header }
@@ -106,11 +109,15 @@ func (g *guardedWriter) Header() http.Header { return g.header }
 func (g *guardedWriter) WriteHeader(status int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.writeHeader(status)
+	if !g.late() {
+		g.writeHeader(status)
+	}
 }
 
+// writeHeader is for callers that found out that it is not late: that is asked
+// once per write, as it may become late within one.
 func (g *guardedWriter) writeHeader(status int) {
-	if g.timedOut || g.status != 0 {
+	if g.status != 0 {
 		return
 	}
 	if status >= 200 {
@@ -123,7 +130,7 @@ func (g *guardedWriter) writeHeader(status int) {
 func (g *guardedWriter) Write(p []byte) (int, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.timedOut {
+	if g.late() {
 		return 0, http.ErrHandlerTimeout
 	}
 	g.writeHeader(http.StatusOK)
@@ -134,25 +141,30 @@ func (g *guardedWriter) Write(p []byte) (int, error) {
 func (g *guardedWriter) Flush() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.timedOut {
+	if g.late() {
 		return
 	}
 	g.writeHeader(http.StatusOK)
 	_ = http.NewResponseController(g.inner).Flush()
 }
 
-// timeOut shuts the handler out and answers for it; it reports whether that was
-// still possible.
-func (g *guardedWriter) timeOut(answer func(http.ResponseWriter)) bool {
+// end says that the handler returned: what it wrote in time is the whole answer.
+func (g *guardedWriter) end() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.timedOut = true
-	if g.status != 0 {
-		return false
+	g.ended = !g.late()
+}
+
+// shut tells how far the handler came with its answer. If it did not end, it is
+// late, and the inner writer is the caller's from now on.
+func (g *guardedWriter) shut() (begun, ended bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	begun = g.status != 0
+	if !begun && !g.ended {
+		g.status = http.StatusGatewayTimeout
 	}
-	g.status = http.StatusGatewayTimeout
-	answer(g.inner)
-	return true
+	return begun, g.ended
 }
 
 func (g *guardedWriter) statusCode() int {

@@ -143,7 +143,8 @@ func (s *server) invoke(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 
 	s.metrics.begin()
-	guarded := newGuardedWriter(w)
+	late := func() bool { return errors.Is(ctx.Err(), context.DeadlineExceeded) }
+	guarded := newGuardedWriter(w, late)
 	defer func() { s.metrics.end(guarded.statusCode(), time.Since(begin)) }()
 
 	if r.ContentLength > s.config.maxBodyBytes {
@@ -153,6 +154,7 @@ func (s *server) invoke(w http.ResponseWriter, r *http.Request) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		defer guarded.end()
 		defer func() {
 			if cause := recover(); cause != nil {
 				c.Logger.Error("handler panicked", "error", fmt.Sprint(cause), "stack", string(debug.Stack()))
@@ -164,31 +166,29 @@ func (s *server) invoke(w http.ResponseWriter, r *http.Request) {
 	select {
 	case <-done:
 	case <-ctx.Done():
-		// A handler that returns because of the deadline ends by itself in a
-		// moment; one that does not look at it is answered for.
-		if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		if !late() {
 			<-done // the caller went away; let the handler see that
-			return
-		}
-		c.Logger.Error("invocation timed out", "timeout", s.config.timeout.String())
-		if !guarded.timeOut(func(w http.ResponseWriter) {
-			writeProblem(w, c, http.StatusGatewayTimeout, timeoutDetail(s.config.timeout))
-		}) {
-			panic(http.ErrAbortHandler) // half a response is out: break it off
 		}
 	}
+	begun, ended := guarded.shut()
+	if ended {
+		return
+	}
+	c.Logger.Error("invocation timed out", "timeout", s.config.timeout.String())
+	if begun {
+		panic(http.ErrAbortHandler) // half a response is out: break it off
+	}
+	writeProblem(w, c, http.StatusGatewayTimeout, "the lambda did not answer within "+s.config.timeout.String())
 }
 
+// handle calls the handler and answers with what it returned. What it answers
+// after the deadline goes nowhere.
 func (s *server) handle(ctx context.Context, c *Context, w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, s.config.maxBodyBytes)
 	switch handler := s.handler.(type) {
 	case func(http.ResponseWriter, *http.Request):
 		handler(w, r.WithContext(ctx))
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			writeProblem(w, c, http.StatusGatewayTimeout, timeoutDetail(s.config.timeout))
-		} else {
-			w.WriteHeader(http.StatusOK) // sends the headers of a handler that wrote nothing; otherwise without effect
-		}
+		w.WriteHeader(http.StatusOK) // sends the headers of a handler that wrote nothing; otherwise without effect
 	case func(context.Context, *Event) (any, error):
 		body, err := io.ReadAll(r.Body)
 		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
@@ -211,10 +211,7 @@ func (s *server) handle(ctx context.Context, c *Context, w http.ResponseWriter, 
 		if err == nil {
 			err = c.respond(ctx, w, result)
 		}
-		if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			c.Logger.Error("invocation timed out", "timeout", s.config.timeout.String(), "error", err)
-			writeProblem(w, c, http.StatusGatewayTimeout, timeoutDetail(s.config.timeout))
-		} else if err != nil {
+		if err != nil {
 			c.Logger.Error("handler failed", "error", err)
 			writeProblem(w, c, http.StatusInternalServerError, failedDetail)
 		}
@@ -224,8 +221,4 @@ func (s *server) handle(ctx context.Context, c *Context, w http.ResponseWriter, 
 func (s *server) tooLarge(w http.ResponseWriter, c *Context) {
 	w.Header().Set("Connection", "close")
 	writeProblem(w, c, http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is over the limit of %d bytes", s.config.maxBodyBytes))
-}
-
-func timeoutDetail(timeout time.Duration) string {
-	return "the lambda did not answer within " + timeout.String()
 }
