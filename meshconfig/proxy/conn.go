@@ -121,6 +121,23 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// notImplemented begins net/http's answer to a Transfer-Encoding other than
+// chunked, which no handler sees.
+var notImplemented = []byte("HTTP/1.1 501 Not Implemented\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n") //nolint:gochecknoglobals // read only
+
+// Write makes net/http's 501 a 400: to a proxy such framing is not a wish that
+// it does not fulfill but a request that two readers end at different places.
+func (c *conn) Write(p []byte) (int, error) {
+	if !bytes.HasPrefix(p, notImplemented) {
+		return c.Conn.Write(p)
+	}
+	answer := bytes.Replace(p, []byte("501 Not Implemented"), []byte("400 Bad Request"), 1)
+	if _, err := c.Conn.Write(answer); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
 // nextRequest is called when the server waits for another request.
 func (c *conn) nextRequest() {
 	if c.scan.http2.Load() {

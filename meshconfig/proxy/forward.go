@@ -56,7 +56,7 @@ func (e *exchange) forward() {
 	}
 	defer h.active.Add(-1)
 	if failure != nil {
-		e.fail(failure)
+		e.fail(failure, body)
 		return
 	}
 	defer resp.Body.Close()
@@ -187,7 +187,12 @@ func (c *closeHook) Close() error {
 }
 
 // fail answers a request that the upstream did not.
-func (e *exchange) fail(failure *upstreamError) {
+func (e *exchange) fail(failure *upstreamError, body *requestBody) {
+	if body != nil && body.broken.Load() {
+		e.w.Header().Set("Connection", "close")
+		e.reply(http.StatusBadRequest, "http1.codec_error", "the request body is malformed", nil)
+		return
+	}
 	if e.r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the client is gone
 	}

@@ -228,6 +228,7 @@ func TestCORS(t *testing.T) {
 	require.Equal(t, "authorization", got.header.Get("Access-Control-Allow-Headers"))
 	require.Equal(t, "600", got.header.Get("Access-Control-Max-Age"))
 	require.Equal(t, "true", got.header.Get("Access-Control-Allow-Credentials"))
+	require.Empty(t, got.body)
 
 	got = get(t, gateway, "/", preflight, header("Origin", "https://evil.example"))
 	require.Empty(t, got.header.Get("Access-Control-Allow-Origin"))

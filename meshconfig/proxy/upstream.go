@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -125,6 +126,7 @@ func (e *exchange) informational(ctx context.Context) (traced context.Context, d
 type requestBody struct {
 	io.ReadCloser
 	touched atomic.Bool
+	broken  atomic.Bool // the client sent what is no body
 	done    func()
 	active  func()
 	once    sync.Once
@@ -135,9 +137,19 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.active()
 	if err != nil {
+		if malformed(err) {
+			b.broken.Store(true)
+		}
 		b.once.Do(b.done)
 	}
 	return n, err
+}
+
+// malformed tells whether reading a body failed for what the client sent, not
+// for the connection.
+func malformed(err error) bool {
+	var network net.Error
+	return !errors.Is(err, io.EOF) && !errors.Is(err, http.ErrBodyReadAfterClose) && !errors.As(err, &network)
 }
 
 // Close leaves the body open: the server closes it, and another attempt may
