@@ -156,6 +156,7 @@ func TestTheCodeCompiles(t *testing.T) {
 			if compile.Err != nil {
 				t.Skipf("%s is not installed", compile.Args[0])
 			}
+			compile.Env = append(os.Environ(), "CGO_ENABLED=0") // as the toolchain builds lambdas
 			output, err := compile.CombinedOutput()
 			require.NoError(t, err, string(output))
 		})

@@ -126,7 +126,9 @@ func programs(t *testing.T) string {
 		if built.dir, built.err = os.MkdirTemp("", "lambdamesh-programs-"); built.err != nil {
 			return
 		}
-		out, err := exec.Command("go", "build", "-buildvcs=false", "-o", built.dir+"/", "../cmd/controlplane", "../cmd/eventbus", "../cmd/connector").CombinedOutput()
+		build := exec.Command("go", "build", "-buildvcs=false", "-o", built.dir+"/", "../cmd/controlplane", "../cmd/eventbus", "../cmd/connector")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0") // as `make build` does: what it compiled is used
+		out, err := build.CombinedOutput()
 		if err != nil {
 			built.err = fmt.Errorf("%w: %s", err, out)
 		}
