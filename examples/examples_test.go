@@ -190,7 +190,9 @@ func TestTheCommerceSystem(t *testing.T) {
 	require.NoError(t, err)
 	// -vet=off: vet looks for the directory of the overlay, which is not there.
 	program, overlay := filepath.Join(t.TempDir(), "commerce.test"), inThisModule(t, map[string]string{"lambda.go": code, "lambda_test.go": tests})
-	output, err := exec.Command("go", "test", "-c", "-vet=off", "-o", program, "-overlay", overlay, "./compiled").CombinedOutput()
+	compile := exec.Command("go", "test", "-c", "-vet=off", "-o", program, "-overlay", overlay, "./compiled")
+	compile.Env = append(os.Environ(), "CGO_ENABLED=0")
+	output, err := compile.CombinedOutput()
 	require.NoError(t, err, string(output))
 	run := exec.Command(program)
 	run.Env = append(os.Environ(), "CLIENT_ID=id", "CLIENT_SECRET=secret")
