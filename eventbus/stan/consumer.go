@@ -33,10 +33,7 @@ func (s *Store) Subscribe(_ context.Context, spec event.ConsumerSpec) (event.Con
 	defer s.subscribing.Unlock()
 	c, ok := s.consumers[spec.Name]
 	if !ok {
-		c = &consumer{
-			s: s, name: spec.Name, start: spec.Start, changed: make(chan struct{}),
-			held: map[uint64]*held{}, done: map[uint64]bool{},
-		}
+		c = newConsumer(s, spec)
 	}
 	c.selectOnly(spec.Selectors)
 	if err := s.attach(c); err != nil {
@@ -150,6 +147,13 @@ type consumer struct {
 	// but on the way back.
 	done      map[uint64]bool
 	doneOrder []uint64
+}
+
+func newConsumer(s *Store, spec event.ConsumerSpec) *consumer {
+	return &consumer{
+		s: s, name: spec.Name, start: spec.Start, changed: make(chan struct{}),
+		held: map[uint64]*held{}, done: map[uint64]bool{},
+	}
 }
 
 type state int

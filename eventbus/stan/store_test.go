@@ -1,21 +1,22 @@
 package stan_test
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
-	natsd "github.com/nats-io/nats-server/v2/server"
-	stand "github.com/nats-io/nats-streaming-server/server"
-	"github.com/nats-io/nats-streaming-server/stores"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/bustest"
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/stan"
+	"github.com/lambdamesh/lambdamesh/eventbus/stan/stantest"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 )
-
-const clusterID = "shop"
 
 // What docs/nats-streaming.md tells users too.
 var lacks = bustest.Lacks{
@@ -25,36 +26,16 @@ var lacks = bustest.Lacks{
 
 func TestConformance(t *testing.T) {
 	bustest.Run(t, func(t *testing.T, options bustest.Options) (bustest.Backend, func()) {
-		server := startServer(t, options.Dir, 0, nil)
-		store, stop := open(t, stan.Config{URL: server.ClientURL(), AckWait: options.AckWait})
-		return store, func() { stop(); server.Shutdown() }
+		server := stantest.Start(t, stantest.Options{Dir: options.Dir})
+		store, stop := open(t, stan.Config{URL: server.URL, AckWait: options.AckWait})
+		return store, func() { stop(); server.Stop() }
 	}, lacks)
-}
-
-// startServer runs a real NATS Streaming server that syncs each batch it stores,
-// until it is shut down or the test ends. Port 0 takes a free one.
-func startServer(t *testing.T, dir string, port int, change func(*stand.Options, *natsd.Options)) *stand.StanServer {
-	t.Helper()
-	opts := stand.GetDefaultOptions()
-	opts.ID, opts.StoreType, opts.FilestoreDir = clusterID, stores.TypeFile, dir
-	opts.FileStoreOpts.DoSync = true
-	nats := &natsd.Options{Host: "127.0.0.1", Port: port, NoSigs: true, NoLog: true, MaxPayload: 2 << 20}
-	if port == 0 {
-		nats.Port = natsd.RANDOM_PORT
-	}
-	if change != nil {
-		change(opts, nats)
-	}
-	server, err := stand.RunServerWithOpts(opts, nats)
-	require.NoError(t, err)
-	t.Cleanup(server.Shutdown)
-	return server
 }
 
 // open runs a store until stop is called or the test ends.
 func open(t *testing.T, config stan.Config) (*stan.Store, func()) {
 	t.Helper()
-	config.ClusterID = clusterID
+	config.ClusterID = stantest.ClusterID
 	store, err := stan.New(config)
 	require.NoError(t, err)
 	return store, run(t, store)
@@ -86,4 +67,200 @@ func run(t *testing.T, c component.Component) (stop func()) {
 		t.Fatalf("%s did not become ready", c.Name())
 	}
 	return stop
+}
+
+func publishEventually(t *testing.T, store *stan.Store, e event.Event) (receipt event.Receipt) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		receipts, err := store.Publish(t.Context(), []event.Event{e})
+		if err == nil {
+			receipt = receipts[0]
+		}
+		return err == nil
+	}, 30*time.Second, 50*time.Millisecond)
+	return receipt
+}
+
+func TestServerThatRestartsIsUnavailableAndHeals(t *testing.T) {
+	options := stantest.Options{Dir: t.TempDir()}
+	server := stantest.Start(t, options)
+	options.Port = server.Port
+	store, _ := open(t, stan.Config{URL: server.URL, PublishTimeout: time.Second})
+	c := bustest.Subscribe(t, store, "c", event.Start{}, "", "**")
+	bustest.Publish(t, store, bustest.Event("1"), bustest.Event("2"))
+	held := bustest.Take(t, c, 1)[0]
+	require.NoError(t, store.Check())
+
+	server.Stop()
+	begin := time.Now()
+	_, err := store.Publish(t.Context(), []event.Event{bustest.Event("3")})
+	require.ErrorIs(t, err, event.ErrUnavailable)
+	require.ErrorIs(t, store.Check(), event.ErrUnavailable)
+	require.ErrorIs(t, store.StoreDeadLetter(t.Context(), &event.DeadLetter{Consumer: "c", Event: bustest.Event("1")}), event.ErrUnavailable)
+	require.Less(t, time.Since(begin), 10*time.Second)
+
+	stantest.Start(t, options)
+	require.False(t, publishEventually(t, store, bustest.Event("3")).Duplicate)
+	require.True(t, publishEventually(t, store, bustest.Event("1")).Duplicate)
+	require.NoError(t, store.Check())
+	require.NoError(t, held.Ack())
+	for i, d := range bustest.Take(t, c, 2) {
+		require.Equal(t, fmt.Sprint(i+2), d.Event().ID)
+		require.Equal(t, 1, d.Attempt())
+		require.NoError(t, d.Ack())
+	}
+	bustest.Nothing(t, c)
+}
+
+func TestServerThatLostItsDataIsUsedAsItIs(t *testing.T) {
+	options := stantest.Options{Dir: t.TempDir()}
+	server := stantest.Start(t, options)
+	store, _ := open(t, stan.Config{URL: server.URL, PublishTimeout: time.Second})
+	c := bustest.Subscribe(t, store, "c", event.Start{}, "", "**")
+	for i := range 10 {
+		bustest.Publish(t, store, bustest.Event(fmt.Sprint("old", i)))
+	}
+	for _, d := range bustest.Take(t, c, 10) {
+		require.NoError(t, d.Ack())
+	}
+
+	server.Stop()
+	stantest.Start(t, stantest.Options{Dir: t.TempDir(), Port: server.Port})
+	fetched := make(chan string, 10)
+	stop := make(chan struct{})
+	var fetcher sync.WaitGroup
+	fetcher.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default: // it fails until the server is there again
+				_ = c.Fetch(t.Context(), 1, 100*time.Millisecond, func(d event.Delivery) { fetched <- d.Event().ID })
+			}
+		}
+	})
+	defer fetcher.Wait()
+	defer close(stop)
+	publishEventually(t, store, bustest.Event("new"))
+	require.False(t, publishEventually(t, store, bustest.Event("old1")).Duplicate, "the server does not have it any more")
+	require.Eventually(t, func() bool {
+		// The consumer begins at "new" when it is made again, which may be later.
+		publishEventually(t, store, bustest.Event(time.Now().String()))
+		return len(fetched) > 0
+	}, 30*time.Second, 50*time.Millisecond)
+}
+
+func TestUnavailableBeforeTheServerWasSeen(t *testing.T) {
+	store, err := stan.New(stan.Config{URL: "nats://127.0.0.1:1", ClusterID: "c"})
+	require.NoError(t, err)
+	_, err = store.Publish(t.Context(), []event.Event{bustest.Event("1")})
+	require.ErrorIs(t, err, event.ErrUnavailable)
+	_, err = store.Subscribe(t.Context(), event.ConsumerSpec{Name: "c", Selectors: []event.Selector{{Owner: "shop", Type: "**"}}})
+	require.ErrorIs(t, err, event.ErrUnavailable)
+}
+
+func TestReplicasPublishTogetherAndOneDispatches(t *testing.T) {
+	server := stantest.Start(t, stantest.Options{Dir: t.TempDir()})
+	config := stan.Config{URL: server.URL}
+	first, stopFirst := open(t, config)
+	second, _ := open(t, config)
+
+	spec := event.ConsumerSpec{Name: "c", Selectors: []event.Selector{{Owner: "shop", Type: "**"}}}
+	c, err := first.Subscribe(t.Context(), spec)
+	require.NoError(t, err)
+	_, err = second.Subscribe(t.Context(), spec)
+	require.ErrorIs(t, err, event.ErrUnavailable)
+	require.ErrorContains(t, err, "already registered")
+
+	receipts := bustest.Publish(t, second, bustest.Event("1"), bustest.Event("2"))
+	require.Eventually(t, func() bool {
+		got, err := first.Publish(t.Context(), []event.Event{bustest.Event("1")})
+		return err == nil && got[0].Duplicate && got[0].Sequence == receipts[0].Sequence
+	}, 10*time.Second, 10*time.Millisecond)
+	require.NoError(t, bustest.Take(t, c, 1)[0].Ack())
+
+	stopFirst()
+	c, err = second.Subscribe(t.Context(), spec)
+	require.NoError(t, err)
+	require.Equal(t, "2", bustest.Take(t, c, 1)[0].Event().ID, "the position is handed on")
+}
+
+func TestConsumerHoldsNoMoreThanItMay(t *testing.T) {
+	server := stantest.Start(t, stantest.Options{Dir: t.TempDir()})
+	store, _ := open(t, stan.Config{URL: server.URL, MaxInflight: 3})
+	c := bustest.Subscribe(t, store, "c", event.Start{}, "", "**")
+	var events []event.Event
+	for i := range 10 {
+		events = append(events, bustest.Event(fmt.Sprint(i)))
+	}
+	bustest.Publish(t, store, events...)
+	require.Eventually(t, func() bool {
+		info, err := c.Info(t.Context())
+		return err == nil && info.Pending == 10
+	}, 10*time.Second, 10*time.Millisecond, "also what is not held yet is counted")
+	deliveries := bustest.Take(t, c, 3)
+	bustest.Nothing(t, c)
+	for _, d := range deliveries {
+		require.NoError(t, d.Ack())
+	}
+	require.Equal(t, "3", bustest.Take(t, c, 1)[0].Event().ID)
+}
+
+func TestEventsTheServerRemovedAreReported(t *testing.T) {
+	server := stantest.Start(t, stantest.Options{Dir: t.TempDir(), MaxMsgs: 10})
+	var mu sync.Mutex
+	var log bytes.Buffer
+	config := stan.Config{URL: server.URL, MaxInflight: 1, Logger: slog.New(slog.NewTextHandler(locked{&mu, &log}, nil))}
+	store, _ := open(t, config)
+	c := bustest.Subscribe(t, store, "c", event.Start{}, "", "**")
+	for i := range 30 {
+		bustest.Publish(t, store, bustest.Event(fmt.Sprint(i)))
+	}
+	for range 2 {
+		require.NoError(t, bustest.Take(t, c, 1)[0].Ack())
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	require.Contains(t, log.String(), "the server skipped events of a consumer")
+}
+
+// locked lets several goroutines write.
+type locked struct {
+	mu *sync.Mutex
+	w  *bytes.Buffer
+}
+
+func (l locked) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+func TestLargestEventFitsAsDeadLetterToo(t *testing.T) {
+	server := stantest.Start(t, stantest.Options{Dir: t.TempDir()})
+	store, _ := open(t, stan.Config{URL: server.URL})
+	require.Equal(t, event.MaxEventBytes, store.MaxEventBytes())
+	e := bustest.Event("1")
+	e.Data = make([]byte, event.MaxEventBytes)
+	bustest.Publish(t, store, e)
+	require.NoError(t, store.StoreDeadLetter(t.Context(), &event.DeadLetter{Consumer: "c", Event: e}))
+}
+
+func TestSmallNATSPayloadLowersTheLimit(t *testing.T) {
+	server := stantest.Start(t, stantest.Options{Dir: t.TempDir(), MaxPayload: 64 << 10})
+	store, _ := open(t, stan.Config{URL: server.URL})
+	require.Equal(t, 60<<10, store.MaxEventBytes())
+	e := bustest.Event("1")
+	e.Data = make([]byte, 62<<10)
+	_, err := store.Publish(t.Context(), []event.Event{e})
+	require.ErrorIs(t, err, event.ErrTooLarge)
+	e.Data = make([]byte, 50<<10)
+	bustest.Publish(t, store, e)
+}
+
+func TestConfigIsChecked(t *testing.T) {
+	_, err := stan.New(stan.Config{ClientID: "a b", AckWait: time.Millisecond, MaxInflight: -1, DedupWindow: -1})
+	for _, part := range []string{"no NATS server", "cluster ID", "client ID", "ack wait", "max in flight", "dedup window"} {
+		require.ErrorContains(t, err, part)
+	}
 }

@@ -1,0 +1,114 @@
+package stan
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/stan.go"
+	"github.com/nats-io/stan.go/pb"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
+)
+
+func TestServerErrorsAreTranslated(t *testing.T) {
+	for text, want := range map[string]error{
+		"write /data/msgs.1.dat: no space left on device": event.ErrFull,
+		"too many channels":                 event.ErrFull,
+		"stan: publish ack timeout":         event.ErrUnavailable,
+		"stan: clientID already registered": event.ErrUnavailable,
+	} {
+		require.ErrorIs(t, translate(errors.New(text)), want, text)
+	}
+	require.ErrorIs(t, translate(nats.ErrMaxPayload), event.ErrTooLarge)
+	require.NoError(t, translate(nil))
+}
+
+func TestMessagesNotOursAreNoEvents(t *testing.T) {
+	for _, payload := range []string{"", "{}", "lambdamesh/1 event", "lambdamesh/1 event\na\n\n", "lambdamesh/1 event\na: 1\na: 2\n\n", "lambdamesh/1 event\na: %zz\n\n"} {
+		_, err := decode([]byte(payload))
+		require.Error(t, err, "%q", payload)
+	}
+	m, err := decode([]byte("lambdamesh/1 event\nce-id: 1\n\n"))
+	require.NoError(t, err)
+	_, err = m.event()
+	require.ErrorContains(t, err, "source")
+}
+
+// message of an event as the server sends it.
+func fromServer(id string, sequence uint64, again bool) *stan.Msg {
+	e := event.Event{ID: id, Source: "/shop/cart", Type: "t"}
+	return &stan.Msg{MsgProto: pb.MsgProto{Sequence: sequence, Timestamp: time.Now().UnixNano(), Redelivered: again, Data: eventMessage(&e).encode()}}
+}
+
+func TestWhatTheServerSendsAgainWhileItIsHeldIsNoAttempt(t *testing.T) {
+	config := Config{URL: "nats://127.0.0.1:1", ClusterID: "c", AckWait: time.Hour}
+	s, err := New(config)
+	require.NoError(t, err)
+	c := newConsumer(s, event.ConsumerSpec{Name: "c"})
+	c.selectOnly([]event.Selector{{Owner: "shop", Type: "**"}})
+	ready := func() (ids []string) {
+		for d, _ := c.pop(); d != nil; d, _ = c.pop() {
+			ids = append(ids, d.event.ID)
+		}
+		return ids
+	}
+
+	c.receive(fromServer("1", 1, false))
+	c.receive(fromServer("1", 1, true)) // held, not handed out yet
+	d, _ := c.pop()
+	require.Equal(t, 1, d.Attempt())
+	c.receive(fromServer("1", 1, true)) // handed out
+	require.Empty(t, ready())
+	require.NoError(t, d.Retry(time.Hour))
+	c.receive(fromServer("1", 1, true)) // waits for its next attempt
+	c.receive(fromServer("2", 2, false))
+	require.Equal(t, []string{"2"}, ready())
+
+	require.NoError(t, d.Retry(0), "an answer that comes twice changes nothing")
+	require.Empty(t, ready())
+	info, err := c.Info(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, event.ConsumerInfo{Unacknowledged: 2}, info)
+}
+
+func TestPublicationInDoubtIsNotStoredTwice(t *testing.T) {
+	config := Config{}.Defaults()
+	c := newChannel("c", &config)
+	m := eventMessage(&event.Event{ID: "1", Source: "s", Type: "t"})
+	conn := &silent{}
+	p, duplicate := c.publish(conn, m.key(), m.encode())
+	require.False(t, duplicate)
+	conn.answer(stan.ErrTimeout) // and yet it was stored
+	<-p.done
+	require.ErrorIs(t, p.err, event.ErrUnavailable)
+
+	conn.then = func(payload []byte) { // the marker: the server sends everything before it first
+		c.received(&stan.Msg{MsgProto: pb.MsgProto{Sequence: 7, Timestamp: time.Now().UnixNano(), Data: m.encode()}})
+		c.received(&stan.Msg{MsgProto: pb.MsgProto{Sequence: 8, Timestamp: time.Now().UnixNano(), Data: payload}})
+		go conn.answer(nil)
+	}
+	require.NoError(t, c.settle(t.Context(), conn, m.key()))
+	p, duplicate = c.publish(conn, m.key(), m.encode())
+	require.True(t, duplicate)
+	require.Equal(t, uint64(7), p.sequence)
+}
+
+// silent is a connection that answers when it is told to.
+type silent struct {
+	stan.Conn
+	answered stan.AckHandler
+	then     func(payload []byte)
+}
+
+func (s *silent) PublishAsync(_ string, payload []byte, answered stan.AckHandler) (string, error) {
+	s.answered = answered
+	if s.then != nil {
+		s.then(payload)
+	}
+	return "", nil
+}
+
+func (s *silent) answer(err error) { s.answered("", err) }
