@@ -293,6 +293,29 @@ func TestServersListenOnPorts(t *testing.T) {
 	}
 }
 
+func TestAHandlerThatDoesNotBehaveIsAnsweredForAndTheNextCallWorks(t *testing.T) {
+	toolchain := newToolchain(t)
+	for name, test := range map[string]struct {
+		runtime v1alpha1.Runtime
+		source  string
+		status  int
+	}{
+		"python: exit in an async def is 500": {v1alpha1.RuntimePython, "import sys\n\nasync def main(event, context):\n    if event.path == '/': sys.exit(3)\n    return 'ok'\n", 500},
+		"nodejs: a handler that holds the thread beyond its time is 504": {
+			v1alpha1.RuntimeNodeJS,
+			"export function main(event) {\n  const end = Date.now() + (event.path === '/' ? 2500 : 0);\n  while (Date.now() < end);\n  return 'ok';\n}\n", 504,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := start(t, toolchain, test.runtime, test.source, newFakeMesh(t))
+			response := server.get(t, "/", nil)
+			require.Equal(t, test.status, response.StatusCode, readAll(t, response))
+			require.Equal(t, "ok", readAll(t, server.get(t, "/again", nil)))
+		})
+	}
+}
+
 func freePort(t *testing.T) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

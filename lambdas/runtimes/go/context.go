@@ -145,9 +145,9 @@ type Application struct {
 
 // FetchOptions describe a call; the zero value is a GET.
 type FetchOptions struct {
-	Method string
-	Header http.Header
-	Query  url.Values
+	Method  string
+	Headers http.Header
+	Query   url.Values
 	// Body is sent as JSON unless it is an io.Reader, []byte or string.
 	Body any
 }
@@ -171,7 +171,7 @@ func (a *Application) Fetch(ctx context.Context, service, path string, options *
 	if err != nil {
 		return nil, fmt.Errorf("call application %s: %w", a.name, err)
 	}
-	maps.Copy(request.Header, options.Header.Clone())
+	maps.Copy(request.Header, options.Headers.Clone())
 	if contentType != "" && request.Header.Get("Content-Type") == "" {
 		request.Header.Set("Content-Type", contentType)
 	}

@@ -37,7 +37,7 @@ type Event struct {
 	// Method, Path, Query, Header and Body are the HTTP request as it came.
 	Method, Path string
 	Query        url.Values
-	Header       http.Header
+	Headers      http.Header
 	Body         []byte
 
 	payload []byte
@@ -78,7 +78,7 @@ func (e *requestError) Error() string { return e.detail }
 // the legacy KYMA-* headers, or a plain request.
 func parseEvent(r *http.Request, body []byte) (*Event, error) {
 	e := &Event{
-		Method: r.Method, Path: r.URL.Path, Query: r.URL.Query(), Header: r.Header, Body: body,
+		Method: r.Method, Path: r.URL.Path, Query: r.URL.Query(), Headers: r.Header, Body: body,
 		Extensions: map[string]string{}, DataContentType: r.Header.Get("Content-Type"),
 	}
 	switch mediaType := mediaTypeOf(e.DataContentType); {

@@ -13,8 +13,8 @@ import (
 // Response is an answer with a status and headers of its own.
 type Response struct {
 	// Status defaults to 200.
-	Status int
-	Header http.Header
+	Status  int
+	Headers http.Header
 	// Body is sent as JSON unless it is a string, []byte or io.Reader. Nil
 	// sends none.
 	Body any
@@ -66,7 +66,7 @@ func writeResponse(w http.ResponseWriter, response Response) error {
 	if err != nil {
 		return fmt.Errorf("encode what the handler returned: %w", err)
 	}
-	maps.Copy(w.Header(), response.Header.Clone())
+	maps.Copy(w.Header(), response.Headers.Clone())
 	if contentType != "" && w.Header().Get("Content-Type") == "" {
 		w.Header().Set("Content-Type", contentType)
 	}

@@ -99,7 +99,11 @@ async function invoke(config, handler, event, context, controller, response, log
     timer = setTimeout(() => resolve(timedOut), config.timeoutMs);
   });
   try {
-    const work = (async () => respond(await handler(event, context), response, context))();
+    const work = (async () => {
+      const result = await handler(event, context);
+      // While a handler holds the thread, the timer cannot fire.
+      return Date.now() > context.deadline ? timedOut : respond(result, response, context);
+    })();
     // When the deadline wins, what the handler does later must not be an
     // unhandled rejection.
     work.catch(() => {});

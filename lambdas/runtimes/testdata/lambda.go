@@ -25,7 +25,7 @@ func Main(ctx context.Context, event *lambda.Event) (any, error) {
 	case "/nothing":
 		return nil, nil
 	case "/response":
-		return lambda.Response{Status: 418, Header: http.Header{"X-Teapot": {"yes"}}, Body: map[string]any{"short": "stout"}}, nil
+		return lambda.Response{Status: 418, Headers: http.Header{"X-Teapot": {"yes"}}, Body: map[string]any{"short": "stout"}}, nil
 	case "/status-value":
 		return map[string]any{"status": "fine"}, nil
 	case "/throw":
@@ -46,7 +46,7 @@ func Main(ctx context.Context, event *lambda.Event) (any, error) {
 		id, err := c.Publish(ctx, "order.seen", map[string]any{"n": 1}, &lambda.PublishOptions{ID: "given", Subject: "s"})
 		return map[string]string{"id": id}, err
 	case "/fetch":
-		response, err := c.Application("commerce").Fetch(ctx, "orders", "/orders/4711?full=yes", &lambda.FetchOptions{Method: "PUT", Header: http.Header{"X-Extra": {"1"}}, Body: map[string]any{"a": 1}})
+		response, err := c.Application("commerce").Fetch(ctx, "orders", "/orders/4711?full=yes", &lambda.FetchOptions{Method: "PUT", Headers: http.Header{"X-Extra": {"1"}}, Body: map[string]any{"a": 1}})
 		if err != nil {
 			return nil, err
 		}
@@ -68,6 +68,6 @@ func Main(ctx context.Context, event *lambda.Event) (any, error) {
 	return map[string]any{
 		"isEvent": event.IsEvent, "type": event.Type, "source": event.Source, "id": event.ID, "subject": event.Subject,
 		"extensions": json.RawMessage(extensions), "data": data, "method": event.Method, "path": event.Path,
-		"q": event.Query.Get("q"), "header": event.Header.Get("X-Thing"), "size": len(event.Body),
+		"q": event.Query.Get("q"), "header": event.Headers.Get("X-Thing"), "size": len(event.Body),
 	}, nil
 }

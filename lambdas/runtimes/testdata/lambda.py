@@ -28,7 +28,7 @@ def main(event, context):
     if path == "/event":
         return {"specversion": "1.0", "type": "order.seen", "subject": "4711", "region": "zh", "data": {"ok": True}}
     if path == "/publish":
-        return context.publish("order.seen", {"n": 1}, id="given", subject="s")
+        return context.publish("order.seen", {"n": 1}, {"id": "given"}, subject="s")
     if path == "/fetch":
         response = context.application("commerce").fetch("orders", "/orders/4711?full=yes", method="PUT", headers={"X-Extra": "1"}, body={"a": 1})
         return {"status": 200, "body": {"status": response.status, "body": response.text()}}

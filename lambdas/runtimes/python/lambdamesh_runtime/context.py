@@ -68,8 +68,12 @@ class Application:
         self._context = context
         self._name = name
 
-    def fetch(self, service, path="/", method="GET", headers=None, query=None, body=None, timeout=None):
-        """Calls a service of the application; the connector adds the credentials."""
+    def fetch(self, service, path="/", options=None, **named):
+        """Calls a service of the application; the connector adds the credentials.
+        The options method, headers, query, body and timeout go into a dict or are named."""
+        return self._fetch(service, path, **{**(options or {}), **named})
+
+    def _fetch(self, service, path, method="GET", headers=None, query=None, body=None, timeout=None):
         url = self._target(service, path, query)
         payload, content_type = encode_body(body)
         merged = dict(self._context._trace)
@@ -121,8 +125,13 @@ class Context:
         """Seconds until the deadline, at least a little."""
         return max(self._end - datetime.now(timezone.utc).timestamp(), 0.001)
 
-    def publish(self, type, data=None, id=None, source=None, subject=None, time=None, datacontenttype=None, dataschema=None, extensions=None):  # noqa: A002
-        """Sends an event to the event bus; returns {"id"} once the bus has it on disk."""
+    def publish(self, type, data=None, options=None, **named):  # noqa: A002
+        """Sends an event to the event bus; returns {"id"} once the bus has it on disk.
+        The options id, source, subject, time, datacontenttype, dataschema and extensions
+        go into a dict or are named."""
+        return self._publish(type, data, **{**(options or {}), **named})
+
+    def _publish(self, type, data, id=None, source=None, subject=None, time=None, datacontenttype=None, dataschema=None, extensions=None):  # noqa: A002
         if not self._config.publish_url:
             raise RuntimeError("publish: LAMBDAMESH_PUBLISH_URL is not set")
         if not type:

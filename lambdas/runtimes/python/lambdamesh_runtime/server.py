@@ -99,7 +99,11 @@ class Lambda:
 
     async def _run_async(self, event, context):
         log.invocation.set(context.invocation)
-        result = await self._handler(event, context)
+        try:
+            result = await self._handler(event, context)
+        except (SystemExit, KeyboardInterrupt) as error:
+            # Either would end the event loop, and with it every later invocation.
+            raise RuntimeError(f"the handler raised {type(error).__name__}") from error
         return await asyncio.to_thread(render, result, context)
 
 
