@@ -145,6 +145,10 @@ func (c *listenerConfig) addChain(at string, f *listenerv3.FilterChain) error {
 		if chain.hcm != nil {
 			return fmt.Errorf("%s: there is another connection manager before", where)
 		}
+		if details := h.GetSetCurrentClientCertDetails(); details != nil && chain.tls == nil {
+			// Nobody shows a certificate here. istiod asks for it all the same.
+			details.Cert, details.Chain = false, false
+		}
 		var err error
 		if chain.hcm, err = compileHCM(where, &h); err != nil {
 			return err

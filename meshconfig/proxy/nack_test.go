@@ -106,6 +106,8 @@ func TestUnsupportedConfigurationIsRefused(t *testing.T) {
 func TestInertExtensionsAreIgnored(t *testing.T) {
 	c := config{
 		hcm: `
+forward_client_cert_details: SANITIZE_SET
+set_current_client_cert_details: {subject: true, cert: true, chain: true, dns: true, uri: true}
 tracing: {client_sampling: {value: 100}, custom_tags: [{tag: x, literal: {value: z}}]}
 access_log:
 - {name: file, typed_config: {` + typePrefix + `access_loggers.file.v3.FileAccessLog, path: /dev/null}}
