@@ -40,6 +40,8 @@ type virtualHost struct {
 	request    mutation
 	response   mutation
 	filters    filterOverrides
+	// countAttempts tells the upstream which attempt it sees.
+	countAttempts bool
 }
 
 type route struct {
@@ -153,10 +155,10 @@ func compileRouteTable(c *routev3.RouteConfiguration) (*routeTable, error) {
 func compileVirtualHost(at string, v *routev3.VirtualHost) (*virtualHost, error) {
 	if err := allow(at, v, "name", "domains", "routes", "require_tls", "request_headers_to_add", "request_headers_to_remove",
 		"response_headers_to_add", "response_headers_to_remove", "typed_per_filter_config", "retry_policy", "metadata",
-		"virtual_clusters"); err != nil { // virtual clusters are for statistics
+		"virtual_clusters", "include_request_attempt_count"); err != nil { // virtual clusters are for statistics
 		return nil, err
 	}
-	host := &virtualHost{name: v.GetName(), requireTLS: v.GetRequireTls()}
+	host := &virtualHost{name: v.GetName(), requireTLS: v.GetRequireTls(), countAttempts: v.GetIncludeRequestAttemptCount()}
 	var errs []error
 	note := func(err error) { errs = append(errs, err) }
 	var err error

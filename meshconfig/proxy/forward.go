@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
 	"time"
 )
 
@@ -118,7 +119,7 @@ func (e *exchange) attempts(ctx context.Context, c *cluster, body *requestBody, 
 		}
 		last = h
 		h.active.Add(1)
-		resp, failure := e.try(ctx, h, body, replay, policy)
+		resp, failure := e.try(ctx, h, attempt, body, replay, policy)
 		again := policy != nil && attempt < policy.attempts && ctx.Err() == nil && e.upgrade == "" &&
 			(body == nil || replay != nil || !body.touched.Load())
 		if again && failure != nil {
@@ -145,8 +146,8 @@ func (e *exchange) attempts(ctx context.Context, c *cluster, body *requestBody, 
 	}
 }
 
-// try makes one attempt, bounded by the policy's timeout for one.
-func (e *exchange) try(ctx context.Context, h *host, body *requestBody, replay []byte, policy *retryPolicy) (*http.Response, *upstreamError) {
+// try makes an attempt (from 0), bounded by the policy's timeout for one.
+func (e *exchange) try(ctx context.Context, h *host, attempt int, body *requestBody, replay []byte, policy *retryPolicy) (*http.Response, *upstreamError) {
 	header, length := e.r.Header, int64(0)
 	var reader io.ReadCloser
 	switch {
@@ -155,8 +156,13 @@ func (e *exchange) try(ctx context.Context, h *host, body *requestBody, replay [
 	case body != nil:
 		reader, length = body, e.r.ContentLength
 	}
+	if e.upgrade != "" || e.vhost.countAttempts {
+		header = header.Clone() // the attempt before may still be writing it
+	}
+	if e.vhost.countAttempts {
+		header.Set("X-Envoy-Attempt-Count", strconv.Itoa(attempt+1))
+	}
 	if e.upgrade != "" {
-		header = header.Clone()
 		header["Connection"], header["Upgrade"] = []string{"Upgrade"}, []string{e.upgrade}
 	}
 	if policy == nil || policy.perTry == 0 {

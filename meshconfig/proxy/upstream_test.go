@@ -210,6 +210,19 @@ func TestRetries(t *testing.T) {
 			}
 		})
 	}
+	t.Run("the upstream is told which attempt it sees", func(t *testing.T) {
+		seen := make(chan string, 9)
+		hosts := oneRoute("retry_policy: {retry_back_off: {base_interval: 0.001s}, retry_on: 5xx, num_retries: 2}") + "\n  include_request_attempt_count: true"
+		_, _, gateway := serve(t, config{hosts: hosts, clusters: map[string]string{"backend": backend(t, func(w http.ResponseWriter, r *http.Request) {
+			seen <- strings.Join(r.Header.Values("X-Envoy-Attempt-Count"), ",")
+			w.WriteHeader(http.StatusInternalServerError)
+		})}})
+		require.Equal(t, 500, get(t, gateway, "/", func(r *http.Request) { r.Header.Set("X-Envoy-Attempt-Count", "99") }).code)
+		require.Len(t, seen, 3)
+		for _, want := range []string{"1", "2", "3"} {
+			require.Equal(t, want, <-seen)
+		}
+	})
 	t.Run("per try timeout", func(t *testing.T) {
 		var calls atomic.Int32
 		_, _, gateway := serve(t, config{hosts: oneRoute("retry_policy: {retry_on: 5xx, num_retries: 2, per_try_timeout: 0.2s}"), clusters: map[string]string{"backend": backend(t, func(_ http.ResponseWriter, r *http.Request) {
