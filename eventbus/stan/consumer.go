@@ -2,7 +2,6 @@ package stan
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -81,6 +80,9 @@ func (s *Store) consumption() (*link, error) {
 	}
 	if s.consuming != nil && !s.consuming.isLost() {
 		return s.consuming, nil
+	}
+	if s.consuming != nil {
+		s.close(s.consuming)
 	}
 	l, err := s.connect(s.config.ClientID)
 	if err != nil {
@@ -383,7 +385,8 @@ func (d *delivery) Sequence() uint64    { return d.sequence }
 func (d *delivery) Stored() time.Time   { return d.stored }
 func (d *delivery) Attempt() int        { return d.attempt }
 
-// Ack counts even when the event was handed out again meanwhile.
+// Ack counts even when the event was handed out again meanwhile, and when the
+// server cannot be told now: it will send the event again, and is told then.
 func (d *delivery) Ack() error {
 	c := d.c
 	c.mu.Lock()
@@ -393,11 +396,7 @@ func (d *delivery) Ack() error {
 		return nil
 	}
 	if err := h.msg.Ack(); err != nil {
-		// It stays held, so that it is offered again when the ack wait is over.
-		if errors.Is(err, stan.ErrBadSubscription) {
-			err = errors.New("the subscription was made anew")
-		}
-		return fmt.Errorf("acknowledge event %d: %w", d.sequence, translate(err))
+		c.s.log.Debug("an acknowledgement waits until the event comes again", "consumer", c.name, "sequence", d.sequence, "error", err)
 	}
 	h.stopTimer()
 	if at, found := slices.BinarySearch(c.ready, d.sequence); found {

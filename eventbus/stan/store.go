@@ -43,11 +43,14 @@ type Store struct {
 	stopped     bool
 }
 
-// link is an established connection.
+// link is an established connection. It ends with the first interruption, also
+// when NATS was reached again: what the server sent meanwhile is lost until its
+// ack wait is over, and it may be another server.
 type link struct {
 	stan.Conn
 	maxPayload int
-	lost       chan struct{} // closed when the server is gone for good
+	lost       chan struct{}
+	lose       func() // closes lost
 }
 
 func (l *link) isLost() bool {
@@ -105,6 +108,10 @@ func (s *Store) connected() (*link, error) {
 // Run connects, reads along, and connects again when the server was lost, until
 // ctx ends. The server being away is no failure: Run goes on trying.
 func (s *Store) Run(ctx context.Context) error {
+	var reattaching sync.WaitGroup
+	reattaching.Go(func() { s.reattachLoop(ctx) })
+	defer reattaching.Wait()
+
 	isReady := false
 	var last string
 	for ctx.Err() == nil {
@@ -184,6 +191,7 @@ func (s *Store) watch(ctx context.Context, l *link) {
 // connect makes one connection with a client ID.
 func (s *Store) connect(id string) (*link, error) {
 	l := &link{lost: make(chan struct{})}
+	l.lose = sync.OnceFunc(func() { close(l.lost) })
 	opts := []nats.Option{
 		nats.Name(id),
 		nats.ReconnectWait(250 * time.Millisecond),
@@ -195,6 +203,7 @@ func (s *Store) connect(id string) (*link, error) {
 				s.log.Warn("disconnected from NATS; trying again", "error", err)
 			}
 		}),
+		nats.ReconnectHandler(func(*nats.Conn) { l.lose() }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			s.log.Warn("NATS reports an error", "error", err)
 		}),
@@ -208,7 +217,7 @@ func (s *Store) connect(id string) (*link, error) {
 		stan.Pings(pingSeconds, pingsLost),
 		stan.SetConnectionLostHandler(func(_ stan.Conn, err error) {
 			s.log.Warn("lost NATS Streaming; connecting anew", "client", id, "error", err)
-			close(l.lost)
+			l.lose()
 		}),
 	)
 	if err != nil {
@@ -223,16 +232,45 @@ func (s *Store) connect(id string) (*link, error) {
 
 // close ends a connection; acknowledgements on their way get through first.
 func (s *Store) close(l *link) {
-	if l.isLost() {
+	nc := l.NatsConn()
+	if nc == nil { // closed already
 		return
 	}
-	if nc := l.NatsConn(); nc != nil && nc.IsConnected() {
+	if nc.IsConnected() {
 		if err := nc.FlushTimeout(time.Second); err != nil {
 			s.log.Warn("flushing acknowledgements failed: some events will be delivered again", "error", err)
 		}
 	}
 	if err := l.Close(); err != nil {
-		s.log.Warn("closing the connection to NATS Streaming failed", "error", err)
+		s.log.Debug("closing a connection to NATS Streaming failed: the server will find out", "error", err)
+	}
+}
+
+// reattachLoop subscribes the consumers again when their connection was lost.
+func (s *Store) reattachLoop(ctx context.Context) {
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.reattach()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *Store) reattach() {
+	s.subscribing.Lock()
+	defer s.subscribing.Unlock()
+	if s.consuming == nil {
+		return // nobody subscribed here, which may be another replica's part
+	}
+	for name, c := range s.consumers {
+		if err := s.attach(c); err != nil {
+			s.log.Debug("subscribing again failed; trying again", "consumer", name, "error", err)
+			return
+		}
 	}
 }
 
