@@ -7,6 +7,9 @@
 //	                  natsserver          controller <- Subscription, ApplicationBinding, EventGrant
 //	                  (embedded)
 //
+// NATS Streaming (package stan) can take the place of JetStream; package migrate
+// leads back.
+//
 // What may enter: wiring. `cmd/eventbus` and `lambdamesh dev` both build the bus
 // with [New], from other listeners and with another NATS.
 package eventbus

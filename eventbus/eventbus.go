@@ -20,6 +20,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/eventbus/controller"
 	"github.com/lambdamesh/lambdamesh/eventbus/ingress"
 	"github.com/lambdamesh/lambdamesh/eventbus/push"
+	"github.com/lambdamesh/lambdamesh/eventbus/stan"
 	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
@@ -36,11 +37,14 @@ const (
 	maxIdlePerSink = 256
 )
 
-// Config of a bus. The stream must name a NATS, and at least one listener must
+// Config of a bus. The backend must name a NATS, and at least one listener must
 // be there to publish on; the rest has defaults.
 type Config struct {
-	// Stream says where events are kept.
-	Stream stream.Config
+	// Backend is the broker that keeps events; default [JetStream]. Its own
+	// settings count, those of the other do not.
+	Backend Backend
+	Stream  stream.Config
+	Stan    stan.Config
 
 	// MeshListener takes publishers whose identity their sidecar proved. Nothing
 	// but the bus's own sidecar may reach it.
@@ -99,7 +103,13 @@ func (c Config) Defaults() (Config, error) {
 	if c.Stream.Logger == nil {
 		c.Stream.Logger = c.Log
 	}
-	c.Stream = c.Stream.Defaults()
+	if c.Stan.Logger == nil {
+		c.Stan.Logger = c.Log
+	}
+	if c.Backend == "" {
+		c.Backend = JetStream
+	}
+	c.Stream, c.Stan = c.Stream.Defaults(), c.Stan.Defaults()
 	if c.Targets == nil {
 		policy, err := targets.New(targets.Config{})
 		if err != nil {
@@ -112,7 +122,7 @@ func (c Config) Defaults() (Config, error) {
 
 // Validate names every wrong setting.
 func (c Config) Validate() error {
-	errs := []error{c.Stream.Validate()}
+	errs := []error{c.validateBackend()}
 	if c.MeshListener == nil && c.TokenListener == nil && c.OpenListener == nil {
 		errs = append(errs, errors.New("event bus: no listener to publish on"))
 	}
@@ -133,12 +143,12 @@ func (c Config) Validate() error {
 // Bus is an event bus. It is a component.
 type Bus struct {
 	*component.Group
-	store      *stream.Store
+	store      Store
 	dispatcher *push.Dispatcher
 }
 
 // Store is where the bus keeps its events.
-func (b *Bus) Store() *stream.Store { return b.store }
+func (b *Bus) Store() Store { return b.store }
 
 // Dispatcher pushes events; without an API server subscriptions are set here.
 func (b *Bus) Dispatcher() *push.Dispatcher { return b.dispatcher }
@@ -152,10 +162,11 @@ func New(config Config) (*Bus, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
-	b := &Bus{}
-	if b.store, err = stream.New(config.Stream); err != nil {
+	store, ackWait, err := config.openBackend()
+	if err != nil {
 		return nil, err
 	}
+	b := &Bus{store: store}
 	changes := controller.NewChanges()
 	b.dispatcher = push.New(push.Config{
 		Source:       b.store,
@@ -164,7 +175,7 @@ func New(config Config) (*Bus, error) {
 		Direct:       config.Targets.Transport(targets.ClientOptions{}),
 		Changed:      changes.Report,
 		DrainTimeout: config.DrainTimeout,
-		ExtendEvery:  config.Stream.AckWait / 3,
+		ExtendEvery:  ackWait / 3,
 		Metrics:      push.NewMetrics(config.Registry),
 		Log:          config.Log,
 	})

@@ -1,0 +1,60 @@
+package eventbus
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/admin"
+	"github.com/lambdamesh/lambdamesh/eventbus/ingress"
+	"github.com/lambdamesh/lambdamesh/eventbus/push"
+	"github.com/lambdamesh/lambdamesh/eventbus/stan"
+	"github.com/lambdamesh/lambdamesh/eventbus/stream"
+	"github.com/lambdamesh/lambdamesh/pkg/component"
+)
+
+// Backend names a broker that events can be kept in.
+type Backend string
+
+// The backends.
+const (
+	// JetStream is the default.
+	JetStream Backend = "jetstream"
+	// NATSStreaming is for moving off it: its development has ended.
+	NATSStreaming Backend = "stan"
+)
+
+// Store is what the parts of the bus ask of a broker, together.
+type Store interface {
+	component.Component
+	ingress.Publisher
+	push.Source
+	push.DeadLetters
+	admin.DeadLetters
+}
+
+// validateBackend names what is wrong with the backend that is chosen; the
+// settings of the others do not count.
+func (c *Config) validateBackend() error {
+	switch c.Backend {
+	case JetStream:
+		return c.Stream.Validate()
+	case NATSStreaming:
+		return c.Stan.Validate()
+	}
+	return fmt.Errorf("event bus: backend %q: must be %s or %s", c.Backend, JetStream, NATSStreaming)
+}
+
+// openBackend makes the store that is chosen, and says when it offers an
+// unanswered delivery again. This is the only place that tells backends apart.
+func (c *Config) openBackend() (store Store, ackWait time.Duration, err error) {
+	switch c.Backend {
+	case JetStream:
+		store, err = stream.New(c.Stream)
+		return store, c.Stream.AckWait, err
+	case NATSStreaming:
+		store, err = stan.New(c.Stan)
+		return store, c.Stan.AckWait, err
+	}
+	return nil, 0, errors.New("event bus: the config was not validated")
+}
