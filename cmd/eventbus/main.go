@@ -1,5 +1,5 @@
-// Command eventbus takes events over HTTP, stores them in NATS JetStream and
-// pushes them to the sinks of Subscriptions.
+// Command eventbus takes events over HTTP, stores them in NATS JetStream or NATS
+// Streaming, and pushes them to the sinks of Subscriptions.
 package main
 
 import (
@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
+	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
@@ -66,22 +67,28 @@ is pushed after the next start.`,
   eventbus --nats-url nats://nats:4222 --address "" --mesh-address unix:/run/eventbus.sock --mesh-proxy-url http://127.0.0.1:15001
 
   # On a developer's machine, open on loopback:
-  eventbus --nats-url nats://127.0.0.1:4222 --address "" --open-address 127.0.0.1:8085`,
+  eventbus --nats-url nats://127.0.0.1:4222 --address "" --open-address 127.0.0.1:8085
+
+  # With NATS Streaming:
+  eventbus --backend stan --nats-url nats://stan:4222 --stan-cluster-id shop --address :8080`,
 		Version:       version,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PreRunE:       func(cmd *cobra.Command, _ []string) error { return fromEnv(cmd.Flags(), lookupEnv) },
-		RunE:          func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), cmd.ErrOrStderr(), o) },
+		PreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := fromEnv(cmd.Flags(), lookupEnv); err != nil {
+				return err
+			}
+			return checkBackend(cmd.Flags(), o.config.Backend)
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), cmd.ErrOrStderr(), o) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.config.Stream.URL, "nats-url", "nats://nats.lambdamesh-system.svc:4222", "NATS servers with JetStream")
-	f.StringVar(&o.config.Stream.CredentialsFile, "nats-credentials", "", "NATS credentials file")
-	f.DurationVar(&o.config.Stream.MaxAge, "max-age", 0, "how long events are kept (default 168h)")
-	f.Int64Var(&o.config.Stream.MaxBytes, "max-bytes", 0, "space for events in bytes; a full store refuses (default 1 GiB)")
-	f.Int64Var(&o.config.Stream.DeadLetterMaxBytes, "dead-letter-max-bytes", 0, "space for dead letters in bytes (default 256 MiB)")
-	f.DurationVar(&o.config.Stream.DedupWindow, "dedup-window", 0, "how long a repeated source and id is recognized (default 10m)")
-	f.IntVar(&o.config.Stream.Replicas, "replicas", 1, "copies of each event in the NATS cluster")
+	f.StringVar(&o.config.Stream.URL, "nats-url", "nats://nats.lambdamesh-system.svc:4222", "NATS servers with JetStream, or with NATS Streaming")
+	f.StringVar((*string)(&o.config.Backend), "backend", string(eventbus.JetStream), "broker that keeps events: jetstream, or stan for NATS Streaming")
+	f.StringVar(&o.config.Stan.ClusterID, "stan-cluster-id", "", "cluster ID of NATS Streaming")
+	f.StringVar(&o.config.Stan.ClientID, "stan-client-id", "", "client ID of NATS Streaming, which owns the positions of subscriptions (default lambdamesh-eventbus)")
+	streamFlags(f, &o.config.Stream)
 	f.StringVar(&o.address, "address", ":8080", "where publishers with a service-account token are served; empty: nowhere")
 	f.StringVar(&o.meshAddress, "mesh-address", "", "where the sidecar forwards to, host:port or unix:/path; nothing else may reach it")
 	f.StringVar(&o.openAddress, "open-address", "", "where anybody may publish anything; loopback only")
@@ -94,9 +101,42 @@ is pushed after the next start.`,
 	f.BoolVar(&o.config.LeaderElection, "leader-elect", true, "let one of several replicas dispatch")
 	f.DurationVar(&o.config.DrainTimeout, "drain-timeout", 0, "how long requests and pushes in flight may take at the stop (default 15s)")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default $KUBECONFIG, or the pod's service account)")
-	f.StringVar(&o.log.Level, "log-level", "info", "debug, info, warn or error")
-	f.StringVar(&o.log.Format, "log-format", "json", "json or text")
+	logFlags(f, &o.log)
+	cmd.AddCommand(migrateCommand(lookupEnv))
 	return cmd
+}
+
+// streamLimits are flags that limit the streams of JetStream.
+var streamLimits = []string{"max-age", "max-bytes", "dead-letter-max-bytes", "replicas"}
+
+func streamFlags(f *pflag.FlagSet, config *stream.Config) {
+	f.StringVar(&config.CredentialsFile, "nats-credentials", "", "NATS credentials file")
+	f.DurationVar(&config.MaxAge, "max-age", 0, "how long JetStream keeps events (default 168h)")
+	f.Int64Var(&config.MaxBytes, "max-bytes", 0, "space for events in bytes; a full store refuses (default 1 GiB)")
+	f.Int64Var(&config.DeadLetterMaxBytes, "dead-letter-max-bytes", 0, "space for dead letters in bytes (default 256 MiB)")
+	f.DurationVar(&config.DedupWindow, "dedup-window", 0, "how long a repeated source and id is recognized (default 10m)")
+	f.IntVar(&config.Replicas, "replicas", 1, "copies of each event in the NATS cluster")
+}
+
+func logFlags(f *pflag.FlagSet, config *telemetry.LogConfig) {
+	f.StringVar(&config.Level, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&config.Format, "log-format", "json", "json or text")
+}
+
+// checkBackend refuses settings that the chosen backend would ignore.
+func checkBackend(flags *pflag.FlagSet, backend eventbus.Backend) error {
+	var errs []error
+	for _, name := range streamLimits {
+		if backend == eventbus.NATSStreaming && flags.Changed(name) {
+			errs = append(errs, fmt.Errorf("--%s: NATS Streaming keeps and limits what its own configuration says; leave the flag out", name))
+		}
+	}
+	for _, name := range []string{"stan-cluster-id", "stan-client-id"} {
+		if backend != eventbus.NATSStreaming && flags.Changed(name) {
+			errs = append(errs, fmt.Errorf("--%s counts with --backend stan only", name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // fromEnv sets the flags the command line did not.
@@ -119,6 +159,8 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 		return err
 	}
 	o.config.Log = log
+	o.config.Stan.URL, o.config.Stan.CredentialsFile = o.config.Stream.URL, o.config.Stream.CredentialsFile
+	o.config.Stan.DedupWindow = o.config.Stream.DedupWindow
 	if o.config.Targets, err = targets.New(o.targets); err != nil {
 		return err
 	}
@@ -150,6 +192,6 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 	if err != nil {
 		return err
 	}
-	log.Info("event bus starts", "nats", o.config.Stream.Servers())
+	log.Info("event bus starts", "backend", o.config.Backend, "nats", o.config.Stream.Servers())
 	return bus.Run(ctx)
 }
