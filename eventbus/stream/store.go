@@ -315,7 +315,7 @@ func (s *Store) ensureStreams(ctx context.Context, nc *nats.Conn, js jetstream.J
 	defer cancel()
 	// Limits retention with DiscardNew: what is accepted stays, what does not
 	// fit is refused.
-	events, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+	events, err := ensureStream(ctx, js, jetstream.StreamConfig{
 		Name:               EventStream,
 		Description:        "Lambdamesh: accepted events",
 		Subjects:           []string{eventPrefix + ">"},
@@ -330,9 +330,9 @@ func (s *Store) ensureStreams(ctx context.Context, nc *nats.Conn, js jetstream.J
 		AllowAtomicPublish: true,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", EventStream, err)
+		return nil, err
 	}
-	dead, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+	dead, err := ensureStream(ctx, js, jetstream.StreamConfig{
 		Name:        DeadLetterStream,
 		Description: "Lambdamesh: events a subscription could not be given",
 		Subjects:    []string{deadLetterPrefix + ">"},
@@ -345,9 +345,23 @@ func (s *Store) ensureStreams(ctx context.Context, nc *nats.Conn, js jetstream.J
 		AllowDirect: true,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", DeadLetterStream, err)
+		return nil, err
 	}
 	return &link{nc: nc, js: js, events: events, dead: dead}, nil
+}
+
+// ensureStream makes a stream as config says. One that is so already is left
+// alone: an update without a change would make NATS write to its disk at every
+// connect, while subscriptions make their consumers in the same stream.
+func ensureStream(ctx context.Context, js jetstream.JetStream, config jetstream.StreamConfig) (jetstream.Stream, error) {
+	s, err := js.CreateStream(ctx, config)
+	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // by one that differs
+		s, err = js.UpdateStream(ctx, config)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", config.Name, err)
+	}
+	return s, nil
 }
 
 // probeLoop looks whether a JetStream that failed works again, so that a bus

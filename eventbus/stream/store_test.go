@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/bustest"
@@ -92,6 +93,37 @@ func TestNATSAwayIsUnavailableAndHeals(t *testing.T) {
 		_, err := store.Publish(t.Context(), []event.Event{bustest.Event("2")})
 		return err == nil
 	}, 20*time.Second, 50*time.Millisecond)
+}
+
+func TestStreamsAreUpdatedOnlyWhenTheirConfigChanged(t *testing.T) {
+	server, err := natsserver.New(natsserver.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
+	require.NoError(t, err)
+	run(t, server)
+	nc, err := nats.Connect(server.URL())
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	const advisory = "$JS.EVENT.ADVISORY.STREAM.UPDATED."
+	updates, err := nc.SubscribeSync(advisory + "*")
+	require.NoError(t, err)
+	require.NoError(t, nc.Flush())
+	// Changed one by one and not in the order the store looks at them, so that an
+	// update too many shows.
+	for _, config := range []stream.Config{
+		{},
+		{},
+		{DeadLetterMaxBytes: 1 << 20},
+		{DeadLetterMaxBytes: 1 << 20, MaxBytes: 1 << 20},
+	} {
+		config.URL = server.URL()
+		store, err := stream.New(config)
+		require.NoError(t, err)
+		run(t, store)()
+	}
+	for _, want := range []string{stream.DeadLetterStream, stream.EventStream} {
+		update, err := updates.NextMsg(20 * time.Second)
+		require.NoError(t, err)
+		require.Equal(t, advisory+want, update.Subject)
+	}
 }
 
 func TestUnavailableBeforeNATSWasSeen(t *testing.T) {
