@@ -57,12 +57,9 @@ func (r *runner) wait(pause time.Duration) bool {
 	}
 }
 
-// queue puts a delivery at the end of its lane.
+// queue puts a delivery at the end of its lane. Call it with mu held.
 func (r *runner) queue(key string, d event.Delivery) {
-	stopExtending := r.extend(d)
-	q := queued{delivery: d, stopExtending: stopExtending}
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	q := queued{delivery: d, stopExtending: r.extend(d)}
 	if l, ok := r.lanes[key]; ok {
 		l.waiting = append(l.waiting, q)
 		return

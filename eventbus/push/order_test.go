@@ -67,6 +67,27 @@ func TestEventsOfOneKeyArePushedInOrderThroughFailures(t *testing.T) {
 	})
 }
 
+func TestNextFetchDoesNotOvertakeTheLastEventOfAFetch(t *testing.T) {
+	var mu sync.Mutex
+	var order []string
+	bubble(t, func(r *http.Request) (*http.Response, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		order = append(order, r.Header.Get("Ce-Id"))
+		return answer(200), nil
+	}, func(t *testing.T, b *broker, d *push.Dispatcher) {
+		b.keyed(1, "free", "") // its end lets the next fetch begin
+		b.put(&delivery{b: b, seq: 2, stored: time.Now(), slow: time.Second, e: event.Event{ID: "a1", Source: "commerce", Type: "order.created", Subject: "a"}})
+		b.keyed(3, "a2", "a")
+		sub := ordered("u1")
+		sub.MaxInFlight = 2
+		require.NoError(t, d.Set(t.Context(), sub))
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		require.Equal(t, []string{"free", "a1", "a2"}, order)
+	})
+}
+
 func TestPoisonEventOfAKeyDiesAndTheKeyGoesOn(t *testing.T) {
 	attempts := 0
 	bubble(t, func(r *http.Request) (*http.Response, error) {

@@ -42,6 +42,7 @@ type delivery struct {
 	seq     uint64
 	stored  time.Time
 	attempt int
+	slow    time.Duration // how long reading it takes
 }
 
 func (b *broker) add(seq uint64, id string) {
@@ -106,10 +107,14 @@ func (b *broker) StoreDeadLetter(_ context.Context, letter *event.DeadLetter) er
 	return nil
 }
 
-func (d *delivery) Event() *event.Event { return &d.e }
-func (d *delivery) Sequence() uint64    { return d.seq }
-func (d *delivery) Stored() time.Time   { return d.stored }
-func (d *delivery) Attempt() int        { return d.attempt }
+func (d *delivery) Event() *event.Event {
+	time.Sleep(d.slow)
+	return &d.e
+}
+
+func (d *delivery) Sequence() uint64  { return d.seq }
+func (d *delivery) Stored() time.Time { return d.stored }
+func (d *delivery) Attempt() int      { return d.attempt }
 
 func (d *delivery) Ack() error {
 	d.b.mu.Lock()

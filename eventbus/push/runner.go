@@ -174,19 +174,7 @@ func (r *runner) fetch(ctx context.Context, consumer event.Consumer, n int) {
 	missing := n
 	err := consumer.Fetch(ctx, n, fetchWait, func(delivery event.Delivery) {
 		missing--
-		r.mu.Lock()
-		r.demanded--
-		r.inFlight++
-		r.open[delivery.Sequence()] = attempted{stored: delivery.Stored(), last: r.open[delivery.Sequence()].last}
-		orderBy := r.sub.OrderBy
-		r.mu.Unlock()
-		if orderBy != "" {
-			if key, ok := delivery.Event().Attribute(orderBy); ok {
-				r.queue(key, delivery)
-				return
-			}
-		}
-		r.d.work.Go(func() { r.process(delivery) })
+		r.accept(delivery)
 	})
 	if err != nil && ctx.Err() == nil {
 		r.log.Warn("fetching events failed; trying again", "error", err)
@@ -201,6 +189,25 @@ func (r *runner) fetch(ctx context.Context, consumer event.Consumer, n int) {
 	defer r.mu.Unlock()
 	r.demanded -= missing
 	r.signal()
+}
+
+// accept takes a delivery that was demanded on its way.
+func (r *runner) accept(d event.Delivery) {
+	e := d.Event()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.demanded--
+	r.inFlight++
+	r.open[d.Sequence()] = attempted{stored: d.Stored(), last: r.open[d.Sequence()].last}
+	if r.sub.OrderBy != "" {
+		if key, ok := e.Attribute(r.sub.OrderBy); ok {
+			// Before mu is released: when nothing is demanded any more the next
+			// fetch begins, and its events would overtake this one.
+			r.queue(key, d)
+			return
+		}
+	}
+	r.d.work.Go(func() { r.process(d) })
 }
 
 // process brings one delivery to its end.
