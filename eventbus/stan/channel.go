@@ -302,6 +302,38 @@ func (c *channel) read(ctx context.Context, conn stan.Conn, from uint64, handle 
 	return nil
 }
 
+// readOne reads one message that was there, or says ErrNotFound.
+func (c *channel) readOne(ctx context.Context, conn stan.Conn, sequence uint64) (message, error) {
+	first := make(chan *stan.Msg, 1)
+	sub, err := conn.Subscribe(c.name, func(msg *stan.Msg) {
+		select {
+		case first <- msg:
+		default:
+		}
+	}, stan.StartAtSequence(sequence), stan.MaxInflight(1), stan.SetManualAckMode())
+	if err != nil {
+		return message{}, translate(err)
+	}
+	defer func() {
+		if err := sub.Unsubscribe(); err != nil {
+			c.log.Debug("ending a read failed", "channel", c.name, "error", err)
+		}
+	}()
+	timer := time.NewTimer(c.timeout)
+	defer timer.Stop()
+	select {
+	case msg := <-first:
+		if msg.Sequence != sequence {
+			return message{}, fmt.Errorf("message %d of %s: %w", sequence, c.name, event.ErrNotFound)
+		}
+		return decode(msg.Data)
+	case <-timer.C:
+		return message{}, fmt.Errorf("%w: NATS Streaming did not send message %d of %s", event.ErrUnavailable, sequence, c.name)
+	case <-ctx.Done():
+		return message{}, fmt.Errorf("%w: %w", event.ErrUnavailable, ctx.Err())
+	}
+}
+
 // translate maps an error of NATS Streaming to the vocabulary of package event.
 // Those of the server come as text only.
 func translate(err error) error {

@@ -34,7 +34,8 @@ type Config struct {
 	// minutes. At most a million events are remembered.
 	DedupWindow time.Duration
 	// MaxInflight is how many events of one consumer may be in flight, wait for
-	// their next attempt, or are held ready in memory; default 1000.
+	// their next attempt, or are held ready; default 1000. In memory are at most
+	// 16 MiB of them, and those in flight.
 	MaxInflight int
 	// AckWait is when an unanswered delivery comes again; default 10 s.
 	AckWait time.Duration

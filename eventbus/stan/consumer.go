@@ -2,6 +2,7 @@ package stan
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -13,9 +14,14 @@ import (
 )
 
 // The server sends again what is not acknowledged after its own ack wait. As
-// everything it sent is held and watched here, that is for messages that got
-// lost; were it shorter, waiting events would be sent again and again.
-const minServerAckWait = 30 * time.Second
+// everything it sent is watched here, and a new connection gets it at once, that
+// is for messages that got lost; were it shorter, waiting events would be sent
+// again and again.
+const minServerAckWait = 5 * time.Minute
+
+// maxHeldBytes bounds what a consumer holds in memory. Above it only sequences
+// are held, and an event is read again when it is handed out.
+const maxHeldBytes = 16 << 20
 
 // startMargin is how much earlier a consumer that starts at a time asks the
 // server to begin: the request names a time by how long ago it was, which moves
@@ -142,6 +148,7 @@ type consumer struct {
 	selectors []event.Selector
 	received  uint64 // the highest sequence sent for the first time on this link
 	held      map[uint64]*held
+	bytes     int      // of the events held in memory
 	ready     []uint64 // sequences to hand out, lowest first
 	changed   chan struct{}
 
@@ -168,8 +175,9 @@ const (
 
 // held is an event that the server waits to be acknowledged.
 type held struct {
-	msg     *stan.Msg
-	event   event.Event
+	msg     *stan.Msg    // to acknowledge; without its data
+	event   *event.Event // nil when there was no room for it
+	bytes   int
 	attempt int
 	state   state
 	timer   *time.Timer
@@ -215,6 +223,7 @@ func (c *consumer) receive(msg *stan.Msg) {
 		c.received = max(c.received, msg.Sequence)
 	}
 	if h, ok := c.held[msg.Sequence]; ok {
+		msg.Data = nil
 		h.msg = msg // the subscription to acknowledge on may be another one
 		return
 	}
@@ -229,7 +238,13 @@ func (c *consumer) receive(msg *stan.Msg) {
 		}
 		return
 	}
-	c.held[msg.Sequence] = &held{msg: msg, event: e}
+	h := &held{msg: msg}
+	if size := len(msg.Data); c.bytes+size <= maxHeldBytes {
+		h.event, h.bytes = &e, size
+		c.bytes += size
+	}
+	msg.Data = nil
+	c.held[msg.Sequence] = h
 	c.push(msg.Sequence)
 }
 
@@ -280,8 +295,8 @@ func (h *held) stopTimer() {
 	}
 }
 
-// pop hands out the next event, if there is one. Otherwise the channel is closed
-// when there may be. Call it without mu held.
+// pop hands out the next event, if there is one, perhaps without the event
+// itself. Otherwise the channel is closed when there may be.
 func (c *consumer) pop() (*delivery, <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -294,6 +309,33 @@ func (c *consumer) pop() (*delivery, <-chan struct{}) {
 	h.attempt++
 	c.pushAfter(sequence, c.s.config.AckWait, handed)
 	return &delivery{c: c, sequence: sequence, stored: time.Unix(0, h.msg.Timestamp).UTC(), attempt: h.attempt, event: h.event}, nil
+}
+
+// load reads the event of a delivery if it is not held in memory. It returns
+// false when the event is not there any more.
+func (d *delivery) load(ctx context.Context, l *link) (bool, error) {
+	if d.event != nil {
+		return true, nil
+	}
+	m, err := d.c.s.events.readOne(ctx, l, d.sequence)
+	if err == nil {
+		var e event.Event
+		if e, err = m.event(); err == nil {
+			d.event = &e
+			return true, nil
+		}
+	}
+	if errors.Is(err, event.ErrNotFound) {
+		d.c.s.log.Error("the server removed an event before it was delivered, because of its limits", "consumer", d.c.name, "sequence", d.sequence)
+		return false, d.Ack()
+	}
+	d.answer(func() { // no attempt was made
+		h := d.c.held[d.sequence]
+		h.attempt--
+		h.stopTimer()
+		d.c.push(d.sequence)
+	})
+	return false, err
 }
 
 // Fetch implements [event.Consumer].
@@ -309,7 +351,14 @@ func (c *consumer) Fetch(ctx context.Context, n int, wait time.Duration, handle 
 			}
 			var changed <-chan struct{}
 			if d, changed = c.pop(); d != nil {
-				break
+				loaded, err := d.load(ctx, l)
+				if err != nil {
+					return err
+				}
+				if !loaded {
+					d = nil
+				}
+				continue
 			}
 			select {
 			case <-changed:
@@ -377,10 +426,10 @@ type delivery struct {
 	sequence uint64
 	stored   time.Time
 	attempt  int
-	event    event.Event
+	event    *event.Event
 }
 
-func (d *delivery) Event() *event.Event { return &d.event }
+func (d *delivery) Event() *event.Event { return d.event }
 func (d *delivery) Sequence() uint64    { return d.sequence }
 func (d *delivery) Stored() time.Time   { return d.stored }
 func (d *delivery) Attempt() int        { return d.attempt }
@@ -403,6 +452,7 @@ func (d *delivery) Ack() error {
 		c.ready = slices.Delete(c.ready, at, at+1)
 	}
 	delete(c.held, d.sequence)
+	c.bytes -= h.bytes
 	c.done[d.sequence] = true
 	c.doneOrder = append(c.doneOrder, d.sequence)
 	if len(c.doneOrder) > c.s.config.MaxInflight {

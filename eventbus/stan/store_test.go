@@ -206,6 +206,30 @@ func TestConsumerHoldsNoMoreThanItMay(t *testing.T) {
 	require.Equal(t, "3", bustest.Take(t, c, 1)[0].Event().ID)
 }
 
+func TestLargeEventsAreReadAgainWhenThereWasNoRoomForThem(t *testing.T) {
+	server := stantest.Start(t, stantest.Options{Dir: t.TempDir()})
+	store, _ := open(t, stan.Config{URL: server.URL})
+	c := bustest.Subscribe(t, store, "c", event.Start{}, "", "**")
+	const n = 40 // MiB, of which 16 are held
+	for i := range n {
+		e := bustest.Event(fmt.Sprint(i))
+		e.Data = bytes.Repeat([]byte{byte(i)}, event.MaxEventBytes)
+		bustest.Publish(t, store, e)
+	}
+	require.Eventually(t, func() bool {
+		info, err := c.Info(t.Context())
+		return err == nil && info.Pending == n
+	}, 10*time.Second, 10*time.Millisecond)
+	for i := range n {
+		d := bustest.Take(t, c, 1)[0]
+		require.Equal(t, fmt.Sprint(i), d.Event().ID)
+		require.Equal(t, 1, d.Attempt())
+		require.Len(t, d.Event().Data, event.MaxEventBytes)
+		require.Equal(t, byte(i), d.Event().Data[0])
+		require.NoError(t, d.Ack())
+	}
+}
+
 func TestEventsTheServerRemovedAreReported(t *testing.T) {
 	server := stantest.Start(t, stantest.Options{Dir: t.TempDir(), MaxMsgs: 10})
 	var mu sync.Mutex
