@@ -14,13 +14,15 @@ import (
 // output is a command's -o flag: a table for people, or a document.
 type output struct{ format string }
 
+const tableFormat = "table"
+
 func (o *output) register(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&o.format, "output", "o", "table", "table, json or yaml")
+	cmd.Flags().StringVarP(&o.format, "output", "o", tableFormat, "table, json or yaml")
 }
 
 func (o *output) validate() error {
 	switch o.format {
-	case "table", "json", "yaml":
+	case tableFormat, "json", "yaml":
 		return nil
 	default:
 		return usagef("output %q: use table, json or yaml", o.format)

@@ -19,6 +19,14 @@ import (
 // maxAnswer bounds what is read of an answer.
 const maxAnswer = 1 << 20
 
+const jsonType = "application/json"
+
+// stored is an event that is on disk.
+type stored struct {
+	ID       string `json:"id"`
+	Sequence uint64 `json:"sequence"`
+}
+
 type publishOptions struct {
 	url, source, eventType, id, subject, contentType, data string
 	extensions                                             []string
@@ -26,6 +34,7 @@ type publishOptions struct {
 
 func newPublishCommand(g *globals) *cobra.Command {
 	var o publishOptions
+	var out output
 	cmd := &cobra.Command{
 		Use:   "publish --source SOURCE --type TYPE [--data JSON|@FILE|@-]",
 		Short: "Publish an event to the event bus",
@@ -38,6 +47,9 @@ number once it is on disk. The same source and id again are stored once.`,
 			if o.source == "" || o.eventType == "" {
 				return usagef("publish needs --source and --type (see `lambdamesh publish --help`)")
 			}
+			if err := out.validate(); err != nil {
+				return err
+			}
 			if o.url == "" {
 				e, err := g.endpoints()
 				if err != nil {
@@ -45,7 +57,17 @@ number once it is on disk. The same source and id again are stored once.`,
 				}
 				o.url = e.EventBus
 			}
-			return publish(cmd.Context(), o, cmd.InOrStdin(), cmd.OutOrStdout())
+			events, err := publish(cmd.Context(), o, cmd.InOrStdin())
+			if err != nil {
+				return err
+			}
+			if out.format != tableFormat {
+				return out.print(cmd.OutOrStdout(), map[string][]stored{"events": events}, nil, nil)
+			}
+			for _, e := range events {
+				fmt.Fprintf(cmd.OutOrStdout(), "stored %s as number %d\n", e.ID, e.Sequence)
+			}
+			return nil
 		},
 	}
 	f := cmd.Flags()
@@ -54,25 +76,29 @@ number once it is on disk. The same source and id again are stored once.`,
 	f.StringVar(&o.eventType, "type", "", "the event's type, such as order.created.v1")
 	f.StringVar(&o.id, "id", "", "the event's id (default: a new UUID)")
 	f.StringVar(&o.subject, "subject", "", "the event's subject")
-	f.StringVar(&o.contentType, "content-type", "application/json", "media type of the data")
+	f.StringVar(&o.contentType, "content-type", jsonType, "media type of the data")
 	f.StringVar(&o.data, "data", "", "the data: text, @FILE, or @- for standard input")
 	f.StringArrayVar(&o.extensions, "extension", nil, "an extension attribute NAME=VALUE; repeatable")
+	out.register(cmd)
 	return cmd
 }
 
 // publish posts the event in binary mode (CloudEvents HTTP binding, section
 // 3.1).
-func publish(ctx context.Context, o publishOptions, stdin io.Reader, stdout io.Writer) error {
+func publish(ctx context.Context, o publishOptions, stdin io.Reader) ([]stored, error) {
 	data, err := readData(o.data, stdin)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if len(data) > 0 && o.contentType == jsonType && !json.Valid(data) {
+		return nil, usagef("--data is not JSON: write JSON, or say what it is with --content-type, such as text/plain")
 	}
 	if o.id == "" {
 		o.id = uuid.NewString()
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimSuffix(o.url, "/")+"/publish", bytes.NewReader(data))
 	if err != nil {
-		return usagef("--url %q: %w", o.url, err)
+		return nil, usagef("--url %q: %w", o.url, err)
 	}
 	attributes := map[string]string{"specversion": "1.0", "id": o.id, "source": o.source, "type": o.eventType}
 	if o.subject != "" {
@@ -81,7 +107,7 @@ func publish(ctx context.Context, o publishOptions, stdin io.Reader, stdout io.W
 	for _, e := range o.extensions {
 		name, value, ok := strings.Cut(e, "=")
 		if !ok {
-			return usagef("--extension %q: write NAME=VALUE", e)
+			return nil, usagef("--extension %q: write NAME=VALUE", e)
 		}
 		attributes[name] = value
 	}
@@ -93,29 +119,23 @@ func publish(ctx context.Context, o publishOptions, stdin io.Reader, stdout io.W
 	}
 	resp, err := (&http.Client{Timeout: time.Minute}).Do(req)
 	if err != nil {
-		return fmt.Errorf("reach the event bus (is `lambdamesh dev` running?): %w", err)
+		return nil, fmt.Errorf("reach the event bus (is `lambdamesh dev` running?): %w", err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return fmt.Errorf("read the event bus's answer: %w", err)
+		return nil, fmt.Errorf("read the event bus's answer: %w", err)
 	}
 	if resp.StatusCode/100 != 2 {
-		return problemError(resp.Status, body)
+		return nil, problemError(resp.Status, body)
 	}
 	var answer struct {
-		Events []struct {
-			ID       string `json:"id"`
-			Sequence uint64 `json:"sequence"`
-		} `json:"events"`
+		Events []stored `json:"events"`
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
-		return fmt.Errorf("read the event bus's answer %q: %w", body, err)
+		return nil, fmt.Errorf("read the event bus's answer %q: %w", body, err)
 	}
-	for _, e := range answer.Events {
-		fmt.Fprintf(stdout, "stored %s as number %d\n", e.ID, e.Sequence)
-	}
-	return nil
+	return answer.Events, nil
 }
 
 func readData(data string, stdin io.Reader) ([]byte, error) {

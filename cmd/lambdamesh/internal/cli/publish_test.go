@@ -71,10 +71,12 @@ func TestPublishSaysWhatIsWrong(t *testing.T) {
 			status: http.StatusBadGateway, answer: "oops",
 			args: []string{"--source", "s", "--type", "t"}, code: ExitFailure, want: "502 Bad Gateway: oops",
 		},
-		"a missing flag":  {args: []string{"--source", "s"}, code: ExitUsage, want: "--source and --type"},
-		"a missing file":  {args: []string{"--source", "s", "--type", "t", "--data", "@/no/such"}, code: ExitFailure, want: "/no/such"},
-		"a bad extension": {args: []string{"--source", "s", "--type", "t", "--extension", "x"}, code: ExitUsage, want: "NAME=VALUE"},
-		"an unknown flag": {args: []string{"--sauce", "s"}, code: ExitUsage, want: "publish --help"},
+		"data that is not JSON": {args: []string{"--source", "s", "--type", "t", "--data", "hello"}, code: ExitUsage, want: "--content-type"},
+		"an unknown output":     {args: []string{"--source", "s", "--type", "t", "-o", "xml"}, code: ExitUsage, want: "table, json or yaml"},
+		"a missing flag":        {args: []string{"--source", "s"}, code: ExitUsage, want: "--source and --type"},
+		"a missing file":        {args: []string{"--source", "s", "--type", "t", "--data", "@/no/such"}, code: ExitFailure, want: "/no/such"},
+		"a bad extension":       {args: []string{"--source", "s", "--type", "t", "--extension", "x"}, code: ExitUsage, want: "NAME=VALUE"},
+		"an unknown flag":       {args: []string{"--sauce", "s"}, code: ExitUsage, want: "publish --help"},
 		"no mesh that runs": {
 			args: []string{"--source", "s", "--type", "t", "--url", "", "--data-dir", "/no/such"}, code: ExitFailure, want: "lambdamesh dev",
 		},
@@ -88,4 +90,13 @@ func TestPublishSaysWhatIsWrong(t *testing.T) {
 			require.Contains(t, stderr, tt.want)
 		})
 	}
+}
+
+func TestPublishAnswersPrograms(t *testing.T) {
+	var got cloudevents.Event
+	url := bus(t, http.StatusAccepted, `{"events":[{"id":"a","sequence":7}]}`, &got)
+	code, stdout, stderr := run(t, "", "publish", "--url", url, "--source", "commerce", "--type", "t", "--id", "a", "--data", "hello", "--content-type", "text/plain", "-o", "json")
+	require.Equal(t, ExitOK, code, stderr)
+	require.JSONEq(t, `{"events":[{"id":"a","sequence":7}]}`, stdout)
+	require.Equal(t, "hello", string(got.Data()))
 }
