@@ -2,9 +2,15 @@ package stan
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	natsd "github.com/nats-io/nats-server/v2/server"
+	stand "github.com/nats-io/nats-streaming-server/server"
+	"github.com/nats-io/nats-streaming-server/stores"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/stan.go"
 	"github.com/nats-io/stan.go/pb"
@@ -24,6 +30,24 @@ func TestServerErrorsAreTranslated(t *testing.T) {
 	}
 	require.ErrorIs(t, translate(nats.ErrMaxPayload), event.ErrTooLarge)
 	require.NoError(t, translate(nil))
+}
+
+func TestDocumentedServerConfigKeepsWhatWasAccepted(t *testing.T) {
+	page, err := os.ReadFile("../../docs/nats-streaming.md")
+	require.NoError(t, err)
+	_, block, found := strings.Cut(string(page), "```\n# stan.conf\n")
+	require.True(t, found)
+	block, _, _ = strings.Cut(block, "```")
+	file := filepath.Join(t.TempDir(), "stan.conf")
+	require.NoError(t, os.WriteFile(file, []byte(block), 0o600))
+	opts := stand.GetDefaultOptions()
+	require.NoError(t, stand.ProcessConfigFile(file, opts))
+	require.Equal(t, stores.TypeFile, opts.StoreType)
+	require.True(t, opts.FileStoreOpts.DoSync)
+	require.Equal(t, stores.ChannelLimits{MsgStoreLimits: stores.MsgStoreLimits{MaxAge: 7 * 24 * time.Hour}}, opts.ChannelLimits, "nothing else is limited")
+	nats := &natsd.Options{}
+	require.NoError(t, nats.ProcessConfigFile(file))
+	require.Equal(t, int32(2<<20), nats.MaxPayload)
 }
 
 func TestMessagesNotOursAreNoEvents(t *testing.T) {

@@ -185,6 +185,17 @@ func TestReplicasPublishTogetherAndOneDispatches(t *testing.T) {
 	require.Equal(t, "2", bustest.Take(t, c, 1)[0].Event().ID, "the position is handed on")
 }
 
+func TestConsumerIsDeletedAlsoAfterARestart(t *testing.T) {
+	server := stantest.Start(t, stantest.Options{Dir: t.TempDir()})
+	store, stop := open(t, stan.Config{URL: server.URL})
+	bustest.Subscribe(t, store, "c", event.Start{}, "", "**")
+	bustest.Publish(t, store, bustest.Event("1"))
+	stop()
+	store, _ = open(t, stan.Config{URL: server.URL})
+	require.NoError(t, store.Unsubscribe(t.Context(), "c"))
+	bustest.Nothing(t, bustest.Subscribe(t, store, "c", event.Start{}, "", "**"))
+}
+
 func TestConsumerHoldsNoMoreThanItMay(t *testing.T) {
 	server := stantest.Start(t, stantest.Options{Dir: t.TempDir()})
 	store, _ := open(t, stan.Config{URL: server.URL, MaxInflight: 3})
