@@ -106,9 +106,6 @@ is pushed after the next start.`,
 	return cmd
 }
 
-// streamLimits are flags that limit the streams of JetStream.
-var streamLimits = []string{"max-age", "max-bytes", "dead-letter-max-bytes", "replicas"}
-
 func streamFlags(f *pflag.FlagSet, config *stream.Config) {
 	f.StringVar(&config.CredentialsFile, "nats-credentials", "", "NATS credentials file")
 	f.DurationVar(&config.MaxAge, "max-age", 0, "how long JetStream keeps events (default 168h)")
@@ -126,7 +123,7 @@ func logFlags(f *pflag.FlagSet, config *telemetry.LogConfig) {
 // checkBackend refuses settings that the chosen backend would ignore.
 func checkBackend(flags *pflag.FlagSet, backend eventbus.Backend) error {
 	var errs []error
-	for _, name := range streamLimits {
+	for _, name := range []string{"max-age", "max-bytes", "dead-letter-max-bytes", "replicas"} {
 		if backend == eventbus.NATSStreaming && flags.Changed(name) {
 			errs = append(errs, fmt.Errorf("--%s: NATS Streaming keeps and limits what its own configuration says; leave the flag out", name))
 		}
