@@ -34,7 +34,7 @@ func failureOf(err error) *failure {
 		return f
 	}
 	if invalid, ok := errors.AsType[*event.InvalidError](err); ok {
-		return &failure{status: http.StatusBadRequest, detail: "nothing was stored; errors names every field to correct", fields: invalid.Fields}
+		return &failure{status: http.StatusBadRequest, detail: "nothing was stored; every field to correct is named", fields: invalid.Fields}
 	}
 	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return &failure{status: http.StatusRequestEntityTooLarge, detail: fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit)}
