@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -257,6 +258,43 @@ func TestEventsTheServerRemovedAreReported(t *testing.T) {
 	mu.Lock()
 	defer mu.Unlock()
 	require.Contains(t, log.String(), "the server skipped events of a consumer")
+}
+
+func TestEventThatWasRemovedBeforeItWasReadAgainHoldsUpNothing(t *testing.T) {
+	server := stantest.Start(t, stantest.Options{Dir: t.TempDir(), MaxMsgs: 20})
+	var mu sync.Mutex
+	var log bytes.Buffer
+	store, _ := open(t, stan.Config{URL: server.URL, Logger: slog.New(slog.NewTextHandler(locked{&mu, &log}, nil))})
+	c := bustest.Subscribe(t, store, "c", event.Start{}, "", "**")
+	waits := func(n uint64) {
+		require.Eventually(t, func() bool {
+			info, err := c.Info(t.Context())
+			return err == nil && info.Pending == n
+		}, 10*time.Second, 10*time.Millisecond)
+	}
+	for i := range 20 {
+		e := bustest.Event(fmt.Sprint(i))
+		e.Data = make([]byte, event.MaxEventBytes)
+		bustest.Publish(t, store, e)
+	}
+	waits(20)
+	for i := range 20 {
+		bustest.Publish(t, store, bustest.Event(fmt.Sprint(20+i)))
+	}
+	waits(40)
+	const held = 15 // of 1 MiB and their attributes, in 16 MiB
+	for i, d := range bustest.Take(t, c, held+20) {
+		want := i
+		if i >= held {
+			want = 20 + i - held
+		}
+		require.Equal(t, fmt.Sprint(want), d.Event().ID)
+		require.NoError(t, d.Ack())
+	}
+	bustest.Nothing(t, c)
+	mu.Lock()
+	defer mu.Unlock()
+	require.Equal(t, 5, strings.Count(log.String(), "the server removed an event before it was delivered"))
 }
 
 // locked lets several goroutines write.
