@@ -31,23 +31,6 @@ const (
 	ModeBatched
 )
 
-// isEvent tells whether a request that is neither structured nor batched is meant
-// as an event: it has attributes, or a body that may hold them by mistake (JSON,
-// or what clients call a body whose type nobody told them).
-func isEvent(header http.Header, contentType string) bool {
-	for name := range header {
-		if strings.HasPrefix(name, "Ce-") {
-			return true
-		}
-	}
-	mediaType, _, _ := strings.Cut(contentType, ";")
-	switch mediaType = strings.TrimSpace(mediaType); mediaType {
-	case "", "application/json", "application/octet-stream", "application/x-www-form-urlencoded":
-		return true
-	}
-	return strings.HasSuffix(mediaType, "+json")
-}
-
 // ModeOf tells the content mode from the headers of a request.
 // It fails with [ErrUnsupportedMediaType].
 func ModeOf(header http.Header) (Mode, error) {
@@ -56,10 +39,6 @@ func ModeOf(header http.Header) (Mode, error) {
 	}
 	contentType := strings.ToLower(strings.TrimSpace(header.Get("Content-Type")))
 	if !strings.HasPrefix(contentType, "application/cloudevents") {
-		if !isEvent(header, contentType) {
-			return 0, fmt.Errorf("%w: %s without ce- headers is no event: send them, or %s, or %s",
-				ErrUnsupportedMediaType, contentType, ContentTypeStructured, ContentTypeBatch)
-		}
 		return ModeBinary, nil
 	}
 	mediaType, params, err := mime.ParseMediaType(contentType)

@@ -192,6 +192,9 @@ func (h *Handler) legacy(w http.ResponseWriter, r *http.Request) (int, any, erro
 	if mode, err := event.ModeOf(r.Header); err != nil || mode != event.ModeBinary {
 		return 0, nil, fmt.Errorf("%w: this path takes the legacy format; CloudEvents go to /publish", event.ErrUnsupportedMediaType)
 	}
+	if contentType := r.Header.Get("Content-Type"); !maybeJSON(contentType) {
+		return 0, nil, fmt.Errorf("%w: %s: legacy events are application/json", event.ErrUnsupportedMediaType, contentType)
+	}
 	body, release, err := h.read(w, r, int64(h.config.Publisher.MaxEventBytes()))
 	if err != nil {
 		return 0, nil, err
@@ -206,6 +209,17 @@ func (h *Handler) legacy(w http.ResponseWriter, r *http.Request) (int, any, erro
 		return 0, nil, err
 	}
 	return http.StatusOK, map[string]string{"event-id": receipts[0].ID}, nil
+}
+
+// maybeJSON tells whether a body of the type may be JSON: it says so, or says
+// what clients say when nobody told them.
+func maybeJSON(contentType string) bool {
+	mediaType, _, _ := strings.Cut(strings.ToLower(contentType), ";")
+	switch mediaType = strings.TrimSpace(mediaType); mediaType {
+	case "", "application/json", "application/octet-stream", "application/x-www-form-urlencoded":
+		return true
+	}
+	return strings.HasSuffix(mediaType, "+json")
 }
 
 // admit tells who calls and which application the path names, if any.

@@ -151,7 +151,6 @@ func TestRefused(t *testing.T) {
 			request: request{path: "/publish", header: map[string]string{"Content-Type": "application/cloudevents+json"}, body: `{"specversion":"1.0","id":"1","source":"commerce","type":"t","data":"` + strings.Repeat("x", 2000) + `"}`},
 			store:   store{limit: 1000}, status: 413,
 		},
-		"no event at all":  {request: request{path: "/publish", header: map[string]string{"Content-Type": "text/plain"}, body: "hello"}, status: 415},
 		"media type":       {request: request{path: "/publish", header: map[string]string{"Content-Type": "application/cloudevents+xml"}}, status: 415},
 		"broker away":      {request: request{path: "/publish", header: ce()}, store: store{err: event.ErrUnavailable}, status: 503, header: map[string]string{"Retry-After": "2"}},
 		"storage full":     {request: request{path: "/publish", header: ce()}, store: store{err: event.ErrFull}, status: 507, header: map[string]string{"Retry-After": "30"}},
