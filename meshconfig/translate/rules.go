@@ -285,7 +285,11 @@ func retries(r *v1alpha1.Retries) *ir.Retries {
 	if r == nil || r.Attempts <= 0 {
 		return nil
 	}
-	out := &ir.Retries{Attempts: uint32(r.Attempts), On: slices.Sorted(slices.Values(r.On))}
+	out := &ir.Retries{Attempts: uint32(r.Attempts)}
+	for _, condition := range r.Conditions() {
+		out.On = append(out.On, string(condition))
+	}
+	slices.Sort(out.On)
 	if r.PerTryTimeout != nil {
 		out.PerTryTimeout = ir.Duration(r.PerTryTimeout.Duration)
 	}

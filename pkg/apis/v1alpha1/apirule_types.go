@@ -405,12 +405,13 @@ type HeaderEdits struct {
 }
 
 // Retries of a failed request.
+// +kubebuilder:validation:XValidation:rule="!(has(self.on) && has(self.__true__))",message="on is written twice: once with quotes and once without"
 type Retries struct {
 	// Attempts counts the retries, not the first try.
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=10
 	Attempts int32 `json:"attempts"`
-	// PerTryTimeout of one attempt; default the timeout of the rule.
+	// PerTryTimeout of each try; default the rule's timeout.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1ms')",message="perTryTimeout must be at least 1ms"
 	PerTryTimeout *metav1.Duration `json:"perTryTimeout,omitempty"`
@@ -418,8 +419,25 @@ type Retries struct {
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=8
-	// +kubebuilder:validation:items:Enum="5xx";"gateway-error";"connect-failure";"refused-stream";"reset";"retriable-4xx"
-	On []string `json:"on,omitempty"`
+	On []RetryCondition `json:"on,omitempty"`
+	// OnUnquoted is On as kubectl reads it when it is written without quotes:
+	// YAML 1.1 takes a bare on for the boolean true.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=8
+	OnUnquoted []RetryCondition `json:"true,omitempty"`
+}
+
+// RetryCondition is what counts as a failure (Envoy's x-envoy-retry-on).
+// +kubebuilder:validation:Enum="5xx";"gateway-error";"connect-failure";"refused-stream";"reset";"retriable-4xx"
+type RetryCondition string
+
+// Conditions returns On, however it was written.
+func (r *Retries) Conditions() []RetryCondition {
+	if len(r.On) > 0 {
+		return r.On
+	}
+	return r.OnUnquoted
 }
 
 // RateLimit is a token bucket.

@@ -1291,7 +1291,12 @@ func (in *Retries) DeepCopyInto(out *Retries) {
 	}
 	if in.On != nil {
 		in, out := &in.On, &out.On
-		*out = make([]string, len(*in))
+		*out = make([]RetryCondition, len(*in))
+		copy(*out, *in)
+	}
+	if in.OnUnquoted != nil {
+		in, out := &in.OnUnquoted, &out.OnUnquoted
+		*out = make([]RetryCondition, len(*in))
 		copy(*out, *in)
 	}
 }
