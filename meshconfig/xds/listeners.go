@@ -167,6 +167,7 @@ func (b *builder) edge(routes string, filters []*hcmv3.HttpFilter) *hcmv3.HttpCo
 		// Both %2f and %5c: a backend may read them as slashes.
 		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_REJECT_REQUEST,
 		StripPortMode:                &hcmv3.HttpConnectionManager_StripAnyHostPort{StripAnyHostPort: true},
+		StripTrailingHostDot:         true, // "host." is the same host (RFC 1034, section 3.1)
 		ForwardClientCertDetails:     hcmv3.HttpConnectionManager_SANITIZE,
 		RequestHeadersTimeout:        durationpb.New(headersTimeout),
 		RequestTimeout:               durationpb.New(requestTimeout),
