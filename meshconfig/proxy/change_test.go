@@ -175,9 +175,7 @@ func TestWithoutControlPlaneTheLastConfigurationStays(t *testing.T) {
 	changed.hcm = "server_name: again"
 	version, err := again.SetResources(target, changed.resources(t))
 	require.NoError(t, err)
-	for deadline := time.Now().Add(10 * time.Second); !again.Status(target).Acknowledged(version); time.Sleep(10 * time.Millisecond) {
-		require.True(t, time.Now().Before(deadline), "not connected again")
-	}
+	eventually(t, "the proxy connects again", func() bool { return again.Status(target).Acknowledged(version) })
 	require.Equal(t, "again", get(t, addr, "/").header.Get("Server"))
 	stopLoad()
 }
@@ -189,9 +187,7 @@ func TestAListenerWaitsForItsRoutes(t *testing.T) {
 	delete(r, resource.RouteType)
 	_, err := m.server.SetResources(target, r)
 	require.NoError(t, err)
-	for deadline := time.Now().Add(5 * time.Second); n.addr("10.0.0.1:80") == ""; time.Sleep(time.Millisecond) {
-		require.True(t, time.Now().Before(deadline))
-	}
+	eventually(t, "the address is bound", func() bool { return n.addr("10.0.0.1:80") != "" })
 	// The address is bound, so that a client waits instead of being refused.
 	done := make(chan answer, 1)
 	go func() { done <- get(t, n.addr("10.0.0.1:80"), "/") }()
@@ -285,9 +281,7 @@ func TestFilterChainsAreChosenByServerName(t *testing.T) {
 	}
 	want, err := tls.X509KeyPair(renewed.ChainPEM, renewed.KeyPEM)
 	require.NoError(t, err)
-	for deadline := time.Now().Add(5 * time.Second); serial() != want.Leaf.SerialNumber.String(); time.Sleep(5 * time.Millisecond) {
-		require.True(t, time.Now().Before(deadline))
-	}
+	eventually(t, "the renewed certificate is served", func() bool { return serial() == want.Leaf.SerialNumber.String() })
 	var unknown x509.UnknownAuthorityError
 	_, err = tls.Dial("tcp", addr, &tls.Config{ServerName: "shop.example"})
 	require.True(t, errors.As(err, &unknown))

@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -40,6 +41,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	"github.com/lambdamesh/lambdamesh/meshconfig/proxy"
+	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
 // mesh is a real control plane's delivery with hand-written resources.
@@ -386,3 +388,13 @@ func header(name, value string) func(*http.Request) {
 }
 
 func host(name string) func(*http.Request) { return func(r *http.Request) { r.Host = name } }
+
+func eventually(t testing.TB, what string, check func() bool) {
+	t.Helper()
+	testkit.Eventually(t, 10*time.Second, func() error {
+		if !check() {
+			return errors.New("not yet")
+		}
+		return nil
+	}, what)
+}

@@ -148,8 +148,9 @@ func TestTimeouts(t *testing.T) {
 		_, _, gateway := serve(t, config{hosts: oneRoute("timeout: 0.2s"), clusters: map[string]string{"backend": backend(t, echo)}})
 		pr, pw := io.Pipe()
 		go func() {
-			for range 4 {
-				time.Sleep(100 * time.Millisecond)
+			// Longer in all than the timeout that must not run meanwhile.
+			for ticker, sent := time.NewTicker(100*time.Millisecond), 0; sent < 4; sent++ {
+				<-ticker.C
 				_, _ = io.WriteString(pw, "x")
 			}
 			pw.Close()

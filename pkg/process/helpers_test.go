@@ -132,8 +132,7 @@ var helpers = map[string]func(args []string){
 
 // forever waits for a signal. The runtime takes an empty select for a deadlock.
 func forever() {
-	for {
-		time.Sleep(time.Hour)
+	for range time.Tick(time.Hour) {
 	}
 }
 
