@@ -18,6 +18,8 @@ import (
 type globals struct {
 	dataDir    string
 	kubeconfig string
+	// dataDirGiven: the user named the data directory and means no other mesh.
+	dataDirGiven func() bool
 }
 
 // local reports whether the local mesh's data directory is what the user means:
@@ -42,11 +44,14 @@ func (g *globals) endpoints() (dev.Endpoints, error) {
 // restConfig is that of --kubeconfig, else of the local mesh, else of the
 // environment.
 func (g *globals) restConfig() (*rest.Config, error) {
-	path := g.kubeconfig
-	if g.local() {
-		path = filepath.Join(g.dataDir, dev.KubeconfigFile)
+	switch {
+	case g.local():
+		return kube.RESTConfig(filepath.Join(g.dataDir, dev.KubeconfigFile))
+	case g.kubeconfig == "" && g.dataDirGiven():
+		return nil, fmt.Errorf("no local mesh has run with the data directory %s: start one with `lambdamesh dev`, or pass --kubeconfig", g.dataDir)
+	default:
+		return kube.RESTConfig(g.kubeconfig)
 	}
-	return kube.RESTConfig(path)
 }
 
 func (g *globals) client() (client.Client, error) {

@@ -84,3 +84,11 @@ func TestFollowReadsWhatIsAppendedAndStartsAnewAfterRotation(t *testing.T) {
 type appendBuffer []byte
 
 func (b *appendBuffer) Write(p []byte) (int, error) { *b = append(*b, p...); return len(p), nil }
+
+func TestADataDirectoryThatIsNamedIsMeant(t *testing.T) {
+	for _, command := range [][]string{{"status"}, {"logs", "last-order"}} {
+		code, _, stderr := run(t, "", append(command, "--data-dir", t.TempDir())...)
+		require.Equal(t, ExitFailure, code)
+		require.Contains(t, stderr, "no local mesh has run")
+	}
+}

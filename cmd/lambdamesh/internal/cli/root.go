@@ -75,6 +75,7 @@ It starts everything on this machine. The other commands talk to it, or, with
 	flags := root.PersistentFlags()
 	flags.StringVar(&g.dataDir, "data-dir", defaultDataDir(), "`directory` where lambdamesh dev keeps its data (LAMBDAMESH_DATA_DIR)")
 	flags.StringVar(&g.kubeconfig, "kubeconfig", "", "`file` of the cluster to talk to instead of the local mesh")
+	g.dataDirGiven = func() bool { return flags.Changed("data-dir") || os.Getenv("LAMBDAMESH_DATA_DIR") != "" }
 	root.AddCommand(
 		newDevCommand(g),
 		newStatusCommand(g),
