@@ -101,13 +101,17 @@ func (r *replica) change(change func(*replicaState)) {
 	}
 }
 
+// maxStartPause bounds the pause between attempts to begin at all: what is
+// missing, such as a Secret, is looked for again soon, because it costs little.
+const maxStartPause = 5 * time.Second
+
 // run lives until it is stopped; when the node cannot give the replica its
 // place in the mesh it tries again.
 func (r *replica) run(ctx context.Context) {
 	defer r.workload.changed()
 	defer close(r.done)
 	config := r.workload.node.config
-	for pause := config.MinBackoff; ; pause = min(2*pause, config.MaxBackoff) {
+	for pause := config.MinBackoff; ; pause = min(2*pause, config.MaxBackoff, maxStartPause) {
 		err := r.live(ctx)
 		if ctx.Err() != nil {
 			if err != nil && !errors.Is(err, context.Canceled) {
