@@ -181,7 +181,7 @@ const (
 // must not say. It returns why the request is refused, if it is.
 func (e *exchange) sanitize() string {
 	h := e.r.Header
-	if reason := e.conn.violation(); reason != "" {
+	if reason := e.conn.Violation(); reason != "" {
 		return reason
 	}
 	if !e.hcm.http10 && !e.r.ProtoAtLeast(1, 1) {

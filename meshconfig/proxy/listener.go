@@ -267,7 +267,7 @@ func newChainServer(p *Proxy, chain *chainConfig) *chainServer {
 			switch state {
 			case http.StateIdle:
 				if own, ok := c.(*conn); ok {
-					own.nextRequest()
+					own.NextRequest()
 				}
 			case http.StateClosed, http.StateHijacked:
 				s.leave()

@@ -27,7 +27,7 @@ func (e *exchange) switchProtocols(resp *http.Response, clock *clock) {
 	end := func() { once.Do(func() { client.Close(); upstream.Close() }) }
 	defer end()
 	defer e.proxy.onShutdown(end)()
-	e.conn.scan.off.Store(true) // no more headers come
+	e.conn.Stop() // no more headers come
 	head := &http.Response{StatusCode: resp.StatusCode, ProtoMajor: 1, ProtoMinor: 1, Header: resp.Header}
 	if err := head.Write(client); err != nil {
 		return

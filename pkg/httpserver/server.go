@@ -10,6 +10,8 @@ import (
 	"runtime/debug"
 	"sync"
 	"time"
+
+	"github.com/lambdamesh/lambdamesh/pkg/framing"
 )
 
 // Defaults of [Config].
@@ -84,12 +86,20 @@ func New(config Config) *Server {
 	return &Server{
 		config: config,
 		server: &http.Server{
-			Handler:           recovered(config.Log, config.Handler),
+			Handler:           framed(recovered(config.Log, config.Handler)),
 			ReadHeaderTimeout: config.ReadHeaderTimeout,
 			ReadTimeout:       config.ReadTimeout,
 			IdleTimeout:       config.IdleTimeout,
 			MaxHeaderBytes:    config.MaxHeaderBytes,
 			ErrorLog:          slog.NewLogLogger(config.Log.Handler(), slog.LevelDebug),
+			ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+				return context.WithValue(ctx, connKey{}, c)
+			},
+			ConnState: func(c net.Conn, state http.ConnState) {
+				if own, ok := c.(*placed); ok && state == http.StateIdle {
+					own.NextRequest()
+				}
+			},
 		},
 		ready: make(chan struct{}),
 	}
@@ -155,7 +165,7 @@ func (l *limited) Accept() (net.Conn, error) {
 		<-l.places
 		return nil, err
 	}
-	return &placed{Conn: conn, places: l.places}, nil
+	return &placed{Conn: framing.New(conn), places: l.places}, nil
 }
 
 // Close ends the listener and those who wait in Accept.
@@ -165,7 +175,7 @@ func (l *limited) Close() error {
 }
 
 type placed struct {
-	net.Conn
+	*framing.Conn
 	places chan struct{}
 	once   sync.Once
 }
@@ -175,6 +185,22 @@ func (c *placed) Close() error {
 	err := c.Conn.Close()
 	c.once.Do(func() { <-c.places })
 	return err
+}
+
+type connKey struct{}
+
+// framed refuses requests whose framing another server may read differently.
+func framed(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c, ok := r.Context().Value(connKey{}).(*placed); ok {
+			if reason := c.Violation(); reason != "" {
+				w.Header().Set("Connection", "close")
+				Problem(w, http.StatusBadRequest, "Bad Request", "the request's framing is ambiguous: "+reason)
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // recovered answers 500 for a handler that panics and logs the stack. When the

@@ -1,0 +1,85 @@
+package httpserver_test
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lambdamesh/lambdamesh/pkg/component"
+	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
+)
+
+// framingServer echoes bodies and returns its address.
+func framingServer(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	s := httpserver.New(httpserver.Config{Name: "framing", Listener: l, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(w, r.Body)
+	})})
+	group := component.NewGroup("test", component.GroupConfig{}, s)
+	done := make(chan error, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { done <- group.Run(ctx) }()
+	t.Cleanup(func() { cancel(); require.NoError(t, <-done) })
+	<-group.Ready()
+	return l.Addr().String()
+}
+
+func TestAmbiguousFramingIsRefusedAndTheConnectionClosed(t *testing.T) {
+	const smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+	tests := map[string]string{
+		"a length and a coding":     "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + smuggled,
+		"a coding besides chunked":  "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n" + smuggled,
+		"lines that end in bare LF": "GET / HTTP/1.1\nHost: x\n\n" + smuggled,
+		"one line that ends in LF":  "GET / HTTP/1.1\r\nHost: x\nX: y\r\n\r\n" + smuggled,
+		"a folded line":             "GET / HTTP/1.1\r\nHost: x\r\nX: y\r\n z\r\n\r\n" + smuggled,
+		"two lengths that differ":   "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab" + smuggled,
+		"two hosts":                 "GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n" + smuggled,
+		"the second request of two": "GET / HTTP/1.1\r\nHost: x\r\n\r\n" + "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + smuggled,
+	}
+	for name, raw := range tests {
+		t.Run(name, func(t *testing.T) {
+			c, err := net.Dial("tcp", framingServer(t))
+			require.NoError(t, err)
+			defer c.Close()
+			require.NoError(t, c.SetDeadline(time.Now().Add(10*time.Second)))
+			_, err = io.WriteString(c, raw)
+			require.NoError(t, err)
+			all, err := io.ReadAll(c)
+			require.NoError(t, err, "the server closes")
+			answers := string(all)
+			require.Contains(t, answers, "HTTP/1.1 400 ")
+			require.LessOrEqual(t, strings.Count(answers, "HTTP/1.1 200 "), strings.Count(raw, "HTTP/1.1")-2, "what was smuggled is not served: %s", answers)
+		})
+	}
+}
+
+func TestOrdinaryRequestsShareAConnection(t *testing.T) {
+	c, err := net.Dial("tcp", framingServer(t))
+	require.NoError(t, err)
+	defer c.Close()
+	require.NoError(t, c.SetDeadline(time.Now().Add(10*time.Second)))
+	r := bufio.NewReader(c)
+	for _, raw := range []string{
+		"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+		"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\na\n b\r\n c\n",
+		"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\na\nb\r\n0\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+	} {
+		_, err = io.WriteString(c, raw)
+		require.NoError(t, err)
+		resp, err := http.ReadResponse(r, nil)
+		require.NoError(t, err)
+		_, err = io.Copy(io.Discard, resp.Body)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusOK, resp.StatusCode)
+	}
+}
