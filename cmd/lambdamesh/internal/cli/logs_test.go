@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -31,6 +32,9 @@ func TestLogs(t *testing.T) {
 		"shop/both/x.log":         "in shop\n",
 		"test/both/x.log":         "in test\n",
 	})
+	// A replica that wrote last comes last.
+	older := time.Now().Add(-time.Hour)
+	require.NoError(t, os.Chtimes(filepath.Join(dir, dev.LambdaLogsDir, "shop/twice/a.log"), older, older))
 	tests := map[string]struct {
 		args []string
 		code int
