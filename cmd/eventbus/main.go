@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
 	"github.com/lambdamesh/lambdamesh/eventbus/stream"
+	"github.com/lambdamesh/lambdamesh/pkg/config"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
@@ -76,7 +76,7 @@ is pushed after the next start.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PreRunE: func(cmd *cobra.Command, _ []string) error {
-			if err := fromEnv(cmd.Flags(), lookupEnv); err != nil {
+			if err := config.FromEnv(cmd.Flags(), envPrefix, lookupEnv); err != nil {
 				return err
 			}
 			return checkBackend(cmd.Flags(), o.config.Backend)
@@ -106,13 +106,13 @@ is pushed after the next start.`,
 	return cmd
 }
 
-func streamFlags(f *pflag.FlagSet, config *stream.Config) {
-	f.StringVar(&config.CredentialsFile, "nats-credentials", "", "NATS credentials file")
-	f.DurationVar(&config.MaxAge, "max-age", 0, "how long JetStream keeps events (default 168h)")
-	f.Int64Var(&config.MaxBytes, "max-bytes", 0, "space for events in bytes; a full store refuses (default 1 GiB)")
-	f.Int64Var(&config.DeadLetterMaxBytes, "dead-letter-max-bytes", 0, "space for dead letters in bytes (default 256 MiB)")
-	f.DurationVar(&config.DedupWindow, "dedup-window", 0, "how long a repeated source and id is recognized (default 10m)")
-	f.IntVar(&config.Replicas, "replicas", 1, "copies of each event in the NATS cluster")
+func streamFlags(f *pflag.FlagSet, settings *stream.Config) {
+	f.StringVar(&settings.CredentialsFile, "nats-credentials", "", "NATS credentials file")
+	f.DurationVar(&settings.MaxAge, "max-age", 0, "how long JetStream keeps events (default 168h)")
+	f.Int64Var(&settings.MaxBytes, "max-bytes", 0, "space for events in bytes; a full store refuses (default 1 GiB)")
+	f.Int64Var(&settings.DeadLetterMaxBytes, "dead-letter-max-bytes", 0, "space for dead letters in bytes (default 256 MiB)")
+	f.DurationVar(&settings.DedupWindow, "dedup-window", 0, "how long a repeated source and id is recognized (default 10m)")
+	f.IntVar(&settings.Replicas, "replicas", 1, "copies of each event in the NATS cluster")
 }
 
 func logFlags(f *pflag.FlagSet, config *telemetry.LogConfig) {
@@ -133,20 +133,6 @@ func checkBackend(flags *pflag.FlagSet, backend eventbus.Backend) error {
 			errs = append(errs, fmt.Errorf("--%s counts with --backend stan only", name))
 		}
 	}
-	return errors.Join(errs...)
-}
-
-// fromEnv sets the flags the command line did not.
-func fromEnv(flags *pflag.FlagSet, lookupEnv func(string) (string, bool)) error {
-	var errs []error
-	flags.VisitAll(func(f *pflag.Flag) {
-		name := envPrefix + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		if value, ok := lookupEnv(name); ok && !f.Changed {
-			if err := flags.Set(f.Name, value); err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", name, err))
-			}
-		}
-	})
 	return errors.Join(errs...)
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/eventbus/stan"
 	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
+	"github.com/lambdamesh/lambdamesh/pkg/config"
 	"github.com/lambdamesh/lambdamesh/pkg/telemetry"
 )
 
@@ -37,7 +38,7 @@ docs/nats-streaming.md says how, step by step.
 Give the limits of the streams as the bus will have them: they are set.`,
 		Example: `  eventbus migrate --from-stan nats://stan:4222 --stan-cluster-id shop --to nats://nats:4222`,
 		Args:    cobra.NoArgs,
-		PreRunE: func(cmd *cobra.Command, _ []string) error { return fromEnv(cmd.Flags(), lookupEnv) },
+		PreRunE: func(cmd *cobra.Command, _ []string) error { return config.FromEnv(cmd.Flags(), envPrefix, lookupEnv) },
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return runMigrate(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), o)
 		},

@@ -330,9 +330,6 @@ func TestNothingIsLeftOfAKilledRun(t *testing.T) {
 }
 
 func TestStartIsRefusedInOneLine(t *testing.T) {
-	if testing.Short() {
-		t.Skip("uses the binaries")
-	}
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer func() { _ = taken.Close() }()
