@@ -190,15 +190,21 @@ func TestEveryLanguageBehavesAlike(t *testing.T) {
 				require.Less(t, time.Since(begin), 4*time.Second, "one after the other it were 5 s")
 			})
 			t.Run("metrics and health", func(t *testing.T) {
-				text := readAll(t, server.admin(t, "/metrics"))
-				for _, want := range []string{
-					`lambdamesh_lambda_invocations_total{namespace="shop",lambda="sample",status="418"} 1`,
-					`lambdamesh_lambda_errors_total{namespace="shop",lambda="sample"} 3`,
-					`lambdamesh_lambda_duration_seconds_bucket{namespace="shop",lambda="sample",le="0.0025"}`,
-					`lambdamesh_lambda_invocations_in_flight{namespace="shop",lambda="sample"} 0`,
-				} {
-					require.Contains(t, text, want)
-				}
+				// An invocation is counted after its answer was sent.
+				testkit.Eventually(t, 5*time.Second, func() error {
+					text := readAll(t, server.admin(t, "/metrics"))
+					for _, want := range []string{
+						`lambdamesh_lambda_invocations_total{namespace="shop",lambda="sample",status="418"} 1`,
+						`lambdamesh_lambda_errors_total{namespace="shop",lambda="sample"} 3`,
+						`lambdamesh_lambda_duration_seconds_bucket{namespace="shop",lambda="sample",le="0.0025"}`,
+						`lambdamesh_lambda_invocations_in_flight{namespace="shop",lambda="sample"} 0`,
+					} {
+						if !strings.Contains(text, want) {
+							return fmt.Errorf("%q is not in\n%s", want, text)
+						}
+					}
+					return nil
+				}, "every invocation is counted")
 				require.Equal(t, 200, server.admin(t, "/healthz").StatusCode)
 				require.Equal(t, 200, server.admin(t, "/readyz").StatusCode)
 			})
