@@ -66,9 +66,9 @@ e2e: build ## Drive the built programs from outside
 		go test -count=1 -timeout 20m $(ARGS) ./e2e/...
 
 .PHONY: bench
-bench: kubernetes ## Run the benchmarks into dist/bench.txt; BASE=old.txt compares with an earlier run
+bench: build ## Run the benchmarks into dist/bench.txt; BASE=old.txt compares with an earlier run
 	@mkdir -p dist
-	@KUBEBUILDER_ASSETS="$$(hack/kubernetes/get.sh --dir)" CGO_ENABLED=0 \
+	@KUBEBUILDER_ASSETS="$$(hack/kubernetes/get.sh --dir)" LAMBDAMESH_BIN='$(CURDIR)/bin' CGO_ENABLED=0 \
 		go test -run '^$$' -bench . -benchmem -timeout 30m $(ARGS) $(or $(PKG),./...) >dist/bench.out 2>&1 \
 		|| { cat dist/bench.out; exit 1; }
 	@grep -v 'no test files' dist/bench.out >dist/bench.txt && rm dist/bench.out
