@@ -24,6 +24,7 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/connector"
 	"github.com/lambdamesh/lambdamesh/manifests"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
@@ -150,7 +151,7 @@ func (w *world) get(client *http.Client, url, caller string) (int, string, error
 		return 0, "", err
 	}
 	if caller != "" {
-		request.Header.Set(v1alpha1.HeaderClientCert, "URI="+v1alpha1.SPIFFEID(v1alpha1.DefaultTrustDomain, w.namespace, caller))
+		request.Header.Set(headers.ClientCert, "URI="+v1alpha1.SPIFFEID(v1alpha1.DefaultTrustDomain, w.namespace, caller))
 	}
 	response, err := client.Do(request)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
@@ -89,8 +89,7 @@ func (c *call) rewrite(p *httputil.ProxyRequest) {
 // ofTheMesh reports whether a header speaks of the mesh and not of the call.
 func ofTheMesh(name string) bool {
 	lower := strings.ToLower(name)
-	return lower == v1alpha1.HeaderClientCert || lower == "forwarded" ||
-		strings.HasPrefix(lower, "x-lambdamesh-") || strings.HasPrefix(lower, "x-envoy-") || strings.HasPrefix(lower, "x-forwarded-")
+	return headers.Identity(name) || lower == "forwarded" || strings.HasPrefix(lower, "x-envoy-") || strings.HasPrefix(lower, "x-forwarded-")
 }
 
 // RoundTrip sends the request with credentials. When the target refuses a token

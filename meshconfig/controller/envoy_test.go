@@ -31,6 +31,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/meshconfig/controller"
 	"github.com/lambdamesh/lambdamesh/meshconfig/jwks"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
@@ -114,7 +115,7 @@ func (w *world) lambda(address, name string) {
 	app, err := net.Listen("unix", socket)
 	require.NoError(w.t, err)
 	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		fmt.Fprint(rw, r.Header.Get(v1alpha1.HeaderClientCert))
+		fmt.Fprint(rw, r.Header.Get(headers.ClientCert))
 	})}
 	go func() { _ = server.Serve(app) }()
 	w.t.Cleanup(func() { server.Close() })

@@ -12,11 +12,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
-	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 )
 
 const (
-	keyRule      = "request.headers[" + v1alpha1.HeaderRule + "]"
+	keyRule      = "request.headers[" + headers.Rule + "]"
 	keyAudiences = "request.auth.audiences"
 )
 
@@ -125,8 +125,10 @@ func (w *writer) jwtRules(workload *ir.Workload) []*security.JWTRule {
 				byIssuer[p.Issuer] = &security.JWTRule{
 					Issuer:               p.Issuer,
 					Jwks:                 w.keySets[p.KeySet],
-					FromHeaders:          []*security.JWTHeader{{Name: v1alpha1.HeaderToken, Prefix: bearer}},
+					FromHeaders:          []*security.JWTHeader{{Name: headers.Token, Prefix: bearer}},
 					SpaceDelimitedClaims: ir.ScopeClaims(),
+					// For the lambda; what the client wrote there the gateway has removed.
+					OutputPayloadToHeader: headers.Claims,
 				}
 			}
 		}

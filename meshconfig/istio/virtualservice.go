@@ -12,7 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
-	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 )
 
 const bearer = "Bearer "
@@ -108,10 +108,10 @@ func (w *writer) route(r *ir.Rule) *networking.HTTPRoute {
 	if request.Set == nil {
 		request.Set = map[string]string{}
 	}
-	request.Set[v1alpha1.HeaderRule] = r.ID
-	request.Remove = append(request.Remove, v1alpha1.HeaderRule, v1alpha1.HeaderToken)
+	request.Remove = append(request.Remove, append(headers.FromGateway(), headers.ClientCert)...)
+	request.Set[headers.Rule] = r.ID
 	if r.JWT != nil {
-		request.Set[v1alpha1.HeaderToken] = "%REQ(authorization)%"
+		request.Set[headers.Token] = "%REQ(authorization)%"
 	}
 	if len(r.ResponseHeaders.Set)+len(r.ResponseHeaders.Remove) == 0 {
 		out.Headers.Response = nil

@@ -25,6 +25,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 	"github.com/lambdamesh/lambdamesh/meshconfig/istio"
 	"github.com/lambdamesh/lambdamesh/meshconfig/meshtest"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
@@ -148,7 +149,7 @@ func (m *model) sidecar(workload string, header http.Header) int {
 	}
 	policy := m.policies[workload]
 	if policy == nil || slices.ContainsFunc(policy.Spec.GetRules(), func(r *security.Rule) bool { return lets(r, header, claims) }) {
-		header.Del(v1alpha1.HeaderToken) // not forwarded
+		header.Del(headers.Token) // not forwarded
 		return http.StatusOK
 	}
 	return http.StatusForbidden
@@ -170,6 +171,9 @@ func authenticate(tokens *securityv1.RequestAuthentication, header http.Header) 
 		}
 		if claims["iss"] != rule.GetIssuer() {
 			continue
+		}
+		if name := rule.GetOutputPayloadToHeader(); name != "" {
+			header.Set(name, strings.Split(text, ".")[1])
 		}
 		_, err := jwt.NewParser(jwt.WithValidMethods([]string{"ES256"})).ParseWithClaims(text, claims, func(token *jwt.Token) (any, error) {
 			return publicKey(rule.GetJwks(), token.Header["kid"])

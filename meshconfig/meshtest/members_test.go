@@ -17,6 +17,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 	"github.com/lambdamesh/lambdamesh/meshconfig/meshtest"
 	"github.com/lambdamesh/lambdamesh/meshconfig/xds"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
@@ -65,6 +66,7 @@ func TestMembersReachWhomTheyMayAndNobodyElse(t *testing.T) {
 					if c.want == http.StatusOK {
 						require.Contains(t, response.Header.Get("Seen-Caller"), "URI="+m.principal(t, c.from))
 						require.NotContains(t, response.Header.Get("Seen-Caller"), "forged")
+						require.Empty(t, response.Header.Values("Seen-From-Gateway"), "only a gateway may say it")
 					}
 				})
 			}
@@ -81,6 +83,20 @@ func TestTheCalledSidecarRefusesWhomItsWorkloadDoesNotName(t *testing.T) {
 	require.True(t, found)
 	stranger.Egress[0].Destinations = []string{"shop/orders:80"}
 	require.Equal(t, http.StatusForbidden, newMembers(t, mesh).get(t, "stranger-0.shop", "http://orders.shop.svc/").StatusCode)
+}
+
+// What the gateway says about a request reaches the application, and only from
+// the gateway.
+func TestTheGatewayIsBelieved(t *testing.T) {
+	i := slices.IndexFunc(meshtest.Cases(t), func(c meshtest.Case) bool { return c.Name == "access-list" })
+	mesh := meshtest.Cases(t)[i].Mesh(t)
+	orders, found := mesh.Workload("shop/orders")
+	require.True(t, found)
+	reporter := v1alpha1.SPIFFEID(mesh.TrustDomain, "shop", "report")
+	orders.Allow = []ir.Allow{{Principal: reporter, Reason: ir.AllowGateway, Rules: []string{"any"}}}
+	response := newMembers(t, mesh).get(t, "report-0.shop", "http://orders.shop.svc/")
+	require.Equal(t, http.StatusOK, response.StatusCode)
+	require.Len(t, response.Header.Values("Seen-From-Gateway"), len(headers.FromGateway()))
 }
 
 type members struct {
@@ -132,7 +148,12 @@ func application(t *testing.T, socket string) {
 	l, err := net.Listen("unix", socket)
 	require.NoError(t, err)
 	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Seen-Caller", strings.Join(r.Header.Values(v1alpha1.HeaderClientCert), " and "))
+		w.Header().Set("Seen-Caller", strings.Join(r.Header.Values(headers.ClientCert), " and "))
+		for _, name := range headers.FromGateway() {
+			if value := r.Header.Get(name); value != "" {
+				w.Header().Add("Seen-From-Gateway", name+": "+value)
+			}
+		}
 	})}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
@@ -159,7 +180,10 @@ func (m *members) get(t *testing.T, node, target string) *http.Response {
 	}
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, target, http.NoBody)
 	require.NoError(t, err)
-	request.Header.Set(v1alpha1.HeaderClientCert, "URI=spiffe://forged")
+	request.Header.Set(headers.ClientCert, "URI=spiffe://forged")
+	for _, name := range headers.FromGateway() {
+		request.Header.Set(name, "told")
+	}
 	response, err := (&http.Client{Transport: transport, Timeout: 10 * time.Second}).Do(request)
 	require.NoError(t, err)
 	require.NoError(t, response.Body.Close())

@@ -2,6 +2,7 @@ package meshtest_test
 
 import (
 	"bufio"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -20,7 +21,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 	"github.com/lambdamesh/lambdamesh/meshconfig/meshtest"
 	"github.com/lambdamesh/lambdamesh/meshconfig/xds"
-	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 )
 
 // The table of each case against the embedded proxy, served by the real ADS
@@ -124,6 +125,14 @@ func check(t *testing.T, r meshtest.Request, got answer) {
 	for name, value := range want.RequestHeaders {
 		require.Equal(t, []string{value}, echo.Headers.Values(name), name)
 	}
+	if len(want.Claims) > 0 {
+		require.Len(t, echo.Headers.Values(headers.Claims), 1)
+		payload, err := base64.RawURLEncoding.DecodeString(echo.Headers.Get(headers.Claims))
+		require.NoError(t, err)
+		told := map[string]any{}
+		require.NoError(t, json.Unmarshal(payload, &told))
+		require.Subset(t, told, want.Claims)
+	}
 	for _, name := range want.Absent {
 		require.Empty(t, echo.Headers.Values(name), name)
 	}
@@ -137,8 +146,8 @@ func check(t *testing.T, r meshtest.Request, got answer) {
 		require.Empty(t, got.header.Values(name), name)
 	}
 	if echo.Backend != "" {
-		require.Len(t, echo.Headers.Values(v1alpha1.HeaderRule), 1, "the gateway sets the rule")
-		require.NotContains(t, r.Headers, echo.Headers.Get(v1alpha1.HeaderRule))
+		require.Len(t, echo.Headers.Values(headers.Rule), 1, "the gateway sets the rule")
+		require.NotContains(t, r.Headers, echo.Headers.Get(headers.Rule))
 	}
 }
 

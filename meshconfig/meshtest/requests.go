@@ -54,6 +54,8 @@ type Answer struct {
 	RequestHeaders map[string]string `json:"requestHeaders,omitempty"`
 	// Absent request headers: the backend must not have seen them.
 	Absent []string `json:"absent,omitempty"`
+	// Claims of the verified token as the backend was told them, or more.
+	Claims map[string]any `json:"claims,omitempty"`
 	// Headers of the response.
 	Headers map[string]string `json:"headers,omitempty"`
 	// Present: headers in the response (of a refusal), or in the request that

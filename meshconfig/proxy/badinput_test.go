@@ -210,6 +210,32 @@ func TestSlowHeadersEndTheConnection(t *testing.T) {
 	require.NoError(t, err, "closed by the server")
 }
 
+// What is removed early is not there for a route's match either.
+func TestHeadersRemovedEarlyDecideNothing(t *testing.T) {
+	_, _, gateway := serve(t, config{
+		hcm: edgeHCM + `
+early_header_mutation_extensions:
+- name: early
+  typed_config: {` + typePrefix + `http.early_header_mutation.header_mutation.v3.HeaderMutation, mutations: [{remove: x-lambdamesh-rule}, {remove: x-api-client}]}`,
+		hosts: `
+- name: all
+  domains: ["*"]
+  routes:
+  - {match: {prefix: /, headers: [{name: x-lambdamesh-rule, present_match: true}]}, direct_response: {status: 418}}
+  - {match: {prefix: /}, route: {cluster: backend}}`,
+		clusters: map[string]string{"backend": backend(t, echo)},
+	})
+	forged := func(r *http.Request) {
+		r.Header["x-lambdamesh-RULE"] = []string{"a", "b"}
+		r.Header["X-Api-Client"] = []string{"a"}
+		r.Header["Connection"] = []string{"x-lambdamesh-rule, x-api-client"}
+	}
+	got := get(t, gateway, "/", forged)
+	require.Equal(t, 200, got.code)
+	require.Empty(t, got.header.Values("Got-X-Lambdamesh-Rule"))
+	require.Empty(t, got.header.Values("Got-X-Api-Client"))
+}
+
 func TestForgedHeadersDoNotArrive(t *testing.T) {
 	_, _, gateway := serve(t, config{hcm: edgeHCM, hosts: twoPolicies, clusters: map[string]string{"backend": backend(t, echo)}})
 	got := get(t, gateway, "/a/", host("shop.example"), func(r *http.Request) {

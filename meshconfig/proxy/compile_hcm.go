@@ -7,6 +7,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	uuidv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/request_id/uuid/v3"
 )
 
@@ -15,6 +16,7 @@ type hcm struct {
 	routeName string      // of RDS
 	routes    *routeTable // inline
 	filters   []filterEntry
+	early     mutation // before a route is looked for
 
 	stripPort        bool
 	stripMatching    bool
@@ -78,7 +80,8 @@ func compileHCM(at string, c *hcmv3.HttpConnectionManager) (*hcm, error) {
 		"preserve_external_request_id", "always_set_request_id_in_response", "forward_client_cert_details", "set_current_client_cert_details",
 		"proxy_100_continue", "upgrade_configs", "normalize_path", "merge_slashes", "path_with_escaped_slashes_action", "request_id_extension",
 		"local_reply_config", "strip_matching_host_port", "strip_any_host_port", "stream_error_on_invalid_http_message",
-		"strip_trailing_host_dot", "append_x_forwarded_port", "http3_protocol_options"); err != nil {
+		"strip_trailing_host_dot", "append_x_forwarded_port", "http3_protocol_options",
+		"early_header_mutation_extensions"); err != nil {
 		return nil, err
 	}
 	if c.GetHttp3ProtocolOptions() != nil && c.GetCodecType() == hcmv3.HttpConnectionManager_HTTP3 {
@@ -177,8 +180,30 @@ func compileHCM(at string, c *hcmv3.HttpConnectionManager) (*hcm, error) {
 	if h.localReply, err = compileLocalReply(at+".local_reply_config", c.GetLocalReplyConfig()); err != nil {
 		return nil, err
 	}
+	if h.early, err = compileEarly(at+".early_header_mutation_extensions", c.GetEarlyHeaderMutationExtensions()); err != nil {
+		return nil, err
+	}
 	h.filters, err = compileFilters(at+".http_filters", c.GetHttpFilters())
 	return h, err
+}
+
+// compileEarly takes removals only, so that their order means nothing.
+func compileEarly(at string, extensions []*corev3.TypedExtensionConfig) (mutation, error) {
+	var names []string
+	for i, ext := range extensions {
+		where := fmt.Sprintf("%s[%d]", at, i)
+		var c earlyv3.HeaderMutation
+		if err := unmarshal(where, ext.GetTypedConfig(), &c); err != nil {
+			return mutation{}, err
+		}
+		for j, m := range c.GetMutations() {
+			if m.GetRemove() == "" {
+				return mutation{}, fmt.Errorf("%s.mutations[%d]: only remove is supported", where, j)
+			}
+			names = append(names, m.GetRemove())
+		}
+	}
+	return compileMutation(at, nil, names)
 }
 
 func (h *hcm) compileProtocols(at string, c *hcmv3.HttpConnectionManager) error {

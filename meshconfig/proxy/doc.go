@@ -27,7 +27,7 @@
 // Listeners on TCP and Unix sockets, filter chains by server name,
 // downstream and upstream TLS from 1.2 with certificates and validation over SDS
 // and SAN matchers (URI, DNS); the HTTP connection manager with RDS or inline
-// routes, path normalization, header rules, X-Forwarded-*, client certificate
+// routes, path normalization, early removal of headers, header rules, X-Forwarded-*, client certificate
 // details, local replies, websocket upgrades; the filters jwt_authn (inlined key
 // sets), rbac, cors and router; routes by path, headers and query to clusters,
 // weighted clusters, redirects and direct responses, with timeouts, retries and

@@ -11,6 +11,8 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 )
 
 // exchange is one request on its way through the proxy. It belongs to the
@@ -222,6 +224,7 @@ func (e *exchange) sanitize() string {
 	e.setForwarded(h)
 	e.setClientCert(h)
 	e.setRequestID(h)
+	e.hcm.early.apply(e, h)
 	return ""
 }
 
@@ -322,7 +325,7 @@ func (e *exchange) setForwarded(h http.Header) {
 
 // setClientCert writes X-Forwarded-Client-Cert.
 func (e *exchange) setClientCert(h http.Header) {
-	const key = "X-Forwarded-Client-Cert"
+	key := canonical(headers.ClientCert)
 	if e.hcm.xfcc == hcmv3.HttpConnectionManager_ALWAYS_FORWARD_ONLY {
 		return
 	}

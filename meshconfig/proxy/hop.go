@@ -3,6 +3,8 @@ package proxy
 import (
 	"net/http"
 	"strings"
+
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 )
 
 // hopHeaders are for one connection only (RFC 9110, section 7.6.1).
@@ -17,7 +19,7 @@ func kept(name string) bool {
 	case "Authorization", "Cookie", "Host", "Content-Length", "Content-Type", "Origin", "Traceparent", "Tracestate", "Forwarded", "X-Request-Id":
 		return true
 	}
-	return strings.HasPrefix(name, "X-Forwarded-") || strings.HasPrefix(name, "X-Lambdamesh-")
+	return strings.HasPrefix(name, "X-Forwarded-") || headers.Identity(name)
 }
 
 // removeHopByHop removes those headers and the ones that Connection names. A

@@ -95,6 +95,9 @@ func (r requireAll) check(e *exchange) jwtResult {
 
 func (r allowMissing) check(e *exchange) jwtResult {
 	var result jwtResult
+	for _, p := range r.providers {
+		p.sanitize(e)
+	}
 	for _, name := range slices.Sorted(maps.Keys(r.providers)) {
 		p := r.providers[name]
 		got := requireProvider{p, p.audiences}.check(e)
@@ -112,6 +115,7 @@ func (r allowMissing) check(e *exchange) jwtResult {
 }
 
 func (r requireProvider) check(e *exchange) jwtResult {
+	r.provider.sanitize(e)
 	token, status := r.provider.extract(e)
 	if status != jwtOK {
 		return jwtResult{status: status}
@@ -121,6 +125,17 @@ func (r requireProvider) check(e *exchange) jwtResult {
 		return jwtResult{status: status}
 	}
 	return jwtResult{tokens: []*verified{token}}
+}
+
+// sanitize removes what the client wrote where the provider tells of a token,
+// so that none is told of when there is none.
+func (p *jwtProvider) sanitize(e *exchange) {
+	if p.payloadHeader != "" {
+		delete(e.r.Header, p.payloadHeader)
+	}
+	for _, c := range p.claimHeaders {
+		delete(e.r.Header, c.key)
+	}
 }
 
 // extract finds the one token of the provider.
@@ -329,7 +344,6 @@ func (v *verified) apply(e *exchange) {
 		e.metadata[jwtFilterName][key] = value
 	}
 	for _, c := range p.claimHeaders {
-		delete(e.r.Header, c.key) // what the client wrote there
 		if text, ok := claimText(v.claims, c.claim); ok {
 			e.r.Header[c.key] = []string{text}
 		}

@@ -75,6 +75,7 @@ func jwtConfig(jwks, backendAddr string) config {
         forward: true
         payload_in_metadata: payload
         normalize_payload_in_metadata: {space_delimited_claims: [scope]}
+        forward_payload_header: x-payload
         claim_to_headers: [{header_name: x-sub, claim_name: sub}]
       strict: {issuer: https://issuer.example, audiences: [shop], require_expiration: true, clock_skew_seconds: 1, local_jwks: {inline_string: %q}}
       custom: {issuer: https://issuer.example, local_jwks: {inline_string: %q}, from_headers: [{name: x-token}], from_params: [token]}
@@ -256,6 +257,18 @@ func TestJWT(t *testing.T) {
 		require.Equal(t, []string{"alice"}, got.header.Values("Got-X-Sub"))
 		require.Equal(t, "Bearer "+token, got.header.Get("Got-Authorization"))
 	})
+	t.Run("the payload is forwarded as it was signed, a forged one goes", func(t *testing.T) {
+		got := get(t, addr, "/main", header("Authorization", "Bearer "+token), header("X-Payload", "forged"))
+		require.Equal(t, []string{strings.Split(token, ".")[1]}, got.header.Values("Got-X-Payload"))
+	})
+	for _, path := range []string{"/optional", "/lenient"} {
+		t.Run("without a token nothing is told of one at "+path, func(t *testing.T) {
+			got := get(t, addr, path, header("X-Payload", "forged"), header("X-Sub", "root"))
+			require.Equal(t, 200, got.code)
+			require.Empty(t, got.header.Values("Got-X-Payload"))
+			require.Empty(t, got.header.Values("Got-X-Sub"))
+		})
+	}
 	t.Run("scheme in lower case", func(t *testing.T) {
 		require.Equal(t, 200, get(t, addr, "/main", header("Authorization", "bearer "+token)).code)
 	})

@@ -45,6 +45,7 @@ func TestUnsupportedConfigurationIsRefused(t *testing.T) {
 		names     []string
 	}{
 		"hash policy":              {route(`{match: {prefix: /}, route: {cluster: backend, hash_policy: [{header: {header_name: x}}]}}`), []string{`RouteConfiguration "http"`, `virtual host "all"`, `route "0"`, "hash_policy"}},
+		"early append":             {manager(`early_header_mutation_extensions: [{name: early, typed_config: {` + typePrefix + `http.early_header_mutation.header_mutation.v3.HeaderMutation, mutations: [{append: {header: {key: x, value: "1"}}}]}}]`), []string{"early_header_mutation_extensions[0].mutations[0]", "only remove"}},
 		"rate limits":              {route(`{match: {prefix: /}, route: {cluster: backend, rate_limits: [{actions: [{remote_address: {}}]}]}}`), []string{"rate_limits"}},
 		"mirroring":                {route(`{match: {prefix: /}, route: {cluster: backend, request_mirror_policies: [{cluster: backend}]}}`), []string{"request_mirror_policies"}},
 		"priority":                 {route(`{match: {prefix: /}, route: {cluster: backend, priority: HIGH}}`), []string{"priority"}},

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
@@ -250,11 +251,10 @@ func (t *ruleTranslator) headerEdits(field string, edits *v1alpha1.HeaderEdits) 
 // seems to be from, or how a message is framed.
 func reservedHeader(name string) bool {
 	switch name {
-	case "host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "keep-alive", "trailer",
-		v1alpha1.HeaderClientCert, "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host":
+	case "host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "keep-alive", "trailer", "forwarded":
 		return true
 	default:
-		return strings.HasPrefix(name, "x-lambdamesh-") || strings.HasPrefix(name, "x-envoy-")
+		return headers.Identity(name) || strings.HasPrefix(name, "x-forwarded-") || strings.HasPrefix(name, "x-envoy-")
 	}
 }
 

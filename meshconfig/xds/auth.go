@@ -12,6 +12,7 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 )
 
 // payloadKey is where jwt_authn leaves the claims of a valid token.
@@ -52,6 +53,8 @@ func provider(p ir.JWTProvider, jwks string) *jwtv3.JwtProvider {
 		FromHeaders:       []*jwtv3.JwtHeader{{Name: "authorization", ValuePrefix: "Bearer "}},
 		Forward:           true,
 		PayloadInMetadata: payloadKey,
+		// What the client wrote there is removed by the listener.
+		ForwardPayloadHeader: headers.Claims,
 		NormalizePayloadInMetadata: &jwtv3.JwtProvider_NormalizePayload{
 			SpaceDelimitedClaims: ir.ScopeClaims(),
 		},

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
@@ -15,6 +16,7 @@ import (
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -162,8 +164,13 @@ func (b *builder) edge(routes string, filters []*hcmv3.HttpFilter) *hcmv3.HttpCo
 		RouteSpecifier:   rds(routes),
 		HttpFilters:      filters,
 		UseRemoteAddress: wrapperspb.Bool(true),
-		NormalizePath:    wrapperspb.Bool(true),
-		MergeSlashes:     true,
+		// Before a route is looked for and a filter asked: neither sees a client's copy.
+		EarlyHeaderMutationExtensions: []*corev3.TypedExtensionConfig{{
+			Name:        "envoy.http.early_header_mutation.header_mutation",
+			TypedConfig: b.any(removeHeaders(untrustedHeaders())),
+		}},
+		NormalizePath: wrapperspb.Bool(true),
+		MergeSlashes:  true,
 		// Both %2f and %5c: a backend may read them as slashes.
 		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_REJECT_REQUEST,
 		StripPortMode:                &hcmv3.HttpConnectionManager_StripAnyHostPort{StripAnyHostPort: true},
@@ -185,6 +192,14 @@ func (b *builder) edge(routes string, filters []*hcmv3.HttpFilter) *hcmv3.HttpCo
 	}
 }
 
+func removeHeaders(names []string) *earlyv3.HeaderMutation {
+	out := &earlyv3.HeaderMutation{}
+	for _, name := range names {
+		out.Mutations = append(out.Mutations, &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Remove{Remove: name}})
+	}
+	return out
+}
+
 // sidecar adds the listeners of a replica.
 func (b *builder) sidecar(s *ir.Sidecar) {
 	var allow []ir.Allow
@@ -197,7 +212,7 @@ func (b *builder) sidecar(s *ir.Sidecar) {
 		l := listener(fmt.Sprintf("inbound_%s_%d", in.Bind, in.Port), in.Bind, in.Port)
 		manager := &hcmv3.HttpConnectionManager{
 			StatPrefix:     cluster,
-			RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: inboundRoutes(cluster)},
+			RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: inboundRoutes(cluster, allow)},
 			HttpFilters: []*hcmv3.HttpFilter{
 				b.filter(filterRBAC, &rbacv3.RBAC{Rules: principals(allow)}),
 				b.router(),

@@ -18,19 +18,13 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 )
 
-// Headers between gateway and sidecar (pkg/apis, wellknown.go); an output reads
-// the IR only, so they are said again here.
-const (
-	headerRule  = "x-lambdamesh-rule"
-	headerToken = "x-lambdamesh-token"
-)
-
-// untrustedHeaders change what Envoy does when a client sends them.
+// untrustedHeaders are the ones that the gateway alone may set, and those that
+// change what Envoy does when a client sends them.
 func untrustedHeaders() []string {
-	return []string{
-		headerToken,
+	return append(headers.FromGateway(),
 		"x-envoy-decorator-operation",
 		"x-envoy-expected-rq-timeout-ms",
 		"x-envoy-hedge-on-per-try-timeout",
@@ -46,15 +40,14 @@ func untrustedHeaders() []string {
 		"x-envoy-upstream-rq-timeout-alt-response",
 		"x-envoy-upstream-rq-timeout-ms",
 		"x-envoy-upstream-stream-duration-ms",
-	}
+	)
 }
 
 // gatewayRoutes adds the virtual hosts that any of the servers accepts.
 func (b *builder) gatewayRoutes(name string, g *ir.Gateway, servers ...*ir.Server) {
 	config := &routev3.RouteConfiguration{
-		Name:                   name,
-		VirtualHosts:           []*routev3.VirtualHost{unknownHost()},
-		RequestHeadersToRemove: untrustedHeaders(),
+		Name:         name,
+		VirtualHosts: []*routev3.VirtualHost{unknownHost()},
 	}
 	for i := range g.VirtualHosts {
 		vh := &g.VirtualHosts[i]
@@ -118,10 +111,10 @@ func (b *builder) route(r *ir.Rule) *routev3.Route {
 			filterRBAC: b.any(authorization(r.JWT)),
 		}
 	}
-	out.RequestHeadersToRemove = append([]string{headerRule}, r.RequestHeaders.Remove...)
-	out.RequestHeadersToAdd = append(headers(r.RequestHeaders.Set), setHeader(headerRule, r.ID))
+	out.RequestHeadersToRemove = r.RequestHeaders.Remove
+	out.RequestHeadersToAdd = append(setHeaders(r.RequestHeaders.Set), setHeader(headers.Rule, r.ID))
 	out.ResponseHeadersToRemove = r.ResponseHeaders.Remove
-	out.ResponseHeadersToAdd = headers(r.ResponseHeaders.Set)
+	out.ResponseHeadersToAdd = setHeaders(r.ResponseHeaders.Set)
 	out.Action = &routev3.Route_Route{Route: b.action(r)}
 	return out
 }
@@ -216,7 +209,7 @@ func (b *builder) action(r *ir.Rule) *routev3.RouteAction {
 	return out
 }
 
-func headers(set []ir.Header) []*corev3.HeaderValueOption {
+func setHeaders(set []ir.Header) []*corev3.HeaderValueOption {
 	var all []*corev3.HeaderValueOption
 	for _, h := range set {
 		all = append(all, setHeader(h.Name, h.Value))
@@ -250,18 +243,32 @@ func corsPolicy(c *ir.CORS) *corsv3.CorsPolicy {
 	return out
 }
 
-func inboundRoutes(cluster string) *routev3.RouteConfiguration {
-	return &routev3.RouteConfiguration{
-		Name: cluster,
-		VirtualHosts: []*routev3.VirtualHost{{
-			Name: cluster, Domains: []string{"*"},
-			Routes: []*routev3.Route{{
-				Name:   "default",
-				Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+// inboundRoutes take what a gateway says about a request from a gateway alone.
+func inboundRoutes(cluster string, allow []ir.Allow) *routev3.RouteConfiguration {
+	host := &routev3.VirtualHost{Name: cluster, Domains: []string{"*"}}
+	for _, a := range allow {
+		if a.Reason == ir.AllowGateway {
+			host.Routes = append(host.Routes, &routev3.Route{
+				Name: "gateway",
+				Match: &routev3.RouteMatch{
+					PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"},
+					// Written by this listener's connection manager (SANITIZE_SET), with the
+					// URI as the last part.
+					Headers: []*routev3.HeaderMatcher{header(headers.ClientCert, &matcherv3.StringMatcher{
+						MatchPattern: &matcherv3.StringMatcher_Suffix{Suffix: ";URI=" + a.Principal},
+					})},
+				},
 				Action: toCluster(cluster),
-			}},
-		}},
+			})
+		}
 	}
+	host.Routes = append(host.Routes, &routev3.Route{
+		Name:                   "default",
+		Match:                  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+		RequestHeadersToRemove: headers.FromGateway(),
+		Action:                 toCluster(cluster),
+	})
+	return &routev3.RouteConfiguration{Name: cluster, VirtualHosts: []*routev3.VirtualHost{host}}
 }
 
 // toCluster without a limit of its own: the caller and the application have

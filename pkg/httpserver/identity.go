@@ -3,21 +3,19 @@ package httpserver
 import (
 	"net/http"
 	"strings"
+
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 )
 
-// headerClientCert is where Envoy tells of the client's certificate, see
-// https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers#x-forwarded-client-cert.
-const headerClientCert = "X-Forwarded-Client-Cert"
-
 // ClientIdentity returns the SPIFFE ID of the caller from the last element of
-// X-Forwarded-Client-Cert, the one that the nearest proxy has added. It is false
+// [headers.ClientCert], the one that the nearest proxy has added. It is false
 // when there is none, or not exactly one (an X.509-SVID has one URI), or the
 // header is malformed.
 //
 // Anybody can send this header. Use it only on a listener that nothing but the
 // sidecar can reach.
 func ClientIdentity(r *http.Request) (spiffeID string, ok bool) {
-	element, ok := lastElement(strings.Join(r.Header.Values(headerClientCert), ","))
+	element, ok := lastElement(strings.Join(r.Header.Values(headers.ClientCert), ","))
 	if !ok {
 		return "", false
 	}

@@ -79,19 +79,6 @@ const LocalImagePrefix = "lambdamesh.local/"
 // data planes authenticate to the ADS server.
 const XDSTokenAudience = "lambdamesh-xds"
 
-// HeaderRule is set by the gateway to the id of the rule a request is under,
-// after the client's copies were removed; the sidecar's policy reads it.
-const HeaderRule = "x-lambdamesh-rule"
-
-// HeaderToken carries the bearer token of a jwt route from the gateway to the
-// sidecar's RequestAuthentication under Istio.
-const HeaderToken = "x-lambdamesh-token"
-
-// HeaderClientCert is Envoy's X-Forwarded-Client-Cert: the caller's SPIFFE
-// identity, set by the sidecar. Trust it only on a listener that nothing but
-// the sidecar can reach.
-const HeaderClientCert = "x-forwarded-client-cert"
-
 // Environment of a lambda's process: the contract between the Deployment and
 // the runtime servers.
 const (

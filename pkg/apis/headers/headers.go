@@ -1,0 +1,43 @@
+package headers
+
+import "strings"
+
+// The identity headers, in lower case.
+const (
+	// ClientCert is Envoy's X-Forwarded-Client-Cert. Its last element is the
+	// caller's certificate, added by the sidecar on the other end of mutual TLS
+	// (SANITIZE_SET here, APPEND_FORWARD under Istio); elements before it are
+	// hearsay. Believe it only on a listener that nothing but the sidecar can
+	// reach.
+	ClientCert = "x-forwarded-client-cert"
+	// Rule is the id of the rule that a request is under, set by the gateway; the
+	// sidecar's policy reads it.
+	Rule = "x-lambdamesh-rule"
+	// Token carries the bearer token of a jwt rule from the gateway to the
+	// sidecar's RequestAuthentication under Istio, and ends there.
+	Token = "x-lambdamesh-token"
+	// Claims is the payload of the token that let a request in, a JSON object as
+	// base64url without padding (RFC 7515, section 2). Whoever verifies the token
+	// sets it: the gateway, or under Istio the lambda's sidecar. There is none
+	// without a token rule. Believe it only from the gateway (see [ClientCert]):
+	// a sidecar cannot remove the copies of other callers in every mesh.
+	Claims = "x-lambdamesh-claims"
+	// APIClient is the name of the client whose API key let a request in.
+	APIClient = "x-api-client"
+)
+
+// MeshPrefix begins the names of all headers that the mesh keeps for itself.
+const MeshPrefix = "x-lambdamesh-"
+
+// FromGateway lists the headers that the gateway alone may set: it removes the
+// client's copies before it looks at a request, and sidecars those of callers
+// that are no gateway.
+func FromGateway() []string { return []string{APIClient, Claims, Rule, Token} }
+
+// Identity reports whether a header, in any case, says who calls or what they
+// may do. Some servers take '_' for '-' (RFC 3875, section 4.1.18), and so does
+// this.
+func Identity(name string) bool {
+	name = strings.ToLower(strings.ReplaceAll(name, "_", "-"))
+	return name == ClientCert || name == APIClient || strings.HasPrefix(name, MeshPrefix)
+}
