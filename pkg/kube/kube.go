@@ -59,11 +59,25 @@ func restConfig(kubeconfig string) (*rest.Config, error) {
 			return nil, fmt.Errorf("use the pod's service account: %w", err)
 		}
 	}
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = kubeconfig
-	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{}).ClientConfig()
+	cfg, err := loader(kubeconfig).ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("find the API server (pass --kubeconfig, set KUBECONFIG, or run in a pod): %w", err)
 	}
 	return cfg, nil
+}
+
+// Namespace returns the one that the kubeconfig's current context names, else
+// "default". The kubeconfig is found as for [RESTConfig].
+func Namespace(kubeconfig string) (string, error) {
+	namespace, _, err := loader(kubeconfig).Namespace()
+	if err != nil {
+		return "", fmt.Errorf("find the context's namespace: %w", err)
+	}
+	return namespace, nil
+}
+
+func loader(kubeconfig string) clientcmd.ClientConfig {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = kubeconfig
+	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{})
 }

@@ -17,10 +17,13 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/lambdamesh/lambdamesh/cmd/lambdamesh/internal/dev"
+	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/kube"
 )
 
 // followInterval is how often files are looked at for more; people read slower.
@@ -48,7 +51,7 @@ func newLogsCommand(g *globals) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVarP(&o.namespace, "namespace", "n", "", "the lambda's namespace (default: the only one that has a lambda of that name)")
+	f.StringVarP(&o.namespace, "namespace", "n", "", "the lambda's namespace (default: the context's; in a local mesh the only one that has a lambda of that name)")
 	f.BoolVarP(&o.follow, "follow", "f", false, "go on printing what comes")
 	f.IntVar(&o.tail, "tail", 100, "how many lines of each replica to begin with; -1 for all")
 	return cmd
@@ -162,7 +165,8 @@ func printFrom(w io.Writer, path string, offset int64, tail int, prefix bool) (i
 	return offset, nil
 }
 
-// clusterLogs prints the logs of the lambda's pods.
+// clusterLogs prints the logs of the lambda's pods: of its own container, not of
+// a sidecar's.
 func clusterLogs(ctx context.Context, g *globals, lambda string, o logsOptions, w io.Writer) error {
 	cfg, err := g.restConfig()
 	if err != nil {
@@ -172,19 +176,26 @@ func clusterLogs(ctx context.Context, g *globals, lambda string, o logsOptions, 
 	if err != nil {
 		return fmt.Errorf("connect to the API server %s: %w", cfg.Host, err)
 	}
-	pods, err := clientset.CoreV1().Pods(o.namespace).List(ctx, metav1.ListOptions{LabelSelector: v1alpha1.LabelLambda + "=" + lambda})
+	if o.namespace == "" {
+		if o.namespace, err = kube.Namespace(g.kubeconfig); err != nil {
+			return err
+		}
+	}
+	pods, err := clientset.CoreV1().Pods(o.namespace).List(ctx, metav1.ListOptions{
+		LabelSelector: labels.SelectorFromSet(labels.Set{v1alpha1.LabelLambda: lambda}).String(),
+	})
 	if err != nil {
-		return fmt.Errorf("list the pods of lambda %s: %w", lambda, err)
+		return fmt.Errorf("list the pods of lambda %s/%s: %w", o.namespace, lambda, err)
 	}
 	if len(pods.Items) == 0 {
-		return fmt.Errorf("lambda %q has no pods there: see `lambdamesh status`", lambda)
+		return fmt.Errorf("lambda %q has no pods in namespace %s: pass -n NAMESPACE, or see `lambdamesh status`", lambda, o.namespace)
 	}
 	lines := make(chan string)
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		group.Go(func() error {
-			options := &corev1.PodLogOptions{Follow: o.follow}
+			options := &corev1.PodLogOptions{Follow: o.follow, Container: deploy.ContainerName}
 			if o.tail >= 0 {
 				tail := int64(o.tail)
 				options.TailLines = &tail
