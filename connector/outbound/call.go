@@ -20,7 +20,7 @@ import (
 
 const (
 	// headerAccessToken carries a token that the caller brings instead of the
-	// application's credentials.
+	// application's credentials, where the service allows it.
 	headerAccessToken = "Access-Token"
 	// headerTargetStatus tells a 5xx of the target, which the caller sees as 502,
 	// from one of the gateway.
@@ -63,7 +63,10 @@ func (c *call) serve(w http.ResponseWriter, r *http.Request) {
 func (c *call) rewrite(p *httputil.ProxyRequest) {
 	out := p.Out
 	out.URL, out.Host = c.target, ""
-	own := out.Header.Get(headerAccessToken)
+	own := ""
+	if c.endpoint.callerToken {
+		own = out.Header.Get(headerAccessToken)
+	}
 	for name := range out.Header {
 		if ofTheMesh(name) {
 			delete(out.Header, name)
@@ -92,8 +95,10 @@ func ofTheMesh(name string) bool {
 	return headers.Identity(name) || lower == "forwarded" || strings.HasPrefix(lower, "x-envoy-") || strings.HasPrefix(lower, "x-forwarded-")
 }
 
-// RoundTrip sends the request with credentials. When the target refuses a token
-// that was cached, it is sent once more with a fresh one, and that answer counts.
+// RoundTrip sends the request with credentials. When the target says 401 to a
+// token that was cached, it is sent once more with a fresh one, and that answer
+// counts. A 403 is about what this call wants, and no fault of a token that all
+// callers share.
 func (c *call) RoundTrip(r *http.Request) (*http.Response, error) {
 	begin := time.Now()
 	response, err := c.roundTrip(r)
@@ -122,16 +127,20 @@ func (c *call) roundTrip(r *http.Request) (*http.Response, error) {
 	}
 	r.Header.Set("Authorization", "Bearer "+token)
 	response, err := transport.RoundTrip(r)
-	if err != nil || response.StatusCode != http.StatusUnauthorized && response.StatusCode != http.StatusForbidden {
+	if err != nil || response.StatusCode != http.StatusUnauthorized {
 		return response, err
 	}
 	c.gateway.metrics.tokens.WithLabelValues(c.application, c.service).Inc()
-	c.gateway.tokens.drop(*c.endpoint.oauth2, token)
-	if fresh || !replay {
+	switch {
+	case fresh:
+		return response, nil
+	case !replay:
+		c.gateway.tokens.drop(*c.endpoint.oauth2, token)
 		return response, nil
 	}
-	if token, _, err = c.gateway.tokens.get(r.Context(), *c.endpoint.oauth2); err != nil {
-		return response, nil //nolint:nilerr // the target's refusal says more than that there is no new token
+	token, ok := c.gateway.tokens.replace(r.Context(), *c.endpoint.oauth2, token)
+	if !ok {
+		return response, nil // the target's refusal says more than that there is no new token
 	}
 	_, _ = io.CopyN(io.Discard, response.Body, maxDrained)
 	response.Body.Close()

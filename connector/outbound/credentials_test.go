@@ -52,8 +52,28 @@ func TestCredentialsAreAdded(t *testing.T) {
 		require.Equal(t, []string{"acme"}, w.commerce.last(t).Header.Values("X-Tenant"))
 		require.Equal(t, "a=b%20c&d&api+key="+apiKey, w.commerce.last(t).URL.RawQuery, "the rest stays as it was written")
 	})
-	t.Run("a token of the caller's own goes before the application's", func(t *testing.T) {
+	t.Run("a token of the caller's own is removed", func(t *testing.T) {
 		w := newWorld(t)
+		for service, want := range map[string]string{"orders": "Bearer token-1", "stock": "Basic YWRhOnBhc3Mtd29yZC05", "open": ""} {
+			r := w.request(http.MethodGet, "/commerce/"+service+"/1", nil)
+			r.Header.Set("Access-Token", "own-token")
+			response, _ := w.do(r)
+			require.Equal(t, http.StatusOK, response.StatusCode)
+			require.Equal(t, want, w.commerce.last(t).Header.Get("Authorization"), service)
+			require.Empty(t, w.commerce.last(t).Header.Get("Access-Token"))
+		}
+	})
+	t.Run("a token of the caller's own goes before the application's where the service allows it", func(t *testing.T) {
+		w := newWorld(t, func(a *v1alpha1.Application) {
+			for i := range a.Spec.Services {
+				if api := a.Spec.Services[i].API; api != nil {
+					if api.Auth == nil {
+						api.Auth = &v1alpha1.APIAuth{}
+					}
+					api.Auth.AllowCallerToken = true
+				}
+			}
+		})
 		for _, service := range []string{"orders", "stock", "open"} {
 			r := w.request(http.MethodGet, "/commerce/"+service+"/1", nil)
 			r.Header.Set("Access-Token", "own-token")
@@ -127,12 +147,39 @@ func TestARefusedTokenIsReplacedOnce(t *testing.T) {
 			require.Equal(t, []string{"", body, body}, w.commerce.bodies)
 		})
 	}
-	t.Run("a fresh one is not", func(t *testing.T) {
+	t.Run("not for a call that is forbidden", func(t *testing.T) {
 		w := newWorld(t)
 		w.commerce.handle = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }
-		response, _ := w.get("/commerce/orders/1")
-		require.Equal(t, http.StatusForbidden, response.StatusCode)
-		require.Equal(t, 1, w.commerce.tokens())
+		for range 10 {
+			response, _ := w.get("/commerce/orders/forbidden")
+			require.Equal(t, http.StatusForbidden, response.StatusCode)
+		}
+		require.Equal(t, 1, w.commerce.tokens(), "the token is everybody's")
+	})
+	t.Run("not again and again for a target that takes none", func(t *testing.T) {
+		w := newWorld(t)
+		w.commerce.handle = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) }
+		for range 10 {
+			response, _ := w.get("/commerce/orders/1")
+			require.Equal(t, http.StatusUnauthorized, response.StatusCode)
+			response, _ = w.do(w.request(http.MethodPost, "/commerce/orders/1", bytes.NewReader(make([]byte, 1<<20))))
+			require.Equal(t, http.StatusUnauthorized, response.StatusCode)
+		}
+		require.Equal(t, 2, w.commerce.tokens(), "the first, and one in its place")
+	})
+	t.Run("at once for all who call meanwhile", func(t *testing.T) {
+		w := newWorld(t)
+		w.get("/commerce/orders/1")
+		w.commerce.revoke()
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				response, _ := w.get("/commerce/orders/1")
+				require.Equal(t, http.StatusOK, response.StatusCode)
+			})
+		}
+		wg.Wait()
+		require.Equal(t, 2, w.commerce.tokens())
 	})
 	t.Run("a body too large to keep is not sent again", func(t *testing.T) {
 		w := newWorld(t)

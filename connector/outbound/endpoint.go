@@ -52,6 +52,8 @@ type Endpoint struct {
 	mtls    *clientCertificate // nil without
 	header  http.Header
 	query   []added
+	// callerToken: the caller's Access-Token goes before all credentials.
+	callerToken bool
 }
 
 type basicCredentials struct{ username, password string }
@@ -82,6 +84,7 @@ func (e *Endpoint) addAuth(auth *v1alpha1.APIAuth, r resolver) (err error) {
 	if auth.CSRF != nil {
 		return unusable(v1alpha1.ReasonNotSupported, "auth.csrf is not implemented in this version")
 	}
+	e.callerToken = auth.AllowCallerToken
 	switch {
 	case auth.MTLS != nil:
 		if e.target.Scheme != "https" {

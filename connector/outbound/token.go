@@ -27,6 +27,9 @@ const (
 	// renewBefore a token's end, or a fifth of its life when that is shorter: a
 	// call takes time, and clocks differ.
 	renewBefore = 30 * time.Second
+	// replaceEvery is how often a token may be replaced because a target refused
+	// it: one that refuses every token must not cost a token with every call.
+	replaceEvery = 30 * time.Second
 )
 
 // clientCredentials identify a token: two that are equal get the same one. A
@@ -52,8 +55,9 @@ type tokens struct {
 	client *http.Client
 	flight singleflight.Group
 
-	mu     sync.Mutex
-	cached map[clientCredentials]token
+	mu       sync.Mutex
+	cached   map[clientCredentials]token
+	replaced map[clientCredentials]time.Time // when a refused token last was
 }
 
 type token struct {
@@ -69,22 +73,59 @@ func newTokens(transport http.RoundTripper) *tokens {
 			Transport:     transport,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		cached: map[clientCredentials]token{},
+		cached:   map[clientCredentials]token{},
+		replaced: map[clientCredentials]time.Time{},
 	}
 }
 
-// get returns a token, fresh when it was fetched for this call. Callers who need
-// the same one at the same time share one request, which goes on when one of them
-// leaves.
+// get returns a token, fresh when it was fetched for this call.
 func (t *tokens) get(ctx context.Context, c clientCredentials) (value string, fresh bool, err error) {
 	if value, ok := t.lookup(c); ok {
 		return value, false, nil
 	}
+	value, err = t.share(ctx, c, "")
+	return value, true, err
+}
+
+// replace returns a token in place of one that a target refused, and false when
+// there is none: it was replaced a short while ago. Until the new one is there,
+// and when it does not come, everybody else goes on with the old one.
+func (t *tokens) replace(ctx context.Context, c clientCredentials, refused string) (value string, ok bool) {
+	if current, ok := t.lookup(c); ok && current != refused {
+		return current, true
+	}
+	value, err := t.share(ctx, c, refused)
+	return value, err == nil && value != refused
+}
+
+// mayReplace takes the right to replace a refused token, once per interval.
+func (t *tokens) mayReplace(c clientCredentials) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	if last, ok := t.replaced[c]; ok && now.Sub(last) < replaceEvery {
+		return t.cached[c].value == "" // nobody has one: this is no replacement
+	}
+	for key, last := range t.replaced {
+		if now.Sub(last) >= replaceEvery {
+			delete(t.replaced, key)
+		}
+	}
+	t.replaced[c] = now
+	return true
+}
+
+// share fetches a token that is not the refused one. Callers who need the same
+// one at the same time share one request, which goes on when one of them leaves.
+func (t *tokens) share(ctx context.Context, c clientCredentials, refused string) (string, error) {
 	// The key is told apart by all its fields; it never leaves memory.
 	key := strings.Join([]string{c.tokenURL, c.clientID, c.secretVersion, c.scopes, c.audience, fmt.Sprint(c.inParams)}, "\x00")
 	result := t.flight.DoChan(key, func() (any, error) {
-		if value, ok := t.lookup(c); ok { // another request has just ended
+		if value, ok := t.lookup(c); ok && value != refused { // another request has just ended
 			return value, nil
+		}
+		if refused != "" && !t.mayReplace(c) {
+			return refused, nil
 		}
 		fetch, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
 		defer cancel()
@@ -92,10 +133,10 @@ func (t *tokens) get(ctx context.Context, c clientCredentials) (value string, fr
 	})
 	select {
 	case <-ctx.Done():
-		return "", false, ctx.Err()
+		return "", ctx.Err()
 	case r := <-result:
 		value, _ := r.Val.(string)
-		return value, true, r.Err
+		return value, r.Err
 	}
 }
 
@@ -109,8 +150,12 @@ func (t *tokens) lookup(c clientCredentials) (string, bool) {
 	return cached.value, true
 }
 
-// drop forgets a token that was refused, unless it was replaced meanwhile.
+// drop forgets a token that was refused, unless it was replaced meanwhile or one
+// was a short while ago.
 func (t *tokens) drop(c clientCredentials, value string) {
+	if current, ok := t.lookup(c); !ok || current != value || !t.mayReplace(c) {
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.cached[c].value == value {
