@@ -248,6 +248,23 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 	w.becomes(token, v1alpha1.ReasonNotSupported, "pairing is not implemented")
 }
 
+func TestASourceBelongsToTheOldestApplicationThatNamesIt(t *testing.T) {
+	w := start(t)
+	speaker := func(name string) *v1alpha1.Application {
+		return &v1alpha1.Application{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.ApplicationSpec{
+			Sources: []string{"https://shop.example.com"},
+		}}
+	}
+	elder, younger := speaker("elder"), speaker("younger")
+	w.create(elder)
+	w.becomes(elder, v1alpha1.ReasonReady, "")
+	w.create(younger)
+	w.becomes(younger, "SourceConflict", "https://shop.example.com belongs to the older Application elder")
+	w.becomes(elder, v1alpha1.ReasonReady, "")
+	require.NoError(t, w.client.Delete(t.Context(), elder))
+	w.becomes(younger, v1alpha1.ReasonReady, "")
+}
+
 func TestATargetInTheClusterIsCalledThroughTheMeshAndNoOther(t *testing.T) {
 	var mu sync.Mutex
 	var seen []string

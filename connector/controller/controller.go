@@ -32,6 +32,7 @@ func Setup(mgr ctrl.Manager, policy *targets.Policy) error {
 		ctrl.NewControllerManagedBy(mgr).Named("application").
 			For(&v1alpha1.Application{}, changed).
 			Watches(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(applicationsWithSecret(c))).
+			Watches(&v1alpha1.Application{}, handler.EnqueueRequestsFromMapFunc(rivals(c)), changed).
 			Complete(reconcile.AsReconciler(c, &applications{client: c, targets: policy})),
 		ctrl.NewControllerManagedBy(mgr).Named("applicationbinding").
 			For(&v1alpha1.ApplicationBinding{}, changed).
@@ -42,6 +43,9 @@ func Setup(mgr ctrl.Manager, policy *targets.Policy) error {
 			Complete(reconcile.AsReconciler(c, &tokenRequests{client: c})),
 	)
 }
+
+// ReasonSourceConflict: another application speaks for a source.
+const ReasonSourceConflict = "SourceConflict"
 
 // problem is why an object is not ready.
 type problem struct{ reason, message string }
@@ -90,10 +94,52 @@ func (r *applications) Reconcile(ctx context.Context, app *v1alpha1.Application)
 			return ctrl.Result{}, err
 		}
 	}
+	taken, err := r.taken(ctx, app)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	problems = append(problems, taken...)
 	if len(app.Spec.Webhooks) > 0 {
 		problems = append(problems, problem{v1alpha1.ReasonNotSupported, "webhooks are not implemented in this version: the services work without them"})
 	}
 	return ctrl.Result{}, report(ctx, r.client, app.DeepCopy(), app, problems)
+}
+
+// taken names the sources of an application that belong to an older one.
+func (r *applications) taken(ctx context.Context, app *v1alpha1.Application) (problems []problem, err error) {
+	if len(app.Spec.Sources) == 0 {
+		return nil, nil
+	}
+	var all v1alpha1.ApplicationList
+	if err := r.client.List(ctx, &all); err != nil {
+		return nil, fmt.Errorf("listing Applications: %w", err)
+	}
+	for _, source := range app.Spec.Sources {
+		if owner, ok := v1alpha1.SourceOwner(all.Items, source); ok && owner.Name != app.Name {
+			problems = append(problems, problem{ReasonSourceConflict, fmt.Sprintf(
+				"the source %s belongs to the older Application %s: remove it from the spec.sources of one", source, owner.Name)})
+		}
+	}
+	return problems, nil
+}
+
+// rivals maps an application to the others that name one of its sources.
+func rivals(c client.Client) handler.MapFunc {
+	return func(ctx context.Context, obj client.Object) []reconcile.Request {
+		app, ok := obj.(*v1alpha1.Application)
+		var list v1alpha1.ApplicationList
+		if !ok || c.List(ctx, &list) != nil {
+			return nil
+		}
+		var requests []reconcile.Request
+		for i := range list.Items {
+			other := &list.Items[i]
+			if other.Name != app.Name && slices.ContainsFunc(other.Spec.Sources, func(s string) bool { return slices.Contains(app.Spec.Sources, s) }) {
+				requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(other)})
+			}
+		}
+		return requests
+	}
 }
 
 type bindings struct{ client client.Client }

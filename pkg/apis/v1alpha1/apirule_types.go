@@ -226,8 +226,9 @@ type JWTAuthentication struct {
 	Issuer string `json:"issuer"`
 	// JWKSURI of the issuer's key set.
 	// +optional
-	// +kubebuilder:validation:MaxLength=2048
+	// +kubebuilder:validation:MaxLength=1024
 	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.contains('@')",message="jwksUri is an http(s) URL without user information, such as https://issuer.example.com/.well-known/jwks.json"
+	// +kubebuilder:validation:XValidation:rule="!isURL(self) || self.matches(r'^[^/]*//([^:/?#[]*|[[][^]/]*])(:([1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]))?([/?#]|$)')",message="the port of a URL is one of 1 to 65535"
 	JWKSURI string `json:"jwksUri,omitempty"`
 	// JWKSSecret names a Secret of this namespace whose key jwks.json is the set.
 	// +optional

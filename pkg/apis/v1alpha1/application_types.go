@@ -1,6 +1,8 @@
 package v1alpha1
 
 import (
+	"slices"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -68,6 +70,19 @@ type ApplicationSpec struct {
 	// +kubebuilder:validation:MaxItems=16
 	// +kubebuilder:validation:items:XValidation:rule="has(self.namespace)",message="a publisher names its namespace"
 	Publishers []LambdaAccess `json:"publishers,omitempty"`
+	// Sources are CloudEvents sources this application speaks for besides its
+	// name, such as https://shop.example.com: who may publish and read its events
+	// may those of these sources. A source belongs to the oldest application that
+	// names it.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=1024
+	// +kubebuilder:validation:items:XValidation:rule="!self.matches('[\\\\s*]')",message="a source is a URI reference without blanks and '*', such as https://shop.example.com"
+	// +kubebuilder:validation:items:XValidation:rule="!self.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')",message="that is the name of an application, whose source it is: make an Application of that name"
+	// +kubebuilder:validation:items:XValidation:rule="!self.matches('^/[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$')",message="/<namespace>/<name> is the source of a workload: no application speaks for it; name the workload in publishers"
+	Sources []string `json:"sources,omitempty"`
 }
 
 // ApplicationService is an API, a set of events, or both.
@@ -106,6 +121,7 @@ type ServiceAPI struct {
 	// TargetURL that paths are appended to.
 	// +kubebuilder:validation:MaxLength=2048
 	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.contains('@') && !self.contains('?') && !self.contains('#')",message="targetUrl is an http(s) URL without user information, query or fragment, such as https://shop.example.com/api"
+	// +kubebuilder:validation:XValidation:rule="!isURL(self) || self.matches(r'^[^/]*//([^:/?#[]*|[[][^]/]*])(:([1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]))?([/?#]|$)')",message="the port of a URL is one of 1 to 65535"
 	TargetURL string `json:"targetUrl"`
 	// OpenAPI document, or a URL of it.
 	// +optional
@@ -147,6 +163,11 @@ type APIAuth struct {
 	// +listMapKey=name
 	// +kubebuilder:validation:MaxItems=32
 	Headers []AddedValue `json:"headers,omitempty"`
+	// AllowCallerToken lets a lambda bring a token of its own in the header
+	// Access-Token, which is then sent instead of the application's credentials.
+	// Default: the header is removed.
+	// +optional
+	AllowCallerToken bool `json:"allowCallerToken,omitempty"`
 	// QueryParameters added to every call.
 	// +optional
 	// +listType=map
@@ -160,6 +181,7 @@ type OAuth2Auth struct {
 	// TokenURL of the authorization server.
 	// +kubebuilder:validation:MaxLength=2048
 	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.contains('@')",message="tokenUrl is an http(s) URL without user information"
+	// +kubebuilder:validation:XValidation:rule="!isURL(self) || self.matches(r'^[^/]*//([^:/?#[]*|[[][^]/]*])(:([1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]))?([/?#]|$)')",message="the port of a URL is one of 1 to 65535"
 	TokenURL string `json:"tokenUrl"`
 	// Secret with the keys clientId and clientSecret.
 	Secret SecretRef `json:"secret"`
@@ -197,6 +219,7 @@ type CSRFAuth struct {
 	// TokenURL that the token is fetched from, with the same credentials.
 	// +kubebuilder:validation:MaxLength=2048
 	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.contains('@')",message="tokenUrl is an http(s) URL without user information"
+	// +kubebuilder:validation:XValidation:rule="!isURL(self) || self.matches(r'^[^/]*//([^:/?#[]*|[[][^]/]*])(:([1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]))?([/?#]|$)')",message="the port of a URL is one of 1 to 65535"
 	TokenURL string `json:"tokenUrl"`
 }
 
@@ -263,6 +286,33 @@ type Webhook struct {
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=128
 	Types []string `json:"types,omitempty"`
+}
+
+// SourceOwner returns the application that speaks for a source: the one of that
+// name, or the oldest that names it in spec.sources. False: none does.
+func SourceOwner(applications []Application, source string) (owner *Application, ok bool) {
+	for i := range applications {
+		app := &applications[i]
+		if !app.DeletionTimestamp.IsZero() {
+			continue
+		}
+		if app.Name == source {
+			return app, true
+		}
+		if slices.Contains(app.Spec.Sources, source) && (owner == nil || app.olderThan(owner)) {
+			owner = app
+		}
+	}
+	return owner, owner != nil
+}
+
+// olderThan orders by creation, then by name, so that everybody who asks gets
+// the same answer.
+func (a *Application) olderThan(b *Application) bool {
+	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
+		return a.CreationTimestamp.Before(&b.CreationTimestamp)
+	}
+	return a.Name < b.Name
 }
 
 // ApplicationStatus is what was observed.
