@@ -208,6 +208,10 @@ func TestEnvoyBootstrapIsValid(t *testing.T) {
 		}
 	}
 
+	// Envoy's default refuses the regular expression that every host begins with.
+	runtime := bootstrap.GetLayeredRuntime().GetLayers()[0].GetStaticLayer().GetFields()
+	require.InDelta(t, 32768, runtime["re2.max_program_size.error_level"].GetNumberValue(), 0)
+
 	// The admin interface can stop the proxy and tells its secrets' names.
 	require.Equal(t, "127.0.0.1", bootstrap.GetAdmin().GetAddress().GetSocketAddress().GetAddress())
 

@@ -11,7 +11,7 @@ import (
 type PathKind string
 
 // The kinds. Paths are compared without the query, after normalization, in
-// their percent-encoded form.
+// whatever spelling [UnambiguousTarget] lets through.
 const (
 	// PathExact: the whole path.
 	PathExact PathKind = "exact"
@@ -27,7 +27,10 @@ const (
 	restSegments = "{**}"
 )
 
-// PathMatch is a condition on a request's path.
+// PathMatch is a condition on a request's path. Its value is canonical: every
+// character of a literal stands for itself where RFC 3986 lets it (section 3.3),
+// and is percent-encoded UTF-8 with upper-case hex where not. [PathMatch.Pattern]
+// matches all that decodes to it.
 type PathMatch struct {
 	Kind  PathKind `json:"kind"`
 	Value string   `json:"value"`
@@ -37,8 +40,8 @@ type PathMatch struct {
 func AnyPath() PathMatch { return PathMatch{Kind: PathPrefix, Value: "/"} }
 
 // ParsePath reads a path as an APIRule writes it: literal but for the segments
-// {*} and, last, {**}; /* alone is everything. Characters outside ASCII are
-// percent-encoded, as requests carry them (RFC 3986, section 2.5).
+// {*} and, last, {**}; /* alone is everything. A character that cannot stand in
+// a path is written as its percent-encoding, or as it is when it is not ASCII.
 func ParsePath(path string) (PathMatch, error) {
 	if path == "/*" {
 		return AnyPath(), nil
@@ -52,16 +55,22 @@ func ParsePath(path string) (PathMatch, error) {
 		last := i == len(segments)-1
 		switch {
 		case s == restSegments && last:
+			continue
 		case s == oneSegment:
 			wildcards++
+			continue
 		case strings.ContainsAny(s, "{}*"):
-			return PathMatch{}, fmt.Errorf("%q: {*} is a whole segment, {**} the last one, and /* stands alone", s)
+			return PathMatch{}, fmt.Errorf("%q: {*} is a whole segment, {**} the last one, and /* stands alone; %%7B, %%7D and %%2A are the characters", s)
 		case s == "." || s == ".." || (s == "" && !last):
 			return PathMatch{}, errors.New("a path has no empty, . or .. segment")
-		case strings.ContainsAny(s, `?#%;\ `) || strings.ContainsFunc(s, isControl):
-			return PathMatch{}, fmt.Errorf("%q: write it without ? # %% ; \\ spaces and control characters", s)
+		case strings.ContainsAny(s, `?#;\ `) || strings.ContainsFunc(s, isControl):
+			return PathMatch{}, fmt.Errorf("%q: write it without ? # ; \\ spaces and control characters", s)
 		}
-		segments[i] = encode(s)
+		text, err := decode(s)
+		if err != nil {
+			return PathMatch{}, err
+		}
+		segments[i] = encode(text)
 	}
 	value := "/" + strings.Join(segments, "/")
 	switch {
@@ -76,21 +85,21 @@ func ParsePath(path string) (PathMatch, error) {
 
 func isControl(r rune) bool { return r < 0x20 || r == 0x7f }
 
-// encode percent-encodes what is not ASCII.
-func encode(s string) string {
-	var b strings.Builder
-	for i := range len(s) {
-		if s[i] < 0x80 {
-			b.WriteByte(s[i])
-		} else {
-			fmt.Fprintf(&b, "%%%02X", s[i])
-		}
+// Pattern is how a data plane matches: literals with a single spelling exactly
+// or by prefix, all others by [PathMatch.Regex].
+func (p PathMatch) Pattern() StringMatch {
+	switch {
+	case p.Kind == PathTemplate || spell(p.Value) != regexp.QuoteMeta(p.Value):
+		return StringMatch{Kind: MatchRegex, Value: p.Regex()}
+	case p.Kind == PathPrefix:
+		return StringMatch{Kind: MatchPrefix, Value: p.Value}
+	default:
+		return StringMatch{Kind: MatchExact, Value: p.Value}
 	}
-	return b.String()
 }
 
-// Regex is an RE2 that matches exactly the paths of the match, when it must
-// match the whole path.
+// Regex is an RE2 that matches every spelling of the paths of the match, when
+// it must match the whole path.
 func (p PathMatch) Regex() string {
 	segments := p.segments()
 	for i, s := range segments {
@@ -100,11 +109,15 @@ func (p PathMatch) Regex() string {
 		case restSegments:
 			segments[i] = ".*"
 		default:
-			segments[i] = regexp.QuoteMeta(s)
+			segments[i] = spell(s)
 		}
 	}
 	return "/" + strings.Join(segments, "/")
 }
+
+// LiteralRegex is an RE2 for every spelling of [PathMatch.Literal] at the
+// beginning of a path.
+func (p PathMatch) LiteralRegex() string { return "^" + spell(p.Literal()) }
 
 // Literal is the part of the match before the first wildcard: what a rewrite
 // replaces.

@@ -1,7 +1,6 @@
 package istio
 
 import (
-	"regexp"
 	"strings"
 	"time"
 
@@ -24,8 +23,10 @@ func (w *writer) virtualService(g *ir.Gateway, vh *ir.VirtualHost) Object {
 	}
 	vs.Spec.Hosts = vh.Hosts
 	vs.Spec.Gateways = []string{g.Key()}
-	vs.Spec.Http = []*networking.HTTPRoute{answer("escaped-slashes", 400, "write slashes and backslashes in paths as they are",
-		&networking.HTTPMatchRequest{Uri: regex("(?i).*(%2f|%5c).*")})}
+	// istiod makes of this a matcher of Envoy's pseudo header, turned around.
+	vs.Spec.Http = []*networking.HTTPRoute{answer("ambiguous-path", 400, ir.AmbiguousTarget, &networking.HTTPMatchRequest{
+		WithoutHeaders: map[string]*networking.StringMatch{":path": regex(ir.UnambiguousTarget())},
+	})}
 	for i := range vh.Rules {
 		vs.Spec.Http = append(vs.Spec.Http, w.routes(&vh.Rules[i])...)
 	}
@@ -143,9 +144,9 @@ func rewrite(r *ir.Rule) *networking.HTTPRewrite {
 	out := &networking.HTTPRewrite{Authority: r.Rewrite.Host}
 	switch {
 	case r.Rewrite.Path == "":
-	case r.Path.Kind == ir.PathTemplate:
+	case r.Path.Pattern().Kind == ir.MatchRegex:
 		out.UriRegexRewrite = &networking.RegexRewrite{
-			Match:   "^" + regexp.QuoteMeta(r.Path.Literal()),
+			Match:   r.Path.LiteralRegex(),
 			Rewrite: strings.ReplaceAll(r.ReplacedLiteral(), `\`, `\\`),
 		}
 	default:
@@ -167,15 +168,7 @@ func edits(e ir.HeaderEdits) *networking.Headers_HeaderOperations {
 }
 
 func match(r *ir.Rule) *networking.HTTPMatchRequest {
-	out := &networking.HTTPMatchRequest{}
-	switch r.Path.Kind {
-	case ir.PathExact:
-		out.Uri = exact(r.Path.Value)
-	case ir.PathPrefix:
-		out.Uri = prefix(r.Path.Value)
-	case ir.PathTemplate:
-		out.Uri = regex(r.Path.Regex())
-	}
+	out := &networking.HTTPMatchRequest{Uri: stringMatch(r.Path.Pattern())}
 	switch len(r.Methods) {
 	case 0:
 	case 1:

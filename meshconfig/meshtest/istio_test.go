@@ -8,7 +8,6 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
-	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -78,10 +77,13 @@ func (m *model) answer(t *testing.T, r meshtest.Request) answer {
 	target, err := url.Parse(r.URL)
 	require.NoError(t, err)
 	raw, query, hasQuery := strings.Cut(strings.TrimPrefix(r.URL, target.Scheme+"://"+target.Host), "?")
-	slash := strings.HasSuffix(raw, "/")
-	request := &message{method: r.Method, host: strings.ToLower(target.Hostname()), path: path.Clean(raw), header: http.Header{}}
-	if slash && request.path != "/" {
-		request.path += "/"
+	request := &message{method: r.Method, host: strings.ToLower(target.Hostname()), query: query, header: http.Header{}}
+	var canonical bool
+	if request.path, canonical = canonicalPath(raw); !canonical {
+		return answer{status: http.StatusBadRequest, header: http.Header{}}
+	}
+	if hasQuery {
+		query = "?" + query
 	}
 	for name, value := range r.Headers {
 		request.header.Set(name, value)
@@ -97,9 +99,6 @@ func (m *model) answer(t *testing.T, r meshtest.Request) answer {
 		for _, route := range vs.Spec.GetHttp() {
 			if len(route.GetMatch()) > 0 && !slices.ContainsFunc(route.GetMatch(), request.matches) {
 				continue
-			}
-			if hasQuery {
-				query = "?" + query
 			}
 			m.route(route, request, query, &got)
 			return got
@@ -264,26 +263,37 @@ func like(pattern, value string) bool {
 }
 
 type message struct {
-	method, host, path string
-	header             http.Header
+	method, host, path, query string
+	header                    http.Header
+}
+
+// values of a header, joined as Envoy joins them, or of a pseudo header.
+func (r *message) value(name string) (string, bool) {
+	if strings.EqualFold(name, ":path") {
+		if r.query != "" {
+			return r.path + "?" + r.query, true
+		}
+		return r.path, true
+	}
+	values := r.header.Values(name)
+	return strings.Join(values, ","), len(values) > 0
 }
 
 func (r *message) matches(m *networking.HTTPMatchRequest) bool {
 	if m.GetUri() != nil && !fits(m.GetUri(), r.path) || m.GetMethod() != nil && !fits(m.GetMethod(), r.method) {
 		return false
 	}
-	fitsHeader := func(name string, want *networking.StringMatch) bool {
-		values := r.header.Values(name)
-		return len(values) > 0 && (want.GetMatchType() == nil || fits(want, values[0]))
-	}
+	// TranslateRouteMatch of istiod's pilot/pkg/networking/core/route/route.go: a
+	// match without a type is present_match, others a string_match; those of
+	// withoutHeaders are turned around, and newer versions then take a missing
+	// header for an empty one. Envoy looks names up in lower case.
 	for name, want := range m.GetHeaders() {
-		if !fitsHeader(name, want) {
+		if value, there := r.value(name); !there || want.GetMatchType() != nil && !fits(want, value) {
 			return false
 		}
 	}
 	for name, want := range m.GetWithoutHeaders() {
-		// A missing header never matches a pattern, turned around or not.
-		if fitsHeader(name, want) || want.GetMatchType() != nil && len(r.header.Values(name)) == 0 {
+		if value, there := r.value(name); there && want.GetMatchType() == nil || want.GetMatchType() != nil && fits(want, value) {
 			return false
 		}
 	}

@@ -89,7 +89,7 @@ func compileJWT(at string, c *jwtv3.JwtAuthentication) (*jwtFilter, error) {
 	}
 	for i, rule := range c.GetRules() {
 		where := fmt.Sprintf("%s.rules[%d]", at, i)
-		match, rest, err := compileRouteMatch(where+".match", rule.GetMatch())
+		match, rest, err := regexes(nil).compileRouteMatch(where+".match", rule.GetMatch())
 		if err != nil {
 			return nil, err
 		}

@@ -121,9 +121,9 @@ func compileRouteTable(c *routev3.RouteConfiguration) (*routeTable, error) {
 	t.filters, err = compileOverrides(at, c.GetTypedPerFilterConfig())
 	note(err)
 
-	seen := map[string]bool{}
+	seen, shared := map[string]bool{}, regexes{}
 	for _, v := range c.GetVirtualHosts() {
-		host, err := compileVirtualHost(fmt.Sprintf("%s: virtual host %q", at, v.GetName()), v)
+		host, err := compileVirtualHost(fmt.Sprintf("%s: virtual host %q", at, v.GetName()), v, shared)
 		if err != nil {
 			note(err)
 			continue
@@ -152,7 +152,7 @@ func compileRouteTable(c *routev3.RouteConfiguration) (*routeTable, error) {
 	return t, errors.Join(errs...)
 }
 
-func compileVirtualHost(at string, v *routev3.VirtualHost) (*virtualHost, error) {
+func compileVirtualHost(at string, v *routev3.VirtualHost, shared regexes) (*virtualHost, error) {
 	if err := allow(at, v, "name", "domains", "routes", "require_tls", "request_headers_to_add", "request_headers_to_remove",
 		"response_headers_to_add", "response_headers_to_remove", "typed_per_filter_config", "retry_policy", "metadata",
 		"virtual_clusters", "include_request_attempt_count"); err != nil { // virtual clusters are for statistics
@@ -173,14 +173,14 @@ func compileVirtualHost(at string, v *routev3.VirtualHost) (*virtualHost, error)
 		if name == "" {
 			name = fmt.Sprint(i)
 		}
-		compiled, err := compileRoute(fmt.Sprintf("%s: route %q", at, name), r, v.GetRetryPolicy())
+		compiled, err := compileRoute(fmt.Sprintf("%s: route %q", at, name), r, v.GetRetryPolicy(), shared)
 		note(err)
 		host.routes = append(host.routes, compiled)
 	}
 	return host, errors.Join(errs...)
 }
 
-func compileRoute(at string, c *routev3.Route, retry *routev3.RetryPolicy) (*route, error) {
+func compileRoute(at string, c *routev3.Route, retry *routev3.RetryPolicy, shared regexes) (*route, error) {
 	if err := allow(at, c, "name", "match", "route", "redirect", "direct_response", "metadata", "decorator", "tracing", "stat_prefix",
 		"typed_per_filter_config", "request_headers_to_add", "request_headers_to_remove", "response_headers_to_add", "response_headers_to_remove"); err != nil {
 		return nil, err
@@ -189,7 +189,7 @@ func compileRoute(at string, c *routev3.Route, retry *routev3.RetryPolicy) (*rou
 	var errs []error
 	note := func(err error) { errs = append(errs, err) }
 	var err error
-	r.match, r.rest, err = compileRouteMatch(at+".match", c.GetMatch())
+	r.match, r.rest, err = shared.compileRouteMatch(at+".match", c.GetMatch())
 	note(err)
 	r.request, err = compileMutation(at+".request_headers_to_add", c.GetRequestHeadersToAdd(), c.GetRequestHeadersToRemove())
 	note(err)
@@ -223,7 +223,7 @@ func compileDirect(at string, d *routev3.DirectResponseAction) (*directResponse,
 }
 
 // compileRouteMatch returns the match of the path and those of everything else.
-func compileRouteMatch(at string, m *routev3.RouteMatch) (requestMatch, []requestMatch, error) {
+func (all regexes) compileRouteMatch(at string, m *routev3.RouteMatch) (requestMatch, []requestMatch, error) {
 	if err := allow(at, m, "prefix", "path", "safe_regex", "path_separated_prefix", "case_sensitive", "headers", "query_parameters"); err != nil {
 		return nil, nil, err
 	}
@@ -242,7 +242,7 @@ func compileRouteMatch(at string, m *routev3.RouteMatch) (requestMatch, []reques
 			return hasPrefix(e.path, want, fold) && (len(e.path) == len(want) || e.path[len(want)] == '/')
 		}
 	case *routev3.RouteMatch_SafeRegex:
-		re, err := compileRegex(at+".safe_regex", p.SafeRegex)
+		re, err := all.compile(at+".safe_regex", p.SafeRegex)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -252,7 +252,7 @@ func compileRouteMatch(at string, m *routev3.RouteMatch) (requestMatch, []reques
 	}
 	var rest []requestMatch
 	for _, h := range m.GetHeaders() {
-		match, err := compileHeaderMatch(at+".headers", h)
+		match, err := all.compileHeaderMatch(at+".headers", h)
 		if err != nil {
 			return nil, nil, err
 		}

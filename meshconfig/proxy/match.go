@@ -3,7 +3,6 @@ package proxy
 import (
 	"fmt"
 	"net/url"
-	"regexp"
 	"strings"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -13,6 +12,10 @@ import (
 type stringMatch func(string) bool
 
 func compileString(at string, m *matcherv3.StringMatcher) (stringMatch, error) {
+	return regexes(nil).compileString(at, m)
+}
+
+func (all regexes) compileString(at string, m *matcherv3.StringMatcher) (stringMatch, error) {
 	if err := allow(at, m, "exact", "prefix", "suffix", "contains", "safe_regex", "ignore_case"); err != nil {
 		return nil, err
 	}
@@ -36,7 +39,7 @@ func compileString(at string, m *matcherv3.StringMatcher) (stringMatch, error) {
 		want := fold(p.Contains)
 		return func(s string) bool { return strings.Contains(fold(s), want) }, nil
 	case *matcherv3.StringMatcher_SafeRegex:
-		re, err := compileRegex(at+".safe_regex", p.SafeRegex)
+		re, err := all.compile(at+".safe_regex", p.SafeRegex)
 		if err != nil {
 			return nil, err
 		}
@@ -46,22 +49,13 @@ func compileString(at string, m *matcherv3.StringMatcher) (stringMatch, error) {
 	}
 }
 
-// compileRegex makes an expression that matches whole strings, as Envoy's do.
-// Envoy's RE2 and Go's regexp have the same syntax.
-func compileRegex(at string, m *matcherv3.RegexMatcher) (*regexp.Regexp, error) {
-	if err := allow(at, m, "google_re2", "regex"); err != nil {
-		return nil, err
-	}
-	re, err := regexp.Compile(`\A(?:` + m.GetRegex() + `)\z`)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", at, err)
-	}
-	return re, nil
-}
-
 type requestMatch func(*exchange) bool
 
 func compileHeaderMatch(at string, m *routev3.HeaderMatcher) (requestMatch, error) {
+	return regexes(nil).compileHeaderMatch(at, m)
+}
+
+func (all regexes) compileHeaderMatch(at string, m *routev3.HeaderMatcher) (requestMatch, error) {
 	at = fmt.Sprintf("%s[%s]", at, m.GetName())
 	if err := allow(at, m, "name", "exact_match", "safe_regex_match", "present_match", "prefix_match", "suffix_match",
 		"contains_match", "string_match", "invert_match", "treat_missing_header_as_empty"); err != nil {
@@ -92,7 +86,7 @@ func compileHeaderMatch(at string, m *routev3.HeaderMatcher) (requestMatch, erro
 	default:
 		return nil, fmt.Errorf("%s: this kind of match is not supported", at)
 	}
-	match, err := compileString(at, pattern)
+	match, err := all.compileString(at, pattern)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,9 @@
 package proxy
 
-import "strings"
+import (
+	"strings"
+	"unicode/utf8"
+)
 
 // unreserved characters stand for themselves in a path (RFC 3986, section 2.3);
 // their escapes are decoded.
@@ -33,21 +36,24 @@ func hasEscapedSlash(path string) bool {
 	return false
 }
 
-// normalize returns the canonical form of a path: escapes of unreserved
-// characters decoded, backslashes turned into slashes, dot segments removed
-// (RFC 3986, section 5.2.4; Envoy does it with a browser's URL parser, which
-// knows the backslash). It is false for a path that has none: an escape that is
-// none, or an escaped NUL.
+// normalize returns the canonical form of a path as Envoy's URL parser does:
+// escapes of unreserved characters decoded, what cannot stand in a path escaped,
+// backslashes turned into slashes, dot segments removed (RFC 3986, section
+// 5.2.4). It is false for a path that has none: an escape that is none, an
+// escaped NUL, or bytes that are no UTF-8.
 func normalize(path string) (string, bool) {
 	if clean(path) {
 		return path, true
 	}
+	if !utf8.ValidString(path) {
+		return "", false
+	}
 	decoded := make([]byte, 0, len(path))
 	for i := 0; i < len(path); i++ {
-		switch c := path[i]; c {
-		case '\\':
+		switch c := path[i]; {
+		case c == '\\':
 			decoded = append(decoded, '/')
-		case '%':
+		case c == '%':
 			if i+2 >= len(path) {
 				return "", false
 			}
@@ -63,8 +69,11 @@ func normalize(path string) (string, bool) {
 				decoded = append(decoded, path[i:i+3]...)
 			}
 			i += 2
-		default:
+		case mayStand(c):
 			decoded = append(decoded, c)
+		default:
+			const hex = "0123456789ABCDEF"
+			decoded = append(decoded, '%', hex[c>>4], hex[c&15])
 		}
 	}
 	segments := strings.Split(string(decoded), "/")[1:]
@@ -90,16 +99,22 @@ func normalize(path string) (string, bool) {
 	return "/" + strings.Join(out, "/"), true
 }
 
+// mayStand tells the characters that stand in a path as they are (RFC 3986,
+// section 3.3; brackets as in the URL Standard, section 1.3).
+func mayStand(c byte) bool {
+	return c == '/' || unreserved(c) || strings.IndexByte("!$&'()*+,;=:@[]", c) >= 0
+}
+
 // clean tells that there is nothing to normalize.
 func clean(path string) bool {
 	for i := range len(path) {
-		switch path[i] {
-		case '%', '\\':
-			return false
-		case '.':
+		switch c := path[i]; {
+		case c == '.':
 			if path[i-1] == '/' { // a path begins with a slash
 				return false
 			}
+		case !mayStand(c):
+			return false
 		}
 	}
 	return true

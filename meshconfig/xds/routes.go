@@ -2,7 +2,6 @@ package xds
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -70,11 +69,26 @@ func (b *builder) virtualHost(name string, domains []string, vh *ir.VirtualHost)
 	if vh.CORS != nil {
 		out.TypedPerFilterConfig = map[string]*anypb.Any{filterCORS: b.any(corsPolicy(vh.CORS))}
 	}
+	out.Routes = append(out.Routes, ambiguous())
 	for i := range vh.Rules {
 		out.Routes = append(out.Routes, b.route(&vh.Rules[i]))
 	}
 	out.Routes = append(out.Routes, notFound("no rule of this host matches the request"))
 	return out
+}
+
+// ambiguous refuses what rules could decide otherwise than a backend.
+func ambiguous() *routev3.Route {
+	plain := header(":path", regex(ir.UnambiguousTarget()))
+	plain.InvertMatch = true
+	return &routev3.Route{
+		Name: "ambiguous-path",
+		Match: &routev3.RouteMatch{
+			PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"},
+			Headers:       []*routev3.HeaderMatcher{plain},
+		},
+		Action: direct(400, ir.AmbiguousTarget),
+	}
 }
 
 // unknownHost answers for every host that no APIRule has.
@@ -121,13 +135,13 @@ func (b *builder) route(r *ir.Rule) *routev3.Route {
 
 func match(r *ir.Rule) *routev3.RouteMatch {
 	out := &routev3.RouteMatch{}
-	switch r.Path.Kind {
-	case ir.PathExact:
-		out.PathSpecifier = &routev3.RouteMatch_Path{Path: r.Path.Value}
-	case ir.PathPrefix:
-		out.PathSpecifier = &routev3.RouteMatch_Prefix{Prefix: r.Path.Value}
-	case ir.PathTemplate:
-		out.PathSpecifier = &routev3.RouteMatch_SafeRegex{SafeRegex: re2(r.Path.Regex())}
+	switch path := r.Path.Pattern(); path.Kind {
+	case ir.MatchExact:
+		out.PathSpecifier = &routev3.RouteMatch_Path{Path: path.Value}
+	case ir.MatchPrefix:
+		out.PathSpecifier = &routev3.RouteMatch_Prefix{Prefix: path.Value}
+	default:
+		out.PathSpecifier = &routev3.RouteMatch_SafeRegex{SafeRegex: re2(path.Value)}
 	}
 	switch len(r.Methods) {
 	case 0:
@@ -187,9 +201,9 @@ func (b *builder) action(r *ir.Rule) *routev3.RouteAction {
 			out.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: r.Rewrite.Host}
 		}
 		if r.Rewrite.Path != "" {
-			if path := r.ReplacedLiteral(); r.Path.Kind == ir.PathTemplate {
+			if path := r.ReplacedLiteral(); r.Path.Pattern().Kind == ir.MatchRegex {
 				out.RegexRewrite = &matcherv3.RegexMatchAndSubstitute{
-					Pattern:      re2("^" + regexp.QuoteMeta(r.Path.Literal())),
+					Pattern:      re2(r.Path.LiteralRegex()),
 					Substitution: strings.ReplaceAll(path, `\`, `\\`),
 				}
 			} else {

@@ -69,10 +69,13 @@ type APIRuleSpec struct {
 // +kubebuilder:validation:XValidation:rule="[has(self.lambda), has(self.service), has(self.backends)].filter(x, x).size() == 1",message="a rule needs exactly one of lambda, service, backends"
 type Rule struct {
 	// Path: {*} is one non-empty segment, {**} zero or more and last, /* is
-	// everything; otherwise literal.
+	// everything; otherwise literal. A literal matches every spelling of itself:
+	// escaped or not, hex digits in either case. What cannot stand in a path is
+	// written as its escape (/a%20b).
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
-	// +kubebuilder:validation:XValidation:rule="self.startsWith('/') && !self.contains('//') && !self.contains('/../') && !self.contains('/./') && !self.endsWith('/..') && !self.endsWith('/.') && !self.matches('[?#%;\\\\\\\\\\\\x00-\\\\x20\\\\x7f]')",message="path begins with / and is written canonically: no //, /./, /../, ?, #, %, ;, backslash or space"
+	// +kubebuilder:validation:XValidation:rule="self.startsWith('/') && !self.contains('//') && !self.contains('/../') && !self.contains('/./') && !self.endsWith('/..') && !self.endsWith('/.') && !self.matches('[?#;\\\\\\\\\\\\x00-\\\\x20\\\\x7f]')",message="path begins with / and is written canonically: no //, /./, /../, ?, #, ;, backslash or space (which is %20)"
+	// +kubebuilder:validation:XValidation:rule="!self.matches('%([^0-9A-Fa-f]|.[^0-9A-Fa-f]|.?$)') && !self.matches('%([01].|2[3DdEeFf]|3[0-9BbFf]|4[1-9A-Fa-f]|5[0-9AaCcFf]|6[1-9A-Fa-f]|7[0-9AaEeFf])')",message="an escape in path is % and two hex digits; letters, digits and - . _ ~ are written as they are, and requests with an escaped slash, backslash, ; ? # or control character are refused anyway"
 	// +kubebuilder:validation:XValidation:rule="self == '/*' || self.matches('^(/([^/{}*]+|[{][*][}]))*(/|/[{][*][*][}])?$')",message="path wildcards stand for whole segments: {*} for one, {**} for the rest and only at the end, or /* alone for everything"
 	Path string `json:"path"`
 	// Methods; default all.
