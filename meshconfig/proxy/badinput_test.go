@@ -262,5 +262,6 @@ func TestForgedHeadersDoNotArrive(t *testing.T) {
 	require.Equal(t, "1.2.3.4,127.0.0.1", got.header.Get("Got-X-Forwarded-For"))
 	require.Equal(t, "http", got.header.Get("Got-X-Forwarded-Proto"))
 	require.Equal(t, "GET", got.header.Get("Got-Method"))
+	require.Equal(t, []string{"lambdamesh"}, got.header.Values("Server"), "it is no Envoy")
 	require.NotEmpty(t, got.header.Get("Got-X-Request-Id"))
 }

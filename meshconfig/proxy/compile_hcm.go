@@ -70,6 +70,9 @@ const (
 	defaultHeaderKB      = 60
 	defaultMaxHeaders    = 100
 	defaultMaxStreams    = 100
+	// defaultServerName is what Server says when the configuration names nobody:
+	// an Envoy says envoy there.
+	defaultServerName = "lambdamesh"
 )
 
 func compileHCM(at string, c *hcmv3.HttpConnectionManager) (*hcm, error) {
@@ -105,7 +108,7 @@ func compileHCM(at string, c *hcmv3.HttpConnectionManager) (*hcm, error) {
 		h.server.headerTimeout = defaultHeaderTimeout
 	}
 	if h.serverName == "" {
-		h.serverName = "envoy"
+		h.serverName = defaultServerName
 	}
 	if kb := c.GetMaxRequestHeadersKb(); kb != nil {
 		h.server.maxHeaderBytes = int(kb.GetValue()) << 10

@@ -46,6 +46,7 @@
 //   - Outlier detection is accepted and does nothing. max_connections limits
 //     requests of HTTP/1.1 clusters, not connections. DNS names are resolved when
 //     connecting.
+//   - It is no Envoy and says so: Server is lambdamesh unless server_name is set.
 //   - X-Forwarded-Client-Cert holds Hash, URI, Subject and DNS, and no By.
 //   - Local replies to gRPC requests are plain HTTP.
 //   - Access logs, tracing and statistics of Envoy are accepted and not written
