@@ -149,7 +149,8 @@ type VirtualHost struct {
 
 // CORS answers preflight requests (WHATWG Fetch, section 3.2).
 type CORS struct {
-	AllowOrigins     []StringMatch `json:"allowOrigins"`
+	// AllowOrigins; none: no page of another origin reads anything.
+	AllowOrigins     []StringMatch `json:"allowOrigins,omitempty"`
 	AllowMethods     []string      `json:"allowMethods,omitempty"`
 	AllowHeaders     []string      `json:"allowHeaders,omitempty"`
 	ExposeHeaders    []string      `json:"exposeHeaders,omitempty"`

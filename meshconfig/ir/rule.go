@@ -86,8 +86,8 @@ type Retries struct {
 	Attempts uint32 `json:"attempts"`
 	// PerTryTimeout; zero: none but the rule's.
 	PerTryTimeout Duration `json:"perTryTimeout,omitempty"`
-	// On: conditions in Envoy's words, sorted.
-	On []string `json:"on"`
+	// RetryOn: conditions in Envoy's words, sorted.
+	RetryOn []string `json:"retryOn"`
 }
 
 // JWT is what a request's bearer token must be: issued by one of the

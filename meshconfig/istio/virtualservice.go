@@ -128,7 +128,7 @@ func (w *writer) route(r *ir.Rule) *networking.HTTPRoute {
 		out.Route = append(out.Route, destination)
 	}
 	if r.Retries != nil {
-		out.Retries = &networking.HTTPRetry{Attempts: int32(r.Retries.Attempts), RetryOn: strings.Join(r.Retries.On, ",")}
+		out.Retries = &networking.HTTPRetry{Attempts: int32(r.Retries.Attempts), RetryOn: strings.Join(r.Retries.RetryOn, ",")}
 		if r.Retries.PerTryTimeout > 0 {
 			out.Retries.PerTryTimeout = durationpb.New(time.Duration(r.Retries.PerTryTimeout))
 		}

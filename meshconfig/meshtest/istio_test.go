@@ -108,13 +108,19 @@ func (m *model) answer(t *testing.T, r meshtest.Request) answer {
 }
 
 func (m *model) route(route *networking.HTTPRoute, request *message, query string, got *answer) {
+	// The cors filter answers before the router and writes after it.
 	if origin := request.header.Get("Origin"); allows(route.GetCorsPolicy(), origin) {
-		got.header.Set("Access-Control-Allow-Origin", origin)
-		got.header.Set("Access-Control-Expose-Headers", strings.Join(route.GetCorsPolicy().GetExposeHeaders(), ","))
+		defer func() {
+			got.header.Set("Access-Control-Allow-Origin", origin)
+			got.header.Set("Access-Control-Expose-Headers", strings.Join(route.GetCorsPolicy().GetExposeHeaders(), ","))
+		}()
 		if request.method == http.MethodOptions && request.header.Get("Access-Control-Request-Method") != "" {
 			got.status = http.StatusOK
 			return
 		}
+	}
+	if route.GetDirectResponse() == nil {
+		got.header = backendCORS()
 	}
 	edit(got.header, route.GetHeaders().GetResponse())
 	if direct := route.GetDirectResponse(); direct != nil {

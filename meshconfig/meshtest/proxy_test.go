@@ -59,6 +59,15 @@ type seen struct {
 // echoHeader of a response, since HEAD has no body.
 const echoHeader = "X-Echo"
 
+// backendCORS is what every backend tells browsers by itself.
+func backendCORS() http.Header {
+	return http.Header{
+		"Access-Control-Allow-Origin":      {"https://backend.example"},
+		"Access-Control-Allow-Credentials": {"true"},
+		"Access-Control-Expose-Headers":    {"x-secret"},
+	}
+}
+
 // withBackends starts a server for each destination that could have endpoints.
 func withBackends(t *testing.T, mesh *ir.Mesh) {
 	t.Helper()
@@ -71,6 +80,9 @@ func withBackends(t *testing.T, mesh *ir.Mesh) {
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			echo, _ := json.Marshal(seen{Backend: key, Path: r.RequestURI, Host: r.Host, Headers: r.Header})
 			w.Header().Set(echoHeader, string(echo))
+			for name, value := range backendCORS() {
+				w.Header()[name] = value
+			}
 		}))
 		t.Cleanup(server.Close)
 		host, port, err := net.SplitHostPort(server.Listener.Addr().String())

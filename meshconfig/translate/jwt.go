@@ -69,7 +69,7 @@ func (t *ruleTranslator) jwt(spec *v1alpha1.JWTAuth) *ir.JWT {
 		if len(a.FromParams) > 0 {
 			t.refuse(field+".fromParams", v1alpha1.ReasonNotSupported, "tokens are taken from Authorization: Bearer only, for now")
 		}
-		t.checkWildcards(field+".audiences", a.Audiences)
+		t.checkAsked(field+".audiences", a.Audiences)
 		p := ir.JWTProvider{Issuer: a.Issuer, KeySet: t.keySetOf(field, a), Audiences: sortedSet(a.Audiences)}
 		for _, other := range out.Providers {
 			if other.Issuer == p.Issuer && other.KeySet != p.KeySet {
@@ -78,20 +78,26 @@ func (t *ruleTranslator) jwt(spec *v1alpha1.JWTAuth) *ir.JWT {
 		}
 		out.Providers = append(out.Providers, p)
 	}
+	if spec.Authorizations != nil && len(spec.Authorizations) == 0 {
+		t.refuse(".jwt.authorizations", v1alpha1.ReasonInvalid, "the list is empty and asks nothing; write what a token must claim, or remove the field to let every valid token in")
+	}
 	for i, a := range spec.Authorizations {
 		field := fmt.Sprintf(".jwt.authorizations[%d]", i)
-		t.checkWildcards(field+".requiredScopes", a.RequiredScopes)
-		t.checkWildcards(field+".audiences", a.Audiences)
+		if len(a.RequiredScopes)+len(a.Audiences)+len(a.Claims) == 0 {
+			t.refuse(field, v1alpha1.ReasonInvalid, "asks nothing and would let every valid token in; write requiredScopes, audiences or claims, or remove authorizations")
+		}
+		t.checkAsked(field+".requiredScopes", a.RequiredScopes)
+		t.checkAsked(field+".audiences", a.Audiences)
 		authorization := ir.JWTAuthorization{Scopes: sortedSet(a.RequiredScopes), Audiences: sortedSet(a.Audiences)}
 		for j, c := range a.Claims {
 			field := fmt.Sprintf("%s.claims[%d]", field, j)
 			if c.Name == "" || strings.ContainsAny(c.Name, "[]") {
 				t.refuse(field+".name", v1alpha1.ReasonNotSupported, "%q: a claim is named without brackets; nested claims are not supported", c.Name)
 			}
-			if len(c.Values) == 0 {
-				t.refuse(field+".values", v1alpha1.ReasonInvalid, "list the values of which the claim must have one")
+			if c.Values == nil {
+				c.Values = []string{}
 			}
-			t.checkWildcards(field+".values", c.Values)
+			t.checkAsked(field+".values", c.Values)
 			authorization.Claims = append(authorization.Claims, ir.Claim{Name: c.Name, Values: sortedSet(c.Values)})
 		}
 		out.Authorizations = append(out.Authorizations, authorization)
@@ -99,9 +105,13 @@ func (t *ruleTranslator) jwt(spec *v1alpha1.JWTAuth) *ir.JWT {
 	return out
 }
 
-// checkWildcards refuses values that Istio's policies would read as patterns.
-// An unnoticed pattern would let in more than the rule says.
-func (t *ruleTranslator) checkWildcards(field string, values []string) {
+// checkAsked refuses a list that is there and asks nothing, and values that
+// Istio's policies would read as patterns: both would let in more than the rule
+// seems to say.
+func (t *ruleTranslator) checkAsked(field string, values []string) {
+	if values != nil && len(values) == 0 {
+		t.refuse(field, v1alpha1.ReasonInvalid, "the list is empty and asks nothing; write values or remove the field")
+	}
 	for _, v := range values {
 		if v == "" || strings.HasPrefix(v, "*") || strings.HasSuffix(v, "*") {
 			t.refuse(field, v1alpha1.ReasonNotSupported, "%q: values are compared as they are and may not be empty or begin or end with *", v)

@@ -98,6 +98,9 @@ func (t *ruleTranslator) rule(i int) ir.Rule {
 	out.Rewrite = t.rewrite(spec.Rewrite)
 	out.RequestHeaders = t.headerEdits(".request", spec.Request)
 	out.ResponseHeaders = t.headerEdits(".response", spec.Response)
+	if t.object.Spec.CORS != nil {
+		out.ResponseHeaders = t.onlyOurCORS(out.ResponseHeaders)
+	}
 	out.Timeout = timeout(spec.Timeout, t.object.Spec.Timeout)
 	out.Retries = retries(spec.Retries)
 	if spec.RateLimit != nil {
@@ -155,6 +158,9 @@ func (t *ruleTranslator) match(spec *v1alpha1.Rule, out *ir.Rule) {
 	for i, h := range spec.Headers {
 		field := fmt.Sprintf(".headers[%d]", i)
 		match, problem := headerMatch(h)
+		if problem == "" && headers.Identity(h.Name) {
+			problem = fmt.Sprintf("%q belongs to the mesh: a client's copy is removed before rules are tried, so that no request would match; to ask who calls use jwt", h.Name)
+		}
 		if problem != "" {
 			t.refuse(field, v1alpha1.ReasonInvalid, "%s", problem)
 			continue
@@ -247,6 +253,21 @@ func (t *ruleTranslator) headerEdits(field string, edits *v1alpha1.HeaderEdits) 
 	return out
 }
 
+// onlyOurCORS removes what a backend tells browsers: cors alone decides which
+// origins may read its answers.
+func (t *ruleTranslator) onlyOurCORS(edits ir.HeaderEdits) ir.HeaderEdits {
+	for _, h := range edits.Set {
+		if strings.HasPrefix(h.Name, "access-control-") {
+			t.refuse(".response.setHeaders", v1alpha1.ReasonInvalid, "%q is decided by spec.cors alone; remove one of them", h.Name)
+		}
+	}
+	edits.Remove = append(edits.Remove, "access-control-allow-credentials", "access-control-allow-headers", "access-control-allow-methods",
+		"access-control-allow-origin", "access-control-allow-private-network", "access-control-expose-headers", "access-control-max-age")
+	slices.Sort(edits.Remove)
+	edits.Remove = slices.Compact(edits.Remove)
+	return edits
+}
+
 // reservedHeader says whether editing the header could change who a request
 // seems to be from, or how a message is framed.
 func reservedHeader(name string) bool {
@@ -286,20 +307,20 @@ func retries(r *v1alpha1.Retries) *ir.Retries {
 		return nil
 	}
 	out := &ir.Retries{Attempts: uint32(r.Attempts)}
-	for _, condition := range r.Conditions() {
-		out.On = append(out.On, string(condition))
+	for _, condition := range r.RetryOn {
+		out.RetryOn = append(out.RetryOn, string(condition))
 	}
-	slices.Sort(out.On)
+	slices.Sort(out.RetryOn)
 	if r.PerTryTimeout != nil {
 		out.PerTryTimeout = ir.Duration(r.PerTryTimeout.Duration)
 	}
-	if len(out.On) == 0 {
-		out.On = []string{"connect-failure", "refused-stream"}
+	if len(out.RetryOn) == 0 {
+		out.RetryOn = []string{"connect-failure", "refused-stream"}
 	}
 	return out
 }
 
-// cors translates the policy. One that cannot be is left out: browsers then
+// cors translates the policy. One that cannot be allows no origin: browsers then
 // refuse what it would have allowed.
 func (t *ruleTranslator) cors() *ir.CORS {
 	spec := t.object.Spec.CORS
@@ -308,7 +329,12 @@ func (t *ruleTranslator) cors() *ir.CORS {
 	}
 	refuse := func(field, format string, args ...any) *ir.CORS {
 		t.report(apiRuleProblem(t.object, v1alpha1.ConditionAccepted, "spec.cors"+field).because(v1alpha1.ReasonInvalid, format, args...))
-		return nil
+		return &ir.CORS{}
+	}
+	for _, name := range slices.Concat(spec.AllowHeaders, spec.ExposeHeaders) {
+		if headers.Identity(name) {
+			return refuse("", "%q belongs to the mesh and no page sends or reads it; remove it", name)
+		}
 	}
 	out := &ir.CORS{
 		AllowHeaders:     lowerSorted(spec.AllowHeaders),

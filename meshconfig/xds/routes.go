@@ -213,7 +213,7 @@ func (b *builder) action(r *ir.Rule) *routev3.RouteAction {
 	}
 	if r.Retries != nil {
 		out.RetryPolicy = &routev3.RetryPolicy{
-			RetryOn:    strings.Join(r.Retries.On, ","),
+			RetryOn:    strings.Join(r.Retries.RetryOn, ","),
 			NumRetries: wrapperspb.UInt32(r.Retries.Attempts),
 		}
 		if r.Retries.PerTryTimeout > 0 {

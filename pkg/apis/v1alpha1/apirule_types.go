@@ -65,6 +65,8 @@ type APIRuleSpec struct {
 }
 
 // Rule is one kind of request, its backend and its access strategy.
+// +kubebuilder:validation:XValidation:rule="!has(self.methods) || size(self.methods) > 0",message="methods is empty, which reads as no method and would mean every one; list methods or remove the field"
+// +kubebuilder:validation:XValidation:rule="!has(self.headers) || size(self.headers) > 0",message="headers is empty and asks nothing; list headers that must match or remove the field"
 // +kubebuilder:validation:XValidation:rule="[has(self.noAuth), has(self.jwt), has(self.extAuth)].filter(x, x).size() == 1",message="a rule needs exactly one of noAuth: true, jwt, extAuth"
 // +kubebuilder:validation:XValidation:rule="[has(self.lambda), has(self.service), has(self.backends)].filter(x, x).size() == 1",message="a rule needs exactly one of lambda, service, backends"
 type Rule struct {
@@ -143,6 +145,7 @@ type HTTPMethod string
 // HeaderMatch is a condition on a request header: exactly one of exact,
 // prefix, regex, present.
 // +kubebuilder:validation:XValidation:rule="[has(self.exact), has(self.prefix), has(self.regex), has(self.present)].filter(x, x).size() == 1",message="a header match needs exactly one of exact, prefix, regex, present"
+// +kubebuilder:validation:XValidation:rule="!has(self.exact) || self.exact != ''",message="an empty exact value cannot be matched; write present: false for a header that must not be there"
 type HeaderMatch struct {
 	// Name, case-insensitive.
 	// +kubebuilder:validation:MaxLength=128
@@ -206,6 +209,7 @@ type WeightedBackend struct {
 
 // JWTAuth: any of authentications proves who it is, any of authorizations what
 // they may.
+// +kubebuilder:validation:XValidation:rule="!has(self.authorizations) || size(self.authorizations) > 0",message="authorizations is empty and asks nothing; list what a token must claim, or remove the field to let every valid token in"
 type JWTAuth struct {
 	// Authentications: issuers whose tokens are taken.
 	// +listType=atomic
@@ -213,7 +217,7 @@ type JWTAuth struct {
 	// +kubebuilder:validation:MaxItems=8
 	Authentications []JWTAuthentication `json:"authentications"`
 	// Authorizations: any entry of the list is enough; inside one entry all
-	// must hold. Empty: every valid token.
+	// must hold. Absent: every valid token.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=16
@@ -221,6 +225,9 @@ type JWTAuth struct {
 }
 
 // JWTAuthentication is an issuer and its keys (RFC 7519, RFC 7517).
+// +kubebuilder:validation:XValidation:rule="!has(self.audiences) || size(self.audiences) > 0",message="audiences is empty and asks nothing; list the audiences of which the token must name one, or remove the field to take any"
+// +kubebuilder:validation:XValidation:rule="!has(self.fromHeaders) || size(self.fromHeaders) > 0",message="fromHeaders is empty; list headers, or remove the field to take the token from Authorization: Bearer"
+// +kubebuilder:validation:XValidation:rule="!has(self.fromParams) || size(self.fromParams) > 0",message="fromParams is empty; list query parameters or remove the field"
 // +kubebuilder:validation:XValidation:rule="has(self.jwksUri) != has(self.jwksSecret)",message="an authentication needs exactly one of jwksUri (https://...) and jwksSecret (a Secret here with the key jwks.json)"
 type JWTAuthentication struct {
 	// Issuer: the token's iss.
@@ -238,10 +245,12 @@ type JWTAuthentication struct {
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	JWKSSecret string `json:"jwksSecret,omitempty"`
-	// Audiences: the token's aud must name one. Empty: any.
+	// Audiences: the token's aud must name one. Absent: any.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=1024
 	Audiences []string `json:"audiences,omitempty"`
 	// FromHeaders: where the token is; default Authorization: Bearer.
 	// +optional
@@ -270,6 +279,10 @@ type TokenHeader struct {
 }
 
 // JWTAuthorization is what a token must claim; all of it.
+// +kubebuilder:validation:XValidation:rule="has(self.requiredScopes) || has(self.audiences) || has(self.claims)",message="an authorization that asks nothing lets every valid token in; write requiredScopes, audiences or claims, or remove authorizations"
+// +kubebuilder:validation:XValidation:rule="!has(self.requiredScopes) || size(self.requiredScopes) > 0",message="requiredScopes is empty and asks nothing; list the scopes that a token must have or remove the field"
+// +kubebuilder:validation:XValidation:rule="!has(self.audiences) || size(self.audiences) > 0",message="audiences is empty and asks nothing; list the audiences that a token must name or remove the field"
+// +kubebuilder:validation:XValidation:rule="!has(self.claims) || size(self.claims) > 0",message="claims is empty and asks nothing; list the claims that a token must have or remove the field"
 type JWTAuthorization struct {
 	// RequiredScopes are looked for in the claims scp, scope and scopes.
 	// +optional
@@ -303,6 +316,7 @@ type ClaimMatch struct {
 	// +listType=set
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=1024
 	Values []string `json:"values"`
 }
@@ -318,7 +332,9 @@ type ExtAuth struct {
 	JWT *JWTAuth `json:"jwt,omitempty"`
 }
 
-// CORSPolicy answers preflight requests (WHATWG Fetch, section 3.2).
+// CORSPolicy answers preflight requests (WHATWG Fetch, section 3.2). It decides
+// alone what pages are told: Access-Control-* headers of a backend are removed.
+// +kubebuilder:validation:XValidation:rule="!(has(self.allowCredentials) && self.allowCredentials) || !self.allowOrigins.exists(o, has(o.exact) && o.exact == '*')",message="allowCredentials needs named origins, not *: write exact: https://shop.example.com"
 type CORSPolicy struct {
 	// AllowOrigins: pages of these origins may read the answers.
 	// +listType=atomic
@@ -360,7 +376,8 @@ type OriginMatch struct {
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
 	Exact *string `json:"exact,omitempty"`
-	// Prefix of the origin.
+	// Prefix of the origin. Let it end in what no stranger can go on with:
+	// https://shop.example.com is also a prefix of https://shop.example.com.evil.example.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
@@ -409,7 +426,6 @@ type HeaderEdits struct {
 }
 
 // Retries of a failed request.
-// +kubebuilder:validation:XValidation:rule="!(has(self.on) && has(self.__true__))",message="on is written twice: once with quotes and once without"
 type Retries struct {
 	// Attempts counts the retries, not the first try.
 	// +kubebuilder:validation:Minimum=0
@@ -419,30 +435,16 @@ type Retries struct {
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1ms')",message="perTryTimeout must be at least 1ms"
 	PerTryTimeout *metav1.Duration `json:"perTryTimeout,omitempty"`
-	// On: what counts as a failure; default connect-failure, refused-stream.
+	// RetryOn: what counts as a failure; default connect-failure, refused-stream.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=8
-	On []RetryCondition `json:"on,omitempty"`
-	// OnUnquoted is On as kubectl reads it when it is written without quotes:
-	// YAML 1.1 takes a bare on for the boolean true.
-	// +optional
-	// +listType=set
-	// +kubebuilder:validation:MaxItems=8
-	OnUnquoted []RetryCondition `json:"true,omitempty"`
+	RetryOn []RetryCondition `json:"retryOn,omitempty"`
 }
 
 // RetryCondition is what counts as a failure (Envoy's x-envoy-retry-on).
 // +kubebuilder:validation:Enum="5xx";"gateway-error";"connect-failure";"refused-stream";"reset";"retriable-4xx"
 type RetryCondition string
-
-// Conditions returns On, however it was written.
-func (r *Retries) Conditions() []RetryCondition {
-	if len(r.On) > 0 {
-		return r.On
-	}
-	return r.OnUnquoted
-}
 
 // RateLimit is a token bucket.
 type RateLimit struct {

@@ -1294,13 +1294,8 @@ func (in *Retries) DeepCopyInto(out *Retries) {
 		*out = new(v1.Duration)
 		**out = **in
 	}
-	if in.On != nil {
-		in, out := &in.On, &out.On
-		*out = make([]RetryCondition, len(*in))
-		copy(*out, *in)
-	}
-	if in.OnUnquoted != nil {
-		in, out := &in.OnUnquoted, &out.OnUnquoted
+	if in.RetryOn != nil {
+		in, out := &in.RetryOn, &out.RetryOn
 		*out = make([]RetryCondition, len(*in))
 		copy(*out, *in)
 	}
