@@ -185,7 +185,7 @@ func deployment(lambda *v1alpha1.Lambda, artifact build.Artifact, options Option
 			},
 			Template: corev1.PodTemplateSpec{
 				ObjectMeta: metav1.ObjectMeta{
-					Labels: labels(lambda),
+					Labels: podLabels(lambda),
 					Annotations: map[string]string{
 						v1alpha1.AnnotationRuntime:    string(lambda.Spec.Runtime),
 						v1alpha1.AnnotationSourceHash: artifact.SourceHash,
@@ -242,6 +242,14 @@ func objectMeta(lambda *v1alpha1.Lambda, name string) metav1.ObjectMeta {
 
 func labels(lambda *v1alpha1.Lambda) map[string]string {
 	return map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy, v1alpha1.LabelLambda: lambda.Name}
+}
+
+// podLabels ask for Istio's sidecar: without one nobody would check who calls.
+// Where there is no Istio nobody reads the label.
+func podLabels(lambda *v1alpha1.Lambda) map[string]string {
+	all := labels(lambda)
+	all["sidecar.istio.io/inject"] = "true"
+	return all
 }
 
 func selector(lambda *v1alpha1.Lambda) map[string]string {

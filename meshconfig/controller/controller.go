@@ -137,6 +137,11 @@ func New(config Config) (*Controller, error) {
 		dirty:    make(chan struct{}, 1),
 		progress: make(chan struct{}, 1),
 	}
+	for _, output := range config.Outputs {
+		if _, ok := output.(*IstioOutput); ok { // Istio's gateways look into no token
+			c.config.Settings.TokensAtSidecars = true
+		}
+	}
 	config.JWKS.OnChange = c.markDirty
 	config.JWKS.Log = c.log
 	var err error

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/controller"
+	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
@@ -171,9 +172,10 @@ func TestAForeignChangeOfAStatusIsPutRight(t *testing.T) {
 
 func TestAKeySetOfASecretIsReadWhenItAppearsAndWhenItChanges(t *testing.T) {
 	w := newWorld(t)
-	w.service("orders", "an order")
+	w.create(nodeLambda("orders"))
+	w.create(lambdaPod("orders", "orders-0", true))
 	w.controlPlane(istioOnly)
-	protected := toService("orders")
+	protected := toLambda("orders")
 	protected.NoAuth = nil
 	protected.JWT = &v1alpha1.JWTAuth{Authentications: []v1alpha1.JWTAuthentication{{Issuer: "https://issuer.test", JWKSSecret: "keys"}}}
 	rule := w.apiRule("orders", "orders", protected)
@@ -185,6 +187,85 @@ func TestAKeySetOfASecretIsReadWhenItAppearsAndWhenItChanges(t *testing.T) {
 	secret.Data = keySecret(newIssuer(t).set).Data
 	require.NoError(t, w.client.Update(t.Context(), secret))
 	w.requireReady(rule)
+}
+
+// Istio's gateways let every bearer token pass: it is the sidecar that checks
+// it, so that without one a rule must not open.
+func TestARuleWithTokensNeedsSidecarsUnderIstio(t *testing.T) {
+	w := newWorld(t)
+	w.service("plain", "no member of the mesh")
+	w.create(nodeLambda("orders"))
+	w.create(keySecret(newIssuer(t).set))
+	w.controlPlane(istioOnly)
+	protect := func(rule v1alpha1.Rule, path string) v1alpha1.Rule {
+		rule.Path, rule.NoAuth = path, nil
+		rule.JWT = &v1alpha1.JWTAuth{Authentications: []v1alpha1.JWTAuthentication{{Issuer: "https://issuer.test", JWKSSecret: "keys"}}}
+		return rule
+	}
+	routed := func(name string) func(*networkingv1.VirtualService) error {
+		return func(vs *networkingv1.VirtualService) error {
+			for _, route := range vs.Spec.Http {
+				if len(route.Route) > 0 && route.Route[0].Destination.Host == name+"."+w.namespace+".svc.cluster.local" {
+					return nil
+				}
+			}
+			return fmt.Errorf("no route leads to %s", name)
+		}
+	}
+	closed := func(vs *networkingv1.VirtualService) error {
+		for _, route := range vs.Spec.Http {
+			if len(route.Route) > 0 {
+				return fmt.Errorf("a route leads to %s", route.Route[0].Destination.Host)
+			}
+		}
+		return nil
+	}
+
+	service := w.apiRule("plain", "plain", protect(toService("plain"), "/"))
+	w.create(service)
+	c := w.requireCondition(service, v1alpha1.ConditionAccepted, metav1.ConditionFalse, translate.ReasonNoSidecar)
+	require.Contains(t, c.Message, "route to a lambda")
+	w.requireCondition(service, v1alpha1.ConditionReady, metav1.ConditionFalse, translate.ReasonNoSidecar)
+	w.virtualService(service, closed)
+
+	rule := w.apiRule("orders", "orders", protect(toLambda("orders"), "/"))
+	w.create(rule)
+	w.requireCondition(rule, v1alpha1.ConditionAccepted, metav1.ConditionFalse, v1alpha1.ReasonPending)
+	w.virtualService(rule, closed)
+
+	w.create(lambdaPod("orders", "orders-0", true))
+	w.requireReady(rule)
+	w.virtualService(rule, routed("orders"))
+
+	bare := lambdaPod("orders", "orders-1", false)
+	w.create(bare)
+	c = w.requireCondition(rule, v1alpha1.ConditionAccepted, metav1.ConditionFalse, translate.ReasonNoSidecar)
+	require.Contains(t, c.Message, "1 of 2 pods of lambda "+w.namespace+"/orders have no sidecar")
+	require.Contains(t, c.Message, "orders-1")
+	require.Contains(t, c.Message, "istio-injection=enabled")
+	w.virtualService(rule, closed)
+
+	require.NoError(t, w.client.Delete(t.Context(), bare, client.GracePeriodSeconds(0)))
+	w.requireReady(rule)
+	w.virtualService(rule, routed("orders"))
+}
+
+func nodeLambda(name string) *v1alpha1.Lambda {
+	return &v1alpha1.Lambda{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec:       v1alpha1.LambdaSpec{Runtime: v1alpha1.RuntimeNodeJS, Source: v1alpha1.SourceSpec{Inline: &v1alpha1.InlineSource{Code: "x"}}},
+	}
+}
+
+func lambdaPod(lambda, name string, sidecar bool) *corev1.Pod {
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{v1alpha1.LabelLambda: lambda}},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "lambda", Image: "node"}}},
+	}
+	if sidecar { // as Istio's webhook leaves it
+		pod.Annotations = map[string]string{"sidecar.istio.io/status": `{"containers":["istio-proxy"]}`}
+	}
+	return pod
 }
 
 func keySecret(set string) *corev1.Secret {

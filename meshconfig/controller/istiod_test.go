@@ -162,10 +162,8 @@ func TestEmbeddedProxyTakesWhatIstiodServes(t *testing.T) {
 	rule.Request = &v1alpha1.HeaderEdits{SetHeaders: map[string]v1alpha1.HeaderValue{"x-from": "gateway"}, RemoveHeaders: []string{"x-secret"}}
 	rule.Response = &v1alpha1.HeaderEdits{SetHeaders: map[string]v1alpha1.HeaderValue{"x-served": "yes"}, RemoveHeaders: []string{"server"}}
 	w.create(keySecret(newIssuer(t).set))
-	w.create(&v1alpha1.Lambda{
-		ObjectMeta: metav1.ObjectMeta{Name: "greet"},
-		Spec:       v1alpha1.LambdaSpec{Runtime: v1alpha1.RuntimeNodeJS, Source: v1alpha1.SourceSpec{Inline: &v1alpha1.InlineSource{Code: "x"}}},
-	})
+	w.create(nodeLambda("greet"))
+	w.create(lambdaPod("greet", "greet-0", true))
 	w.create(httpService("greet", map[string]string{v1alpha1.LabelLambda: "greet"}))
 	closed := toLambda("greet")
 	closed.Path, closed.NoAuth = "/closed", nil

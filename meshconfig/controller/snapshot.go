@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -35,6 +36,14 @@ func (c *Controller) snapshot(ctx context.Context) (translate.Snapshot, error) {
 		if err := c.list(ctx, list); err != nil {
 			return s, err
 		}
+	}
+	if s.Settings.TokensAtSidecars {
+		pods := &metav1.PartialObjectMetadataList{}
+		pods.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("PodList"))
+		if err := c.list(ctx, pods); err != nil {
+			return s, err
+		}
+		s.Pods = pointers(pods.Items)
 	}
 	var err error
 	if s.APIRules, err = c.apiRules(ctx); err != nil {

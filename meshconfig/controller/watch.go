@@ -11,17 +11,21 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
 // ConfigureCache sets what the controller needs of a cache: no object keeps its
 // managed fields, and Secrets that are watched for their metadata keep no
-// annotations, where kubectl may have left their data.
+// annotations, where kubectl may have left their data. Of pods it keeps those of
+// lambdas.
 func ConfigureCache(options *cache.Options) {
 	if options.DefaultTransform == nil {
 		options.DefaultTransform = cache.TransformStripManagedFields()
@@ -29,6 +33,7 @@ func ConfigureCache(options *cache.Options) {
 	if options.ByObject == nil {
 		options.ByObject = map[client.Object]cache.ByObject{}
 	}
+	options.ByObject[&corev1.Pod{}] = cache.ByObject{Label: lambdaPods()}
 	options.ByObject[&corev1.Secret{}] = cache.ByObject{Transform: func(obj any) (any, error) {
 		if secret, ok := obj.(*metav1.PartialObjectMetadata); ok {
 			secret.Annotations, secret.ManagedFields = nil, nil
@@ -37,19 +42,42 @@ func ConfigureCache(options *cache.Options) {
 	}}
 }
 
+// lambdaPods have the label, whatever its value.
+func lambdaPods() labels.Selector {
+	requirement, err := labels.NewRequirement(v1alpha1.LabelLambda, selection.Exists, nil)
+	if err != nil {
+		return labels.Nothing() // the label is a constant, and a good one
+	}
+	return labels.NewSelector().Add(*requirement)
+}
+
 func secretMetadata() *metav1.PartialObjectMetadata {
 	m := &metav1.PartialObjectMetadata{}
 	m.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
 	return m
 }
 
+func podMetadata() *metav1.PartialObjectMetadata {
+	m := &metav1.PartialObjectMetadata{}
+	m.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
+	return m
+}
+
+// sameSidecar is for pods, whose status changes all the time.
+func sameSidecar(before, after client.Object) bool {
+	return before.GetUID() == after.GetUID() && maps.Equal(before.GetLabels(), after.GetLabels()) &&
+		translate.HasSidecar(before) == translate.HasSidecar(after)
+}
+
+type watched struct {
+	object  client.Object
+	handler toolscache.ResourceEventHandler
+}
+
 // watch begins to mark the snapshot dirty on changes, and waits for the caches.
 func (c *Controller) watch(ctx context.Context) error {
 	var synced []toolscache.InformerSynced
-	for _, w := range []struct {
-		object  client.Object
-		handler toolscache.ResourceEventHandler
-	}{
+	all := []watched{
 		{&v1alpha1.APIRule{}, c.onChange(sameGeneration, c.apiRuleTouched)},
 		{&v1alpha1.Lambda{}, c.onChange(sameGeneration, nil)},
 		{&v1alpha1.Subscription{}, c.onChange(sameGeneration, nil)},
@@ -60,7 +88,11 @@ func (c *Controller) watch(ctx context.Context) error {
 		{&networkingv1.Sidecar{}, c.onChange(sameGeneration, nil)},
 		{&networkingv1.WorkloadEntry{}, c.onChange(sameGeneration, nil)},
 		{secretMetadata(), c.onSecret()},
-	} {
+	}
+	if c.config.Settings.TokensAtSidecars {
+		all = append(all, watched{podMetadata(), c.onChange(sameSidecar, nil)})
+	}
+	for _, w := range all {
 		informer, err := c.config.Cache.GetInformer(ctx, w.object, cache.BlockUntilSynced(false))
 		if err != nil {
 			if meta.IsNoMatchError(err) {

@@ -10,6 +10,8 @@ const (
 	ReasonUnknownGateway = "UnknownGateway"
 	ReasonIssuerConflict = "IssuerConflict"
 	ReasonKeysUnusable   = "KeysUnusable"
+	// ReasonNoSidecar: a rule's tokens would be checked by nobody.
+	ReasonNoSidecar = "NoSidecar"
 	// ReasonShadowed is a warning: an earlier rule takes all its requests.
 	ReasonShadowed = "Shadowed"
 )

@@ -108,6 +108,9 @@ func (t *ruleTranslator) rule(i int) ir.Rule {
 	}
 	if t.closed == nil && jwt != nil {
 		t.checkIssuers(jwt, backends)
+		if t.settings.TokensAtSidecars {
+			t.checkSidecars(backends)
+		}
 	}
 	if t.closed != nil {
 		return ir.Rule{ID: out.ID, Index: i, Path: out.Path, Methods: out.Methods, Headers: out.Headers, Closed: t.closed}

@@ -8,6 +8,7 @@ import (
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
@@ -23,6 +24,8 @@ type Snapshot struct {
 	Subscriptions       []*v1alpha1.Subscription
 	ApplicationBindings []*v1alpha1.ApplicationBinding
 
+	// Pods of lambdas, when [Settings.TokensAtSidecars].
+	Pods           []*metav1.PartialObjectMetadata
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
 	// Secrets that [SecretRefs] lists, as far as they exist.
@@ -47,6 +50,9 @@ type Settings struct {
 	// GatewayServiceAccount that the gateways' proxies run as; default
 	// lambdamesh-system/gateway.
 	GatewayServiceAccount types.NamespacedName
+	// TokensAtSidecars: the sidecars of backends check tokens, not the gateway. A
+	// rule with jwt is refused then unless its backends' pods have one.
+	TokensAtSidecars bool
 	// AdvertisedPorts: where clients reach a Gateway server's port, when that is
 	// another one (a load balancer's, or that of a local listener). Only the
 	// URLs in a status depend on it.

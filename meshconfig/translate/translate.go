@@ -38,6 +38,7 @@ type translator struct {
 	services    map[types.NamespacedName]*corev1.Service
 	secrets     map[types.NamespacedName]*corev1.Secret
 	slices      map[types.NamespacedName][]*discoveryv1.EndpointSlice // by Service
+	pods        map[string][]*metav1.PartialObjectMetadata            // by lambda, namespace/name
 	entries     entryIndex
 	jwks        map[string]KeySetResult
 	apiRules    []*v1alpha1.APIRule // oldest first
@@ -63,6 +64,7 @@ func newTranslator(s Snapshot) *translator {
 		services:     byName(s.Services),
 		secrets:      byName(s.Secrets),
 		slices:       map[types.NamespacedName][]*discoveryv1.EndpointSlice{},
+		pods:         map[string][]*metav1.PartialObjectMetadata{},
 		jwks:         s.JWKS,
 		apiRules:     slices.SortedFunc(slices.Values(s.APIRules), compareAge),
 		bindings:     sorted(s.ApplicationBindings),
@@ -81,6 +83,10 @@ func newTranslator(s Snapshot) *translator {
 	for _, e := range sorted(s.EndpointSlices) {
 		service := types.NamespacedName{Namespace: e.Namespace, Name: e.Labels[discoveryv1.LabelServiceName]}
 		t.slices[service] = append(t.slices[service], e)
+	}
+	for _, pod := range sorted(s.Pods) {
+		lambda := pod.Namespace + "/" + pod.Labels[v1alpha1.LabelLambda]
+		t.pods[lambda] = append(t.pods[lambda], pod)
 	}
 	return t
 }
