@@ -11,6 +11,7 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 )
@@ -188,6 +189,10 @@ func (e *exchange) sanitize() string {
 	}
 	if !e.hcm.http10 && !e.r.ProtoAtLeast(1, 1) {
 		return lowVersion
+	}
+	// HTTP/2 carries any text as a method, and net/http passes it on.
+	if !httpguts.ValidHeaderFieldName(e.r.Method) {
+		return "http.invalid_method"
 	}
 	if reason := e.sanitizeHost(); reason != "" {
 		return reason
