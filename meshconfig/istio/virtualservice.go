@@ -4,6 +4,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	networking "istio.io/api/networking/v1alpha3"
@@ -85,12 +86,35 @@ func (w *writer) enforceable(r *ir.Rule) bool {
 	return true
 }
 
+// with adds a condition on a header. The map holds one for each name, so further
+// ones take the name in another case: istiod passes keys on as they are
+// (TranslateRouteMatch), and to Envoy they name the same header. The translation
+// allows no more conditions than a name has cases.
 func with(m map[string]*networking.StringMatch, name string, value *networking.StringMatch) map[string]*networking.StringMatch {
 	if m == nil {
 		m = map[string]*networking.StringMatch{}
 	}
-	m[name] = value
+	key := name
+	for n := 1; m[key] != nil && !proto.Equal(m[key], value); n++ {
+		key = inCase(name, n)
+	}
+	m[key] = value
 	return m
+}
+
+// inCase is the n-th way to write a lower-case name: each bit of n is a letter's.
+func inCase(name string, n int) string {
+	text := []byte(name)
+	for i, c := range text {
+		if c < 'a' || c > 'z' {
+			continue
+		}
+		if n&1 == 1 {
+			text[i] = c - 'a' + 'A'
+		}
+		n >>= 1
+	}
+	return string(text)
 }
 
 func (w *writer) route(r *ir.Rule) *networking.HTTPRoute {

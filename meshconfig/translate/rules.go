@@ -158,6 +158,7 @@ func (t *ruleTranslator) match(spec *v1alpha1.Rule, out *ir.Rule) {
 	}
 	slices.Sort(out.Methods)
 	out.Methods = slices.Compact(out.Methods)
+	conditions := map[string]int{}
 	for i, h := range spec.Headers {
 		field := fmt.Sprintf(".headers[%d]", i)
 		match, problem := headerMatch(h)
@@ -168,8 +169,25 @@ func (t *ruleTranslator) match(spec *v1alpha1.Rule, out *ir.Rule) {
 			t.refuse(field, v1alpha1.ReasonInvalid, "%s", problem)
 			continue
 		}
-		out.Headers = append(out.Headers, ir.HeaderMatch{Name: strings.ToLower(h.Name), StringMatch: match})
+		name := strings.ToLower(h.Name)
+		if conditions[name]++; conditions[name] > maxConditions(name) {
+			t.refuse(field, v1alpha1.ReasonInvalid, "%q has too many conditions; say them in one regex", h.Name)
+			continue
+		}
+		out.Headers = append(out.Headers, ir.HeaderMatch{Name: name, StringMatch: match})
 	}
+}
+
+// maxConditions on one header: Istio's objects tell them apart by the case of
+// the name's letters.
+func maxConditions(name string) int {
+	letters := 0
+	for _, c := range name {
+		if c >= 'a' && c <= 'z' {
+			letters++
+		}
+	}
+	return 1 << min(letters, 8)
 }
 
 func headerMatch(h v1alpha1.HeaderMatch) (match ir.StringMatch, problem string) {
