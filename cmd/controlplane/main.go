@@ -60,6 +60,7 @@ for --xds-address.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.mesh, "mesh", "istio", "who programs the data plane: istio, or envoy for Envoys of our own")
+	f.StringVar(&o.meshConfig, "istio-mesh-config", "istio-system/istio", "namespace/name of the ConfigMap with Istio's MeshConfig; its pathNormalization is checked; --mesh=istio only")
 	f.StringVar(&o.xdsAddress, "xds-address", ":15010", "where data planes connect (gRPC over TLS); --mesh=envoy only")
 	f.StringSliceVar(&o.xdsServerNames, "xds-server-name", nil, "name in the certificate of the ADS server; repeatable (default: those of the Service controlplane, and localhost)")
 	f.StringVar(&o.adminAddress, "admin-address", ":9090", "health and metrics")

@@ -85,6 +85,11 @@ func cluster(t *testing.T) (*rest.Config, client.Client) {
 	require.NoError(t, err)
 	for _, object := range []client.Object{
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.SystemNamespace}},
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "istio-system"}},
+		&corev1.ConfigMap{
+			ObjectMeta: metav1.ObjectMeta{Name: "istio", Namespace: "istio-system"},
+			Data:       map[string]string{"mesh": "pathNormalization:\n  normalization: MERGE_SLASHES\n"},
+		},
 		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.ServiceAccountGateway, Namespace: v1alpha1.SystemNamespace}},
 		&networkingv1.Gateway{
 			ObjectMeta: metav1.ObjectMeta{

@@ -38,6 +38,7 @@ import (
 // options are what the flags set.
 type options struct {
 	mesh           string
+	meshConfig     string
 	xdsAddress     string
 	xdsServerNames []string
 	adminAddress   string
@@ -55,8 +56,10 @@ type parts struct {
 	*options
 	manager  ctrl.Manager
 	settings translate.Settings
-	log      *slog.Logger
-	registry *prometheus.Registry
+	// meshConfig of Istio; empty in other meshes.
+	meshConfig types.NamespacedName
+	log        *slog.Logger
+	registry   *prometheus.Registry
 }
 
 func run(ctx context.Context, stderr io.Writer, o *options) error {
@@ -94,7 +97,7 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 	meshController, err := mesh.New(mesh.Config{
 		Cache: manager.GetCache(), Client: manager.GetClient(), Reader: manager.GetAPIReader(),
 		Outputs: []mesh.Output{output}, JWKS: jwks.Config{Policy: policy}, Elected: manager.Elected(),
-		Settings: p.settings, Log: log, Registry: p.registry,
+		MeshConfig: p.meshConfig, Settings: p.settings, Log: log, Registry: p.registry,
 	})
 	if err != nil {
 		return err
@@ -155,6 +158,11 @@ func managerComponent(manager ctrl.Manager) component.Component {
 }
 
 func istioMesh(_ context.Context, p *parts) (mesh.Output, []component.Component, error) {
+	namespace, name, found := strings.Cut(p.options.meshConfig, "/")
+	if !found || namespace == "" || name == "" {
+		return nil, nil, fmt.Errorf("--istio-mesh-config %q: write namespace/name of the ConfigMap with Istio's MeshConfig", p.options.meshConfig)
+	}
+	p.meshConfig = types.NamespacedName{Namespace: namespace, Name: name}
 	output, err := mesh.NewIstioOutput(mesh.IstioConfig{
 		Cache: p.manager.GetCache(), Client: p.manager.GetClient(), Elected: p.manager.Elected(), Log: p.log,
 	})

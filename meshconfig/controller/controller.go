@@ -47,6 +47,9 @@ type Config struct {
 	// JWKS says how key sets are fetched; its Policy is required, its OnChange
 	// and Log are set here.
 	JWKS jwks.Config
+	// MeshConfig is the ConfigMap of Istio's MeshConfig, without whose path
+	// normalization no rule is accepted. Empty: the mesh is not Istio's.
+	MeshConfig types.NamespacedName
 	// Elected is closed when this process may write to the API server: a
 	// manager's Elected(). Nil: it may at once.
 	Elected <-chan struct{}
@@ -87,9 +90,10 @@ type Controller struct {
 	dirty    chan struct{}
 	progress chan struct{}
 
-	keySets *jwks.Fetcher
-	secrets *secrets
-	writer  *statusWriter
+	keySets    *jwks.Fetcher
+	secrets    *secrets
+	meshConfig *meshConfig
+	writer     *statusWriter
 
 	// statuses of the last rebuild; used by the loop only.
 	statuses []translate.APIRuleStatus
@@ -149,6 +153,7 @@ func New(config Config) (*Controller, error) {
 		return nil, fmt.Errorf("configure the mesh controller: %w", err)
 	}
 	c.secrets = newSecrets(config.Reader)
+	c.meshConfig = newMeshConfig(config.Reader, config.MeshConfig)
 	c.writer = newStatusWriter(config.Cache, config.Client, c.metrics, c.log)
 	return c, nil
 }
@@ -163,6 +168,7 @@ func (c *Controller) Ready() <-chan struct{} { return c.ready }
 func (c *Controller) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.keySets.Run(ctx) })
+	group.Go(func() error { return c.meshConfig.run(ctx, c.markDirty) })
 	group.Go(func() error { return c.writer.run(ctx, c.config.Elected) })
 	for _, output := range c.config.Outputs {
 		group.Go(func() error {

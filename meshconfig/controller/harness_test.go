@@ -21,6 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -136,6 +137,8 @@ type options struct {
 	jwks    jwks.Config
 	replica string
 	standby bool // somebody else is the leader
+	// meshConfig is the name of the ConfigMap in the world's namespace.
+	meshConfig string
 }
 
 func (w *world) controlPlane(change ...func(*options)) *controlPlane {
@@ -183,6 +186,7 @@ func (w *world) controlPlane(change ...func(*options)) *controlPlane {
 	require.NoError(w.t, err)
 	c, err := controller.New(controller.Config{
 		Cache: objects, Client: w.client, Reader: w.client, Outputs: outputs, JWKS: o.jwks, Elected: elected, Log: log,
+		MeshConfig: types.NamespacedName{Namespace: w.namespace, Name: o.meshConfig},
 	})
 	require.NoError(w.t, err)
 	stopCache := run(w.t, runFunc(objects.Start))

@@ -46,6 +46,9 @@ func (c *Controller) snapshot(ctx context.Context) (translate.Snapshot, error) {
 		s.Pods = pointers(pods.Items)
 	}
 	var err error
+	if s.MeshProblem, err = c.meshConfig.lacks(); err != nil {
+		return s, err
+	}
 	if s.APIRules, err = c.apiRules(ctx); err != nil {
 		return s, err
 	}

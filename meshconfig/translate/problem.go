@@ -12,6 +12,9 @@ const (
 	ReasonKeysUnusable   = "KeysUnusable"
 	// ReasonNoSidecar: a rule's tokens would be checked by nobody.
 	ReasonNoSidecar = "NoSidecar"
+	// ReasonPathsNotNormalized: the mesh's own configuration leaves paths with
+	// several meanings.
+	ReasonPathsNotNormalized = "PathsNotNormalized"
 	// ReasonShadowed is a warning: an earlier rule takes all its requests.
 	ReasonShadowed = "Shadowed"
 )

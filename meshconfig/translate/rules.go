@@ -31,6 +31,9 @@ func (t *translator) addAPIRules() {
 			t.report(apiRuleProblem(r, v1alpha1.ConditionAccepted, "spec.gateway").because(ReasonUnknownGateway,
 				"there is no networking.istio.io/v1 Gateway %s; create it or name another one", key))
 		}
+		if t.meshProblem != "" {
+			t.report(apiRuleProblem(r, v1alpha1.ConditionAccepted, "spec.rules").because(ReasonPathsNotNormalized, "%s", t.meshProblem))
+		}
 		hosts := t.hosts(r, g)
 		rt := ruleTranslator{translator: t, object: r, served: len(hosts) > 0, ids: map[string]int{}}
 		vh := ir.VirtualHost{Owner: owner("APIRule", r), Hosts: hosts, CORS: rt.cors()}
@@ -91,6 +94,9 @@ func (t *ruleTranslator) rule(i int) ir.Rule {
 	spec := &t.object.Spec.Rules[i]
 	t.field, t.closed = fmt.Sprintf("spec.rules[%d]", i), nil
 
+	if t.meshProblem != "" {
+		t.closed = &ir.Closed{Status: statusClosed, Reason: ReasonPathsNotNormalized}
+	}
 	out := ir.Rule{ID: t.id(spec), Index: i}
 	t.match(spec, &out)
 	jwt := t.auth(spec)

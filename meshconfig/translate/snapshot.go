@@ -19,6 +19,10 @@ import (
 type Snapshot struct {
 	Settings Settings
 
+	// MeshProblem tells people what the mesh itself lacks for paths to mean what
+	// rules say; all rules are closed until it is empty.
+	MeshProblem string
+
 	APIRules            []*v1alpha1.APIRule
 	Lambdas             []*v1alpha1.Lambda
 	Subscriptions       []*v1alpha1.Subscription

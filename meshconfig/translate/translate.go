@@ -31,8 +31,9 @@ func Translate(s Snapshot) (ir.Mesh, Problems) {
 
 // translator holds what is found while the objects are read.
 type translator struct {
-	settings Settings
-	problems Problems
+	settings    Settings
+	meshProblem string
+	problems    Problems
 
 	lambdas     map[types.NamespacedName]*v1alpha1.Lambda
 	services    map[types.NamespacedName]*corev1.Service
@@ -60,6 +61,7 @@ type translator struct {
 func newTranslator(s Snapshot) *translator {
 	t := &translator{
 		settings:     s.Settings.withDefaults(),
+		meshProblem:  s.MeshProblem,
 		lambdas:      byName(s.Lambdas),
 		services:     byName(s.Services),
 		secrets:      byName(s.Secrets),

@@ -11,10 +11,12 @@ import (
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/filesource"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+	"github.com/lambdamesh/lambdamesh/meshconfig/meshtest"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
@@ -226,6 +228,26 @@ func TestURLsNameTheAdvertisedPort(t *testing.T) {
 	mesh, problems := translate.Translate(s)
 	statuses := translate.Statuses(s, mesh, problems)
 	require.Equal(t, []string{"http://h.lambdas.localhost:8080/"}, statuses[0].URLs, "a wildcard has no URL")
+}
+
+func TestNoRuleIsOpenWhileTheMeshLeavesPathsAmbiguous(t *testing.T) {
+	for _, c := range meshtest.Cases(t) {
+		s := c.Snapshot(t)
+		s.MeshProblem = "set it right"
+		mesh, problems := translate.Translate(s)
+		require.NoError(t, mesh.Validate())
+		for i := range mesh.Gateways {
+			for _, vh := range mesh.Gateways[i].VirtualHosts {
+				for _, rule := range vh.Rules {
+					require.NotNil(t, rule.Closed, rule.ID)
+				}
+			}
+		}
+		for _, status := range translate.Statuses(s, mesh, problems) {
+			require.Equal(t, metav1.ConditionFalse, status.Conditions[0].Status, status.Name)
+			require.Contains(t, status.Conditions[0].Message, "set it right")
+		}
+	}
 }
 
 func TestSettingsNameTheIdentities(t *testing.T) {
