@@ -9,12 +9,15 @@
 # allows that, and otherwise built from the Go module proxy with nothing but Go.
 # LAMBDAMESH_PREBUILT=0 skips the downloads.
 #
-# Usage: hack/kubernetes/get.sh        fill the cache
-#        hack/kubernetes/get.sh --dir  only say which folder it is
+# Usage: hack/kubernetes/get.sh          fill the cache
+#        hack/kubernetes/get.sh --nodes  with kubelet, kube-proxy and kube-scheduler too
+#        hack/kubernetes/get.sh --dir    only say which folder it is
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 programs="etcd kube-apiserver kube-controller-manager kubectl"
+node_programs="kubelet kube-proxy kube-scheduler" # Linux only, for hack/cluster
+[ "${1:-}" != --nodes ] || programs="$programs $node_programs"
 
 say() { printf 'kubernetes: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -121,8 +124,8 @@ sha256() {
 	fi
 }
 
-# The controller manager is in no bundle of setup-envtest, but among the
-# released binaries of Linux.
+# The controller manager and what makes a node are in no bundle of
+# setup-envtest, but among the released binaries of Linux.
 release_host=${LAMBDAMESH_KUBERNETES_RELEASES:-https://dl.k8s.io}
 
 fetch_release() { # program
@@ -159,7 +162,10 @@ if [ "${LAMBDAMESH_PREBUILT:-1}" != 0 ]; then
 		fetch_envtest || say "no prebuilt binaries within reach; building from source instead"
 	fi
 	if [ "$os" = linux ]; then
-		have kube-controller-manager || fetch_release kube-controller-manager || true
+		for program in $(missing); do
+			[ "$program" != etcd ] || continue # not one of Kubernetes' releases
+			fetch_release "$program" || break  # one that is out of reach means all are
+		done
 	fi
 	if [ -z "$(missing)" ]; then
 		say "ready after $(elapsed)"
@@ -173,7 +179,7 @@ for program in $(missing); do
 	targets="$targets ./$program"
 done
 say "building $(missing)from the Go module proxy"
-say "the first build takes 5 to 6 minutes on 2 cores and is kept for every later checkout"
+say "the first build takes 5 to 7 minutes on 2 cores and is kept for every later checkout"
 
 export GOWORK=off GOOS="$os" GOARCH="$arch" CGO_ENABLED=0 GOFLAGS=-buildvcs=false
 
