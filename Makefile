@@ -13,7 +13,7 @@ TOOL := hack/tools/run
 # Modules of their own inside the checkout that have tests (the runtimes' SDKs).
 NESTED = $(shell find . -name go.mod -not -path './go.mod' -not -path './hack/*' \
 	-not -path '*/testdata/*' -not -path '*/node_modules/*' -not -path './.lambdamesh/*' -exec dirname {} \;)
-MODULES = . $(NESTED) hack/kubernetes hack/tools hack/tools/lint
+MODULES = . $(NESTED) hack/kubernetes hack/cluster hack/cluster/containerd hack/cluster/coredns hack/tools hack/tools/lint
 
 # Tests and benchmarks of the whole module, or `make test PKG=./eventbus/...`.
 PKG ?=
@@ -50,6 +50,18 @@ kubernetes: check-go ## Get kube-apiserver, etcd, kube-controller-manager and ku
 	@hack/kubernetes/get.sh
 	@mkdir -p bin && ln -sf "$$(hack/kubernetes/get.sh --dir)/kubectl" bin/kubectl
 
+# Clusters have names, so that several run side by side: make cluster NAME=b NODES=3
+NAME ?= mesh
+NODES ?= 2
+
+.PHONY: cluster
+cluster: check-go ## Start real Kubernetes nodes on this machine (Linux, root; hack/cluster); NODES=2 NAME=mesh
+	@hack/cluster/run up --name '$(NAME)' --nodes '$(NODES)'
+
+.PHONY: cluster-down
+cluster-down: check-go ## End that cluster and undo what it changed, also after an interrupted start
+	@hack/cluster/run down --name '$(NAME)'
+
 .PHONY: images
 images: check-go ## Build container images to dist/images.tar; KO_DOCKER_REPO=registry/path pushes them instead
 	@VERSION='$(VERSION)' hack/images.sh
@@ -64,6 +76,10 @@ test: kubernetes ## Run the unit and integration tests (with -race where a C com
 e2e: build ## Drive the built programs from outside
 	@KUBEBUILDER_ASSETS="$$(hack/kubernetes/get.sh --dir)" LAMBDAMESH_BIN='$(CURDIR)/bin' CGO_ENABLED=0 \
 		go test -count=1 -timeout 20m $(ARGS) ./e2e/...
+
+.PHONY: test-cluster
+test-cluster: check-go ## Test hack/cluster with real clusters (root; says when it is left out)
+	@hack/cluster/test.sh $(ARGS)
 
 .PHONY: bench
 bench: build ## Run the benchmarks into dist/bench.txt; BASE=old.txt compares with an earlier run
