@@ -18,11 +18,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
+	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
 	"github.com/lambdamesh/lambdamesh/manifests"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
@@ -173,4 +175,33 @@ func workloads(t *testing.T, objects []*unstructured.Unstructured) []workload {
 		found = append(found, typed)
 	}
 	return found
+}
+
+// A lambda's NetworkPolicy names the pods of the gateway and the event bus by
+// namespace and labels, which are those that are installed.
+func TestLambdasLetInThePodsThatAreInstalled(t *testing.T) {
+	lambda := &v1alpha1.Lambda{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "a"}}
+	for _, overlay := range []string{"overlays/istio", "overlays/envoy"} {
+		t.Run(overlay, func(t *testing.T) {
+			all := workloads(t, render(t, overlay))
+			for program, callers := range map[string]deploy.Callers{"gateway": {Gateway: true}, "eventbus": {EventBus: true}} {
+				ingress := deploy.NetworkPolicy(lambda, callers, deploy.Options{}).Spec.Ingress
+				from := ingress[len(ingress)-1].From
+				require.Len(t, from, 1)
+				matching := 0
+				for _, w := range all {
+					if w.Namespace != from[0].NamespaceSelector.MatchLabels[corev1.LabelMetadataName] {
+						continue
+					}
+					selector, err := metav1.LabelSelectorAsSelector(from[0].PodSelector)
+					require.NoError(t, err)
+					if selector.Matches(labels.Set(w.Spec.Template.Labels)) {
+						matching++
+						require.Equal(t, program, w.Spec.Template.Spec.ServiceAccountName)
+					}
+				}
+				require.Equal(t, 1, matching, program)
+			}
+		})
+	}
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/lambdas/build"
 	lambdas "github.com/lambdamesh/lambdamesh/lambdas/controller"
+	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	mesh "github.com/lambdamesh/lambdamesh/meshconfig/controller"
@@ -102,7 +103,7 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 	if err != nil {
 		return err
 	}
-	if err := lambdas.Add(manager, lambdas.Config{Builder: o.images, Log: log}); err != nil {
+	if err := lambdas.Add(manager, lambdas.Config{Builder: o.images, Deploy: deploy.Options{SystemNamespace: o.namespace}, Log: log}); err != nil {
 		return err
 	}
 	adminListener, err := httpserver.Listen(ctx, o.adminAddress, "--admin-address")

@@ -89,7 +89,7 @@ func Add(mgr ctrl.Manager, config Config) error {
 	if err != nil {
 		return fmt.Errorf("add the lambda controller: %w", err)
 	}
-	return nil
+	return addPolicies(mgr, config)
 }
 
 type reconciler struct {
@@ -217,7 +217,8 @@ func (r *reconciler) sourceFailed(ctx context.Context, lambda *v1alpha1.Lambda, 
 // taken tells which object of the lambda's name is not the lambda's. It is left
 // alone.
 func (r *reconciler) taken(ctx context.Context, lambda *v1alpha1.Lambda, objects deploy.Objects) (string, error) {
-	for _, object := range objects.All() {
+	policy := deploy.NetworkPolicy(lambda, deploy.Callers{}, r.config.Deploy)
+	for _, object := range append(objects.All(), policy) {
 		existing, ok := object.DeepCopyObject().(client.Object)
 		if !ok {
 			continue

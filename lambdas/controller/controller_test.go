@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -199,6 +200,7 @@ func TestController(t *testing.T) {
 	for kind, theirs := range map[string]client.Object{
 		"ConfigMap":      &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "sample-source-1"}, Data: map[string]string{"theirs": "yes"}},
 		"ServiceAccount": &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "sample"}},
+		"NetworkPolicy":  &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "lambda-sample"}},
 	} {
 		t.Run("what somebody else made stays theirs, although the cache does not hold it: "+kind, func(t *testing.T) {
 			ns := testkit.Namespace(t, config)
@@ -215,6 +217,14 @@ func TestController(t *testing.T) {
 			require.Equal(t, version, theirs.GetResourceVersion())
 		})
 	}
+
+	t.Run("a lambda's network policy lets in what names it", func(t *testing.T) {
+		ns := testkit.Namespace(t, config)
+		builder.set(ns, func(*v1alpha1.Lambda) (build.Artifact, error) {
+			return build.Artifact{}, &build.Error{Reason: build.ReasonBuildFailed, Message: "it does not wait for a build"}
+		})
+		testPolicies(t, w, ns)
+	})
 
 	t.Run("what a replica's crash says reaches the lambda", func(t *testing.T) {
 		ns := testkit.Namespace(t, config)

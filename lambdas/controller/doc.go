@@ -7,5 +7,8 @@
 // knows nothing of where it runs: the builder is handed in, and replica counts
 // come from the Deployment's status, which a cluster or the local node writes.
 //
+// Beside it runs a controller of NetworkPolicies, which lets to a lambda's pods
+// what APIRules, Subscriptions and its access list name (policy.go).
+//
 // What may enter: steps of that reconciliation.
 package controller

@@ -43,6 +43,9 @@ type Options struct {
 	// PublishURL and ConnectorURL default to the Services of the system
 	// namespace.
 	PublishURL, ConnectorURL string
+	// SystemNamespace of the gateway's and the event bus's pods; default
+	// [v1alpha1.SystemNamespace].
+	SystemNamespace string
 }
 
 // Objects run one lambda.

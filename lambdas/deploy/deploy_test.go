@@ -94,3 +94,25 @@ func TestWhatIsNotDeployedIsTold(t *testing.T) {
 	reason, _ = deploy.Check(lambda)
 	require.Equal(t, v1alpha1.ReasonInvalid, reason)
 }
+
+func TestNetworkPolicy(t *testing.T) {
+	access := []v1alpha1.LambdaAccess{{Lambda: "report"}, {Namespace: "bank", Lambda: "ledger"}, {Namespace: "tools", ServiceAccount: "cron"}}
+	for name, test := range map[string]struct {
+		access  []v1alpha1.LambdaAccess
+		callers deploy.Callers
+		options deploy.Options
+	}{
+		"nobody":   {},
+		"gateway":  {callers: deploy.Callers{Gateway: true}},
+		"eventbus": {callers: deploy.Callers{EventBus: true}, options: deploy.Options{SystemNamespace: "mesh"}},
+		"all":      {access, deploy.Callers{Gateway: true, EventBus: true}, deploy.Options{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			lambda := newLambda()
+			lambda.Spec.Access = test.access
+			text, err := yaml.Marshal(deploy.NetworkPolicy(lambda, test.callers, test.options))
+			require.NoError(t, err)
+			testkit.Golden(t, filepath.Join("testdata", "policy-"+name+".yaml"), text)
+		})
+	}
+}

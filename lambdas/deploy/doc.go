@@ -1,5 +1,6 @@
 // Package deploy says which Kubernetes objects run a Lambda: its Deployment,
-// Service, ServiceAccount and, when the source is mounted, a ConfigMap.
+// Service, ServiceAccount, NetworkPolicy and, when the source is mounted, a
+// ConfigMap.
 //
 // It is pure: the same lambda and artifact give the same objects. The objects
 // are the same in a cluster and in `lambdamesh dev`; there the local node sets

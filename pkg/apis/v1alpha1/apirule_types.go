@@ -145,7 +145,7 @@ type HTTPMethod string
 // HeaderMatch is a condition on a request header: exactly one of exact,
 // prefix, regex, present.
 // +kubebuilder:validation:XValidation:rule="[has(self.exact), has(self.prefix), has(self.regex), has(self.present)].filter(x, x).size() == 1",message="a header match needs exactly one of exact, prefix, regex, present"
-// +kubebuilder:validation:XValidation:rule="!has(self.exact) || self.exact != ''",message="an empty exact value cannot be matched; write present: false for a header that must not be there"
+// +kubebuilder:validation:XValidation:rule="!has(self.exact) || size(self.exact) > 0",message="an empty exact value cannot be matched; write present: false for a header that must not be there"
 type HeaderMatch struct {
 	// Name, case-insensitive.
 	// +kubebuilder:validation:MaxLength=128
