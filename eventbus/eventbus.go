@@ -22,6 +22,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/eventbus/push"
 	"github.com/lambdamesh/lambdamesh/eventbus/stan"
 	"github.com/lambdamesh/lambdamesh/eventbus/stream"
+	"github.com/lambdamesh/lambdamesh/eventbus/tokens"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
@@ -183,6 +184,7 @@ func New(config Config) (*Bus, error) {
 	var publishers ingress.Publishers
 	var subscribed func(string) []string
 	var kubeClient kubernetes.Interface
+	var reviews *tokens.Reviews
 	var parts []component.Component
 	if config.REST != nil {
 		mgr, err := newManager(config)
@@ -196,6 +198,7 @@ func New(config Config) (*Bus, error) {
 		if kubeClient, err = kubernetes.NewForConfig(config.REST); err != nil {
 			return nil, fmt.Errorf("event bus: %w", err)
 		}
+		reviews = tokens.New(kubeClient.AuthenticationV1().TokenReviews())
 		parts = append(parts, managerComponent(mgr))
 	}
 
@@ -203,11 +206,11 @@ func New(config Config) (*Bus, error) {
 	// store is there as long as anybody uses it.
 	all := []component.Component{}
 	if config.AdminListener != nil {
-		all = append(all, b.adminServer(config, kubeClient))
+		all = append(all, b.adminServer(config, reviews, kubeClient))
 	}
 	all = append(all, b.store, b.dispatcher)
 	all = append(all, parts...)
-	all = append(all, b.publishServers(config, kubeClient, publishers, subscribed)...)
+	all = append(all, b.publishServers(config, reviews, publishers, subscribed)...)
 	b.Group = component.NewGroup("eventbus", component.GroupConfig{}, all...)
 	return b, nil
 }
@@ -259,14 +262,14 @@ func managerComponent(mgr ctrl.Manager) component.Component {
 	})
 }
 
-func (b *Bus) adminServer(config Config, client kubernetes.Interface) component.Component {
+func (b *Bus) adminServer(config Config, reviews *tokens.Reviews, client kubernetes.Interface) component.Component {
 	settings := admin.Config{
 		DeadLetters: b.store,
 		Ready:       func(context.Context) error { return b.ready() },
 		Metrics:     config.Registry,
 	}
 	if !config.AdminOpen {
-		settings.Authorize = admin.KubernetesAccess(client)
+		settings.Authorize = admin.KubernetesAccess(reviews, client)
 	}
 	handler := admin.New(settings)
 	if config.AdminOpen {
@@ -288,7 +291,7 @@ func (b *Bus) ready() error {
 	}
 }
 
-func (b *Bus) publishServers(config Config, client kubernetes.Interface, publishers ingress.Publishers, subscribed func(string) []string) []component.Component {
+func (b *Bus) publishServers(config Config, reviews *tokens.Reviews, publishers ingress.Publishers, subscribed func(string) []string) []component.Component {
 	metrics := ingress.NewMetrics(config.Registry)
 	var servers []component.Component
 	serve := func(name string, listener net.Listener, authorizer ingress.Authorizer, guard func(http.Handler) http.Handler) {
@@ -307,7 +310,7 @@ func (b *Bus) publishServers(config Config, client kubernetes.Interface, publish
 	serve("eventbus-mesh", config.MeshListener,
 		ingress.Mesh{TrustDomain: config.TrustDomain, Everything: config.MeshPublishers, Publishers: publishers}, none)
 	if config.TokenListener != nil {
-		serve("eventbus-token", config.TokenListener, ingress.NewTokens(client.AuthenticationV1().TokenReviews(), publishers), none)
+		serve("eventbus-token", config.TokenListener, ingress.Tokens{Reviews: reviews, Publishers: publishers}, none)
 	}
 	serve("eventbus-open", config.OpenListener, ingress.Open{}, func(next http.Handler) http.Handler {
 		return httpserver.BrowserGuard(httpserver.GuardConfig{Hosts: config.OpenHosts}, next)

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
+	"github.com/lambdamesh/lambdamesh/eventbus/tokens"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 )
 
@@ -29,11 +30,9 @@ type DeadLetters interface {
 	DeadLetters(ctx context.Context, consumer string, after uint64, limit int) ([]event.DeadLetter, error)
 }
 
-// ErrUnauthenticated and ErrForbidden are what [Config.Authorize] returns.
-var (
-	ErrUnauthenticated = errors.New("who calls is not known")
-	ErrForbidden       = errors.New("not allowed")
-)
+// ErrForbidden is what [Config.Authorize] returns for callers who are known and
+// may not; for others [tokens.ErrUnauthenticated] and its neighbor.
+var ErrForbidden = errors.New("not allowed")
 
 // Config of the administrative port.
 type Config struct {
@@ -62,9 +61,13 @@ func (c Config) guard(next http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if c.Authorize != nil {
 			switch err := c.Authorize(r); {
-			case errors.Is(err, ErrUnauthenticated):
+			case errors.Is(err, tokens.ErrUnauthenticated):
 				w.Header().Set("WWW-Authenticate", "Bearer")
-				httpserver.Problem(w, http.StatusUnauthorized, "", "send the bearer token of somebody the API server knows")
+				httpserver.Problem(w, http.StatusUnauthorized, "", tokens.Hint)
+				return
+			case errors.Is(err, tokens.ErrTooMany):
+				w.Header().Set("Retry-After", "1")
+				httpserver.Problem(w, http.StatusTooManyRequests, "", "too many tokens that are not known were sent at once")
 				return
 			case errors.Is(err, ErrForbidden):
 				httpserver.Problem(w, http.StatusForbidden, "", "a ClusterRole must allow this nonResourceURL")

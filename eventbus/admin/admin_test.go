@@ -18,6 +18,7 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/eventbus/admin"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
+	"github.com/lambdamesh/lambdamesh/eventbus/tokens"
 )
 
 // letters are dead letters of two subscriptions in turns.
@@ -94,7 +95,7 @@ func TestCallersNeedATokenThatTheAPIServerAllows(t *testing.T) {
 		review, _ := action.(kubetesting.CreateAction).GetObject().(*authenticationv1.TokenReview)
 		switch review.Spec.Token {
 		case "operator", "guest":
-			review.Status.Authenticated = true
+			review.Status.Authenticated, review.Status.Audiences = true, review.Spec.Audiences
 			review.Status.User.Username = review.Spec.Token
 		case "away":
 			return true, nil, errors.New("connection refused")
@@ -107,7 +108,7 @@ func TestCallersNeedATokenThatTheAPIServerAllows(t *testing.T) {
 			*review.Spec.NonResourceAttributes == authorizationv1.NonResourceAttributes{Path: "/admin/v1/dead-letters", Verb: "get"}
 		return true, review, nil
 	})
-	config := admin.Config{DeadLetters: letters(1), Authorize: admin.KubernetesAccess(client)}
+	config := admin.Config{DeadLetters: letters(1), Authorize: admin.KubernetesAccess(tokens.New(client.AuthenticationV1().TokenReviews()), client)}
 	for token, want := range map[string]int{"operator": 200, "guest": 403, "stranger": 401, "": 401, "away": 503} {
 		require.Equal(t, want, get(t, config, "/admin/v1/dead-letters", token, nil), token)
 	}

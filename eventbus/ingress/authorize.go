@@ -6,18 +6,16 @@ import (
 	"regexp"
 	"slices"
 
+	"github.com/lambdamesh/lambdamesh/eventbus/tokens"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 )
 
-// ErrUnauthenticated is returned by an [Authorizer] that cannot tell who calls.
-var ErrUnauthenticated = errors.New("who calls is not known")
-
 // errNoVerdict: whoever knows the callers could not be asked.
 var errNoVerdict = errors.New("the caller could not be checked")
 
-// Authorizer tells who makes a request. It fails with [ErrUnauthenticated], or
-// with another error when it could not find out.
+// Authorizer tells who makes a request. It fails with
+// [tokens.ErrUnauthenticated] or [tokens.ErrTooMany], or with another error when it could not find out.
 type Authorizer interface {
 	Authorize(r *http.Request) (Caller, error)
 }
@@ -97,11 +95,11 @@ func workload(name, namespace, account string, publishers Publishers) Caller {
 func (m Mesh) Authorize(r *http.Request) (Caller, error) {
 	id, ok := httpserver.ClientIdentity(r)
 	if !ok {
-		return Caller{}, ErrUnauthenticated
+		return Caller{}, tokens.ErrUnauthenticated
 	}
 	namespace, account, ok := httpserver.Workload(m.TrustDomain, id)
 	if !ok {
-		return Caller{}, ErrUnauthenticated
+		return Caller{}, tokens.ErrUnauthenticated
 	}
 	caller := workload(id, namespace, account, m.Publishers)
 	caller.Everything = slices.Contains(m.Everything, id)

@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
+	"github.com/lambdamesh/lambdamesh/eventbus/tokens"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 )
 
@@ -15,6 +16,7 @@ import (
 const (
 	retryUnavailable = 2
 	retryFull        = 30
+	retryTokens      = 1
 )
 
 // failure is an answer that is no success.
@@ -55,8 +57,10 @@ func failureOf(err error) *failure {
 		}
 	case errors.Is(err, errNoVerdict):
 		return &failure{status: http.StatusServiceUnavailable, detail: "the token could not be checked now", retryAfter: retryUnavailable}
-	case errors.Is(err, ErrUnauthenticated):
-		return &failure{status: http.StatusUnauthorized, detail: "call through the mesh, or with a service-account token"}
+	case errors.Is(err, tokens.ErrTooMany):
+		return &failure{status: http.StatusTooManyRequests, detail: "too many tokens that are not known were sent at once", retryAfter: retryTokens}
+	case errors.Is(err, tokens.ErrUnauthenticated):
+		return &failure{status: http.StatusUnauthorized, detail: "call through the mesh, or " + tokens.Hint}
 	}
 	return &failure{status: http.StatusInternalServerError, detail: "this is a fault of the event bus"}
 }

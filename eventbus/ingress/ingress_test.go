@@ -18,6 +18,7 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/ingress"
+	"github.com/lambdamesh/lambdamesh/eventbus/tokens"
 )
 
 // store keeps what is published, or fails.
@@ -157,7 +158,8 @@ func TestRefused(t *testing.T) {
 		"broker says size": {request: request{path: "/publish", header: ce()}, store: store{err: event.ErrTooLarge}, status: 413},
 		"a fault of ours":  {request: request{path: "/publish", header: ce()}, store: store{err: errors.New("secret detail")}, status: 500},
 		"not ready":        {request: request{method: "GET", path: "/v1/status/ready"}, store: store{err: event.ErrUnavailable}, status: 503},
-		"unknown caller":   {request: request{path: "/publish", header: ce()}, caller: caller{err: ingress.ErrUnauthenticated}, status: 401, header: map[string]string{"Www-Authenticate": "Bearer"}},
+		"too many tokens":  {request: request{path: "/publish", header: ce()}, caller: caller{err: tokens.ErrTooMany}, status: 429, header: map[string]string{"Retry-After": "1"}},
+		"unknown caller":   {request: request{path: "/publish", header: ce()}, caller: caller{err: tokens.ErrUnauthenticated}, status: 401, header: map[string]string{"Www-Authenticate": "Bearer"}},
 		"another's source": {request: request{path: "/publish", header: ce()}, caller: caller{Caller: ingress.Caller{Name: "x", Source: "/shop/cart"}}, status: 403},
 		"an application":   {request: request{path: "/erp/events", header: ce()}, caller: caller{Caller: ingress.Caller{Name: "x", Source: "/shop/cart"}}, status: 403},
 	} {
@@ -299,7 +301,7 @@ func TestMeshIdentity(t *testing.T) {
 			}
 			c, err := mesh.Authorize(r)
 			if tt.unknown {
-				require.ErrorIs(t, err, ingress.ErrUnauthenticated)
+				require.ErrorIs(t, err, tokens.ErrUnauthenticated)
 				return
 			}
 			require.NoError(t, err)
@@ -321,24 +323,25 @@ type reviewer struct {
 
 func (r *reviewer) Create(_ context.Context, review *authenticationv1.TokenReview, _ metav1.CreateOptions) (*authenticationv1.TokenReview, error) {
 	r.calls++
+	review.Status.Audiences = review.Spec.Audiences
 	switch review.Spec.Token {
 	case "cart":
-		review.Status = authenticationv1.TokenReviewStatus{Authenticated: true, User: authenticationv1.UserInfo{Username: "system:serviceaccount:shop:cart"}}
+		review.Status.Authenticated, review.Status.User.Username = true, "system:serviceaccount:shop:cart"
 	case "person":
-		review.Status = authenticationv1.TokenReviewStatus{Authenticated: true, User: authenticationv1.UserInfo{Username: "jane"}}
+		review.Status.Authenticated, review.Status.User.Username = true, "jane"
 	}
 	return review, r.err
 }
 
 func TestServiceAccountTokens(t *testing.T) {
 	api := &reviewer{}
-	tokens := ingress.NewTokens(api, nil)
+	authorizer := ingress.Tokens{Reviews: tokens.New(api)}
 	authorize := func(values ...string) (ingress.Caller, error) {
 		r := httptest.NewRequest(http.MethodPost, "/", nil)
 		for _, v := range values {
 			r.Header.Add("Authorization", v)
 		}
-		return tokens.Authorize(r)
+		return authorizer.Authorize(r)
 	}
 	for range 3 {
 		c, err := authorize("Bearer cart")
@@ -349,10 +352,10 @@ func TestServiceAccountTokens(t *testing.T) {
 	require.Equal(t, 1, api.calls, "the answer is remembered for a while")
 	for _, bad := range [][]string{nil, {"Bearer "}, {"Basic x"}, {"Bearer unknown"}, {"Bearer person"}, {"Bearer cart", "Bearer cart"}} {
 		_, err := authorize(bad...)
-		require.ErrorIs(t, err, ingress.ErrUnauthenticated, "%v", bad)
+		require.ErrorIs(t, err, tokens.ErrUnauthenticated, "%v", bad)
 	}
 	api.err = io.ErrUnexpectedEOF
 	_, err := authorize("Bearer new")
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
-	require.NotErrorIs(t, err, ingress.ErrUnauthenticated, "an API server that is away is no verdict")
+	require.NotErrorIs(t, err, tokens.ErrUnauthenticated, "an API server that is away is no verdict")
 }

@@ -79,6 +79,12 @@ const LocalImagePrefix = "lambdamesh.local/"
 // data planes authenticate to the ADS server.
 const XDSTokenAudience = "lambdamesh-xds"
 
+// EventBusTokenAudience is the audience of the service-account tokens with which
+// publishers outside the mesh, and users of the admin port, authenticate to the
+// event bus. A token for the API server is not taken: who is shown one could use
+// it there.
+const EventBusTokenAudience = "lambdamesh-eventbus"
+
 // Environment of a lambda's process: the contract between the Deployment and
 // the runtime servers.
 const (

@@ -14,6 +14,11 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
 // maxAnswer bounds what is read of an answer.
@@ -29,6 +34,7 @@ type stored struct {
 
 type publishOptions struct {
 	url, source, eventType, id, subject, contentType, data string
+	tokenFile, serviceAccount                              string
 	extensions                                             []string
 }
 
@@ -39,9 +45,14 @@ func newPublishCommand(g *globals) *cobra.Command {
 		Use:   "publish --source SOURCE --type TYPE [--data JSON|@FILE|@-]",
 		Short: "Publish an event to the event bus",
 		Long: `publish sends one CloudEvent to the event bus and prints its id and its sequence
-number once it is on disk. The same source and id again are stored once.`,
+number once it is on disk. The same source and id again are stored once.
+
+The bus of a local mesh takes what anybody on this machine publishes. That of a
+cluster asks for a service-account token made for it: give a file with one, or
+name the service account, and publish requests one of the cluster.`,
 		Example: `  lambdamesh publish --source commerce --type order.created.v1 --data '{"orderCode":"4711"}'
-  lambdamesh publish --source commerce --type invoice.sent.v1 --data @invoice.json`,
+  lambdamesh publish --source commerce --type invoice.sent.v1 --data @invoice.json
+  lambdamesh publish --url http://127.0.0.1:8080 --service-account shop/adapter --source /shop/adapter --type stock.counted.v1`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.source == "" || o.eventType == "" {
@@ -57,7 +68,11 @@ number once it is on disk. The same source and id again are stored once.`,
 				}
 				o.url = e.EventBus
 			}
-			events, err := publish(cmd.Context(), o, cmd.InOrStdin())
+			token, err := o.token(cmd.Context(), g)
+			if err != nil {
+				return err
+			}
+			events, err := publish(cmd.Context(), o, token, cmd.InOrStdin())
 			if err != nil {
 				return err
 			}
@@ -78,14 +93,54 @@ number once it is on disk. The same source and id again are stored once.`,
 	f.StringVar(&o.subject, "subject", "", "the event's subject")
 	f.StringVar(&o.contentType, "content-type", jsonType, "media type of the data")
 	f.StringVar(&o.data, "data", "", "the data: text, @FILE, or @- for standard input")
+	f.StringVar(&o.tokenFile, "token-file", "", "`file` with a service-account token made for the audience "+v1alpha1.EventBusTokenAudience)
+	f.StringVar(&o.serviceAccount, "service-account", "", "`NAMESPACE/NAME` of a service account to request a token of")
 	f.StringArrayVar(&o.extensions, "extension", nil, "an extension attribute NAME=VALUE; repeatable")
 	out.register(cmd)
 	return cmd
 }
 
+// tokenSeconds is the shortest life of a token that the API server grants.
+const tokenSeconds = 600
+
+// token returns the one to publish with, "" for none.
+func (o *publishOptions) token(ctx context.Context, g *globals) (string, error) {
+	switch {
+	case o.tokenFile != "" && o.serviceAccount != "":
+		return "", usagef("give --token-file or --service-account, not both")
+	case o.tokenFile != "":
+		raw, err := os.ReadFile(o.tokenFile)
+		if err != nil {
+			return "", fmt.Errorf("read --token-file: %w", err)
+		}
+		return strings.TrimSpace(string(raw)), nil
+	case o.serviceAccount == "":
+		return "", nil
+	}
+	namespace, name, ok := strings.Cut(o.serviceAccount, "/")
+	if !ok || namespace == "" || name == "" {
+		return "", usagef("--service-account %q: write NAMESPACE/NAME", o.serviceAccount)
+	}
+	cfg, err := g.restConfig()
+	if err != nil {
+		return "", err
+	}
+	clientset, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return "", fmt.Errorf("connect to the API server %s: %w", cfg.Host, err)
+	}
+	answer, err := clientset.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, name, &authenticationv1.TokenRequest{
+		Spec: authenticationv1.TokenRequestSpec{Audiences: []string{v1alpha1.EventBusTokenAudience}, ExpirationSeconds: new(int64(tokenSeconds))},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return "", fmt.Errorf("request a token of service account %s: %w", o.serviceAccount, err)
+	}
+	return answer.Status.Token, nil
+}
+
 // publish posts the event in binary mode (CloudEvents HTTP binding, section
 // 3.1).
-func publish(ctx context.Context, o publishOptions, stdin io.Reader) ([]stored, error) {
+func publish(ctx context.Context, o publishOptions, token string, stdin io.Reader) ([]stored, error) {
 	data, err := readData(o.data, stdin)
 	if err != nil {
 		return nil, err
@@ -116,6 +171,9 @@ func publish(ctx context.Context, o publishOptions, stdin io.Reader) ([]stored, 
 	}
 	if len(data) > 0 {
 		req.Header.Set("Content-Type", o.contentType)
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	resp, err := (&http.Client{Timeout: time.Minute}).Do(req)
 	if err != nil {
