@@ -292,14 +292,15 @@ func (b *Bus) ready() error {
 }
 
 func (b *Bus) publishServers(config Config, reviews *tokens.Reviews, publishers ingress.Publishers, subscribed func(string) []string) []component.Component {
-	metrics := ingress.NewMetrics(config.Registry)
+	metrics, budget := ingress.NewMetrics(config.Registry), ingress.NewBudget(ingress.DefaultMaxBufferedBytes)
 	var servers []component.Component
 	serve := func(name string, listener net.Listener, authorizer ingress.Authorizer, guard func(http.Handler) http.Handler) {
 		if listener == nil {
 			return
 		}
 		handler := guard(ingress.New(ingress.Config{
-			Publisher: b.store, Authorizer: authorizer, Subscribed: subscribed, Metrics: metrics, Log: config.Log,
+			Publisher: b.store, Authorizer: authorizer, Subscribed: subscribed,
+			Budget: budget, Metrics: metrics, Log: config.Log,
 		}))
 		servers = append(servers, httpserver.New(httpserver.Config{
 			Name: name, Listener: listener, Handler: handler, Log: config.Log,

@@ -1,6 +1,7 @@
 package event
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"mime"
@@ -71,7 +72,7 @@ func ParseHTTP(header http.Header, body []byte, source string) ([]Event, error) 
 	case ModeStructured:
 		return parseStructured(body, source)
 	case ModeBatched:
-		return parseBatch(body, source)
+		return parseBatch(bytes.NewReader(body), source)
 	}
 	return parseBinary(header, body, source)
 }

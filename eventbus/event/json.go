@@ -20,33 +20,6 @@ func parseStructured(body []byte, source string) ([]Event, error) {
 	return []Event{e}, nil
 }
 
-func parseBatch(body []byte, source string) ([]Event, error) {
-	var items []json.RawMessage
-	if err := json.Unmarshal(body, &items); err != nil || items == nil {
-		return nil, &InvalidError{Fields: []FieldError{{Field: "body", Detail: "must be a JSON array of events"}}}
-	}
-	if len(items) > MaxBatchEvents {
-		return nil, &InvalidError{Fields: []FieldError{{
-			Field: "body", Detail: fmt.Sprintf("a batch holds at most %d events, this one %d", MaxBatchEvents, len(items)),
-		}}}
-	}
-	var all problems
-	events := make([]Event, 0, len(items))
-	for i, item := range items {
-		var p problems
-		e := readJSON(&p, item, source)
-		for _, f := range p {
-			f.Field = "[" + strconv.Itoa(i) + "]." + f.Field
-			all = append(all, f)
-		}
-		events = append(events, e)
-	}
-	if len(all) > 0 {
-		return nil, all.err()
-	}
-	return events, nil
-}
-
 // readJSON reads one event of the CloudEvents JSON format.
 func readJSON(p *problems, body []byte, source string) Event {
 	var e Event
@@ -132,6 +105,10 @@ func readData(p *problems, e *Event, data, data64 json.RawMessage) {
 	}
 }
 
+// maxMembers of an event: what is more cannot be valid, and would cost many times
+// what it takes as JSON.
+const maxMembers = maxExtensions + 16
+
 type member struct {
 	name  string
 	value json.RawMessage
@@ -167,6 +144,9 @@ func readObject(body []byte) ([]member, error) {
 		if at, ok := seen[name]; ok {
 			members[at].twice = true
 			continue
+		}
+		if len(members) == maxMembers {
+			return nil, fmt.Errorf("has more than %d members", maxMembers)
 		}
 		seen[name] = len(members)
 		members = append(members, member{name: name, value: value})

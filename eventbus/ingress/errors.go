@@ -17,6 +17,7 @@ const (
 	retryUnavailable = 2
 	retryFull        = 30
 	retryTokens      = 1
+	retryBusy        = 1
 )
 
 // failure is an answer that is no success.

@@ -4,9 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"regexp"
@@ -14,7 +12,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
 )
@@ -25,10 +22,10 @@ const (
 	maxStructuredBytes = 2*event.MaxEventBytes + 64<<10
 	maxBatchBytes      = 16 * event.MaxEventBytes
 	publishTimeout     = 15 * time.Second
+	// storeTimeout ends a call of the broker that nobody waits for any more. It is
+	// only for one that never answers: what it was given is in memory until then.
+	storeTimeout = 5 * time.Minute
 )
-
-// DefaultMaxBufferedBytes is how much of request bodies is held at once.
-const DefaultMaxBufferedBytes = 256 << 20
 
 // Publisher stores events; see [event.ErrFull] and its neighbors for how it
 // refuses.
@@ -53,9 +50,9 @@ type Config struct {
 	// Subscribed returns the type patterns that subscriptions ask of an
 	// application's events; nil answers none.
 	Subscribed func(application string) []string
-	// MaxBufferedBytes bounds the memory request bodies take; default
-	// [DefaultMaxBufferedBytes].
-	MaxBufferedBytes int64
+	// Budget bounds the memory that requests take; several handlers may share
+	// one. Default one of [DefaultMaxBufferedBytes].
+	Budget *Budget
 	// Metrics, nil for none.
 	Metrics *Metrics
 	// Log of what clients are not told; default slog.Default.
@@ -90,19 +87,18 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 // Handler serves the publishing API.
 type Handler struct {
 	config Config
-	memory *semaphore.Weighted
 	mux    *http.ServeMux
 }
 
 // New makes a handler.
 func New(config Config) *Handler {
-	if config.MaxBufferedBytes <= 0 {
-		config.MaxBufferedBytes = DefaultMaxBufferedBytes
+	if config.Budget == nil {
+		config.Budget = NewBudget(DefaultMaxBufferedBytes)
 	}
 	if config.Log == nil {
 		config.Log = slog.Default()
 	}
-	h := &Handler{config: config, memory: semaphore.NewWeighted(config.MaxBufferedBytes), mux: http.NewServeMux()}
+	h := &Handler{config: config, mux: http.NewServeMux()}
 	h.handle("/publish", http.MethodPost, problems, h.cloudEvents)
 	h.handle("/v1/events", http.MethodPost, legacyErrors, h.legacy)
 	h.handle("/{application}/events", http.MethodPost, problems, h.cloudEvents)
@@ -150,23 +146,34 @@ func (h *Handler) cloudEvents(w http.ResponseWriter, r *http.Request) (int, any,
 	if err != nil {
 		return 0, nil, err
 	}
-	limit := int64(h.config.Publisher.MaxEventBytes())
-	switch mode {
-	case event.ModeStructured:
-		limit = maxStructuredBytes
-	case event.ModeBatched:
-		limit = maxBatchBytes
-	}
-	body, release, err := h.read(w, r, limit)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer release()
 	source := caller.Source
 	if application != "" {
 		source = application
 	}
-	events, err := event.ParseHTTP(r.Header, body, source)
+	read, err := h.open(w, r, mode)
+	if err != nil {
+		return 0, nil, err
+	}
+	handedOn := false
+	defer func() {
+		if !handedOn {
+			read.share.close()
+		}
+	}()
+	var events []event.Event
+	if mode == event.ModeBatched {
+		events, err = read.batch(source)
+	} else {
+		var e event.Event
+		e, err = read.one(mode == event.ModeBinary, func(raw []byte) (event.Event, error) {
+			parsed, err := event.ParseHTTP(r.Header, raw, source)
+			if err != nil {
+				return event.Event{}, err
+			}
+			return parsed[0], nil // one, in these modes
+		})
+		events = []event.Event{e}
+	}
 	if err != nil {
 		return 0, nil, err
 	}
@@ -175,7 +182,8 @@ func (h *Handler) cloudEvents(w http.ResponseWriter, r *http.Request) (int, any,
 			events[i].Source = application
 		}
 	}
-	receipts, err := h.publish(r, caller, events)
+	handedOn = true
+	receipts, err := h.publish(r, caller, events, read.share)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -195,16 +203,22 @@ func (h *Handler) legacy(w http.ResponseWriter, r *http.Request) (int, any, erro
 	if contentType := r.Header.Get("Content-Type"); !maybeJSON(contentType) {
 		return 0, nil, fmt.Errorf("%w: %s: legacy events are application/json", event.ErrUnsupportedMediaType, contentType)
 	}
-	body, release, err := h.read(w, r, int64(h.config.Publisher.MaxEventBytes()))
+	read, err := h.open(w, r, event.ModeBinary)
 	if err != nil {
 		return 0, nil, err
 	}
-	defer release()
-	e, err := event.ParseLegacy(body, application, newID)
+	handedOn := false
+	defer func() {
+		if !handedOn {
+			read.share.close()
+		}
+	}()
+	e, err := read.one(false, func(raw []byte) (event.Event, error) { return event.ParseLegacy(raw, application, newID) })
 	if err != nil {
 		return 0, nil, err
 	}
-	receipts, err := h.publish(r, caller, []event.Event{e})
+	handedOn = true
+	receipts, err := h.publish(r, caller, []event.Event{e}, read.share)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -235,32 +249,69 @@ func (h *Handler) admit(r *http.Request) (caller Caller, application string, err
 	return caller, application, nil
 }
 
-// read returns the body, and a function that gives its memory back.
-func (h *Handler) read(w http.ResponseWriter, r *http.Request, limit int64) (body []byte, release func(), err error) {
+// open begins to read a body of the mode.
+func (h *Handler) open(w http.ResponseWriter, r *http.Request, mode event.Mode) (*body, error) {
+	limit := int64(h.config.Publisher.MaxEventBytes())
+	switch mode {
+	case event.ModeStructured:
+		limit = maxStructuredBytes
+	case event.ModeBatched:
+		limit = maxBatchBytes
+	}
 	if r.ContentLength > limit {
-		return nil, nil, &http.MaxBytesError{Limit: limit}
+		return nil, &http.MaxBytesError{Limit: limit}
 	}
-	size := r.ContentLength
-	if size < 0 {
-		size = limit
-	}
-	if !h.memory.TryAcquire(size) {
-		return nil, nil, &failure{status: http.StatusServiceUnavailable, detail: "too many events are being received at once", retryAfter: 1}
-	}
-	release = func() { h.memory.Release(size) }
-	body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
-	if err != nil {
-		release()
-		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return nil, nil, tooLarge
-		}
-		return nil, nil, &failure{status: http.StatusBadRequest, detail: "the body could not be read to its end"}
-	}
-	return body, release, nil
+	return newBody(h.config.Budget, w, r, limit), nil
 }
 
-// publish checks what remains to be checked and stores the events.
-func (h *Handler) publish(r *http.Request, caller Caller, events []event.Event) ([]event.Receipt, error) {
+// publish checks what remains to be checked and stores the events. It closes the
+// share when the broker has answered, which may be after the publisher left: until
+// then the broker holds the events.
+func (h *Handler) publish(r *http.Request, caller Caller, events []event.Event, memory *share) ([]event.Receipt, error) {
+	if err := h.check(r, caller, events); err != nil {
+		memory.close()
+		return nil, err
+	}
+	type answer struct {
+		receipts []event.Receipt
+		err      error
+	}
+	answered := make(chan answer, 1)
+	begin := time.Now()
+	go func() {
+		defer memory.close()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), storeTimeout)
+		defer cancel()
+		receipts, err := h.config.Publisher.Publish(ctx, events)
+		answered <- answer{receipts, err}
+	}()
+	timeout := time.NewTimer(publishTimeout)
+	defer timeout.Stop()
+	var a answer
+	select {
+	case a = <-answered:
+	case <-r.Context().Done():
+		a.err = fmt.Errorf("%w: the publisher left: %w", event.ErrUnavailable, r.Context().Err())
+	case <-timeout.C:
+		a.err = fmt.Errorf("%w: no answer within %s", event.ErrUnavailable, publishTimeout)
+	}
+	if a.err != nil {
+		return nil, a.err
+	}
+	if m := h.config.Metrics; m != nil {
+		m.seconds.Observe(time.Since(begin).Seconds())
+		for _, receipt := range a.receipts {
+			if !receipt.Duplicate {
+				m.events.Inc()
+			}
+		}
+	}
+	return a.receipts, nil
+}
+
+// check tells whether the caller may publish the events, and they are not too
+// large.
+func (h *Handler) check(r *http.Request, caller Caller, events []event.Event) error {
 	limit := h.config.Publisher.MaxEventBytes()
 	for i := range events {
 		e := &events[i]
@@ -269,29 +320,14 @@ func (h *Handler) publish(r *http.Request, caller Caller, events []event.Event) 
 			if caller.Source != "" {
 				detail += fmt.Sprintf(": leave the source out or send %q", caller.Source)
 			}
-			return nil, &failure{status: http.StatusForbidden, detail: detail}
+			return &failure{status: http.StatusForbidden, detail: detail}
 		}
 		if len(e.Data) > limit {
-			return nil, fmt.Errorf("%w: the data of event %q has %d bytes, the limit is %d", event.ErrTooLarge, e.ID, len(e.Data), limit)
+			return fmt.Errorf("%w: the data of event %q has %d bytes, the limit is %d", event.ErrTooLarge, e.ID, len(e.Data), limit)
 		}
 		addTrace(e, r.Header)
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), publishTimeout)
-	defer cancel()
-	begin := time.Now()
-	receipts, err := h.config.Publisher.Publish(ctx, events)
-	if err != nil {
-		return nil, err
-	}
-	if m := h.config.Metrics; m != nil {
-		m.seconds.Observe(time.Since(begin).Seconds())
-		for _, receipt := range receipts {
-			if !receipt.Duplicate {
-				m.events.Inc()
-			}
-		}
-	}
-	return receipts, nil
+	return nil
 }
 
 var traceparent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)

@@ -262,7 +262,7 @@ func TestTraceIsCarried(t *testing.T) {
 }
 
 func TestMemoryForBodiesIsBounded(t *testing.T) {
-	h := ingress.New(ingress.Config{Publisher: &store{}, Authorizer: ingress.Open{}, MaxBufferedBytes: 10, Log: slog.New(slog.DiscardHandler)})
+	h := ingress.New(ingress.Config{Publisher: &store{}, Authorizer: ingress.Open{}, Budget: ingress.NewBudget(10), Log: slog.New(slog.DiscardHandler)})
 	q := httptest.NewRequest(http.MethodPost, "/publish", strings.NewReader(strings.Repeat("x", 11)))
 	for name, value := range ce() {
 		q.Header.Set(name, value)

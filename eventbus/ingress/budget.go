@@ -1,0 +1,148 @@
+package ingress
+
+import (
+	"container/list"
+	"sync"
+	"time"
+)
+
+// DefaultMaxBufferedBytes is how much of requests is in memory at once.
+const DefaultMaxBufferedBytes = 128 << 20
+
+// patience is how long a body may take to arrive before it makes room for others
+// when the budget is used up.
+const patience = 2 * time.Second
+
+// Budget bounds the memory that requests take, of all handlers that share it.
+// Bytes are taken as they arrive, so that who announces much and sends little
+// takes little. When nothing is left, the body that has been arriving the longest
+// makes room; when none has for long, who wants more is refused.
+type Budget struct {
+	mu      sync.Mutex
+	free    int64
+	reading list.List // of *share, those that began first in front
+}
+
+// NewBudget makes one of so many bytes.
+func NewBudget(bytes int64) *Budget { return &Budget{free: bytes} }
+
+// share is what one request has of the budget.
+type share struct {
+	budget *Budget
+	begun  time.Time
+	// interrupt ends a read that waits for bytes.
+	interrupt func()
+
+	held    int64
+	place   *list.Element // in reading; nil when the body is complete
+	evicted bool
+}
+
+// open makes a share for a body that is about to be read.
+func (b *Budget) open(interrupt func()) *share {
+	s := &share{budget: b, begun: time.Now(), interrupt: interrupt}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s.place = b.reading.PushBack(s)
+	return s
+}
+
+// take takes n more bytes. False: there is no room, or others were given what
+// this share had.
+func (s *share) take(n int64) bool {
+	b := s.budget
+	b.mu.Lock()
+	var interrupted []func()
+	for !s.evicted && n > b.free {
+		victim, ok := b.slowest(s)
+		if !ok {
+			break
+		}
+		b.evict(victim)
+		interrupted = append(interrupted, victim.interrupt)
+	}
+	ok := !s.evicted && n <= b.free
+	if ok {
+		b.free -= n
+		s.held += n
+	}
+	b.mu.Unlock()
+	for _, interrupt := range interrupted {
+		interrupt()
+	}
+	return ok
+}
+
+// slowest is the body that has been arriving the longest, if for long enough.
+func (b *Budget) slowest(besides *share) (*share, bool) {
+	for e := b.reading.Front(); e != nil; e = e.Next() {
+		s, _ := e.Value.(*share)
+		if time.Since(s.begun) < patience {
+			return nil, false
+		}
+		if s != besides {
+			return s, true
+		}
+	}
+	return nil, false
+}
+
+func (b *Budget) evict(s *share) {
+	s.evicted = true
+	b.free += s.held
+	s.held = 0
+	b.leave(s)
+}
+
+func (b *Budget) leave(s *share) {
+	if s.place != nil {
+		b.reading.Remove(s.place)
+		s.place = nil
+	}
+}
+
+// giveBack returns n bytes.
+func (s *share) giveBack(n int64) {
+	s.budget.mu.Lock()
+	defer s.budget.mu.Unlock()
+	n = min(n, s.held)
+	s.held -= n
+	s.budget.free += n
+}
+
+// settle makes the share n bytes, more or fewer than it has.
+func (s *share) settle(n int64) bool {
+	s.budget.mu.Lock()
+	more := n - s.held
+	s.budget.mu.Unlock()
+	if more > 0 {
+		return s.take(more)
+	}
+	s.giveBack(-more)
+	return true
+}
+
+// complete says that the body is here: the share makes no more room for others.
+// False: it has already.
+func (s *share) complete() bool {
+	s.budget.mu.Lock()
+	defer s.budget.mu.Unlock()
+	s.budget.leave(s)
+	return !s.evicted
+}
+
+// lost reports whether the share has made room for others.
+func (s *share) lost() bool {
+	s.budget.mu.Lock()
+	defer s.budget.mu.Unlock()
+	return s.evicted
+}
+
+// close returns everything.
+func (s *share) close() {
+	s.budget.mu.Lock()
+	defer s.budget.mu.Unlock()
+	s.budget.leave(s)
+	s.budget.free += s.held
+	s.held = 0
+}
