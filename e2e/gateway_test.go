@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
+
 	"path/filepath"
 	"strings"
 	"sync"
@@ -284,16 +284,4 @@ spec: {hosts: [crash], rules: [{path: "/*", lambda: crash, noAuth: true}]}
 		}
 		return err
 	})
-}
-
-func TestTranslateShowsEveryStageOffline(t *testing.T) {
-	for output, want := range map[string]string{"ir": "last-order", "istio": "kind: VirtualService", "envoy": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"} {
-		t.Run(output, func(t *testing.T) {
-			cmd := exec.CommandContext(t.Context(), binary(t, "lambdamesh"), "translate", "-f", "examples/commerce", "-o", output)
-			cmd.Dir = ".."
-			out, err := cmd.CombinedOutput()
-			require.NoError(t, err, string(out))
-			require.Contains(t, string(out), want)
-		})
-	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -260,12 +261,23 @@ func (r *reconciler) observe(ctx context.Context, lambda *v1alpha1.Lambda) error
 		reconcile.False(lambda, v1alpha1.ConditionDeployed, ReasonProgressing, fmt.Sprintf("%d of %d replicas of this version are ready", min(status.UpdatedReplicas, status.ReadyReplicas), wanted))
 		return nil
 	}
-	message := ""
-	if scale := lambda.Spec.Scale; scale.Max != nil && *scale.Max > wanted {
-		message = fmt.Sprintf("%d replicas, scale.min: this version does not scale up to scale.max by itself", wanted)
-	}
-	reconcile.True(lambda, v1alpha1.ConditionDeployed, ReasonDeployed, message)
+	reconcile.True(lambda, v1alpha1.ConditionDeployed, ReasonDeployed, withoutEffect(lambda.Spec.Scale, wanted))
 	return nil
+}
+
+// defaultConcurrency is what the API server writes where nobody did.
+const defaultConcurrency = 50
+
+// withoutEffect tells what of scale this version takes and does not obey.
+func withoutEffect(scale v1alpha1.LambdaScale, replicas int32) string {
+	var notes []string
+	if scale.Max != nil && *scale.Max > replicas {
+		notes = append(notes, fmt.Sprintf("%d replicas, scale.min: this version does not scale up to scale.max by itself", replicas))
+	}
+	if scale.Concurrency != nil && *scale.Concurrency != defaultConcurrency {
+		notes = append(notes, fmt.Sprintf("scale.concurrency: %d is not enforced by this version: a replica takes what comes", *scale.Concurrency))
+	}
+	return strings.Join(notes, "; ")
 }
 
 // observeReplicas fills the counts alone, when a condition is set already.

@@ -88,7 +88,7 @@ func TestController(t *testing.T) {
 	t.Run("an artifact is deployed, and the status follows the Deployment's", func(t *testing.T) {
 		ns := testkit.Namespace(t, config)
 		builder.set(ns, builds("registry.example/a:1"))
-		lambda := w.create(t, ns, nil)
+		lambda := w.create(t, ns, func(l *v1alpha1.Lambda) { l.Spec.Scale.Concurrency = new(int32(7)) })
 		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionFalse, controller.ReasonProgressing, "0 of 1 replicas")
 		w.rollOut(t, ns)
 		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, "")
@@ -97,6 +97,7 @@ func TestController(t *testing.T) {
 		require.Equal(t, lambda.Generation, lambda.Status.ObservedGeneration)
 		deployed := meta.FindStatusCondition(lambda.Status.Conditions, v1alpha1.ConditionDeployed)
 		require.Contains(t, deployed.Message, "does not scale up to scale.max", "what this version leaves out is told")
+		require.Contains(t, deployed.Message, "scale.concurrency: 7 is not enforced")
 	})
 
 	t.Run("a failed build keeps the last good version and is not tried again before the source changes", func(t *testing.T) {

@@ -27,7 +27,7 @@ const (
 	ReasonReady   = "Ready"
 	ReasonPending = "Pending"
 	// ReasonNotSupported: a valid field that this version does not implement.
-	// It is refused, never ignored.
+	// It is refused. What is taken without effect is told in a message instead.
 	ReasonNotSupported = "NotSupported"
 	ReasonInvalid      = "Invalid"
 	// ReasonNotPermitted: the object's namespace lacks a binding or grant.

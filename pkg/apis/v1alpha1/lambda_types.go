@@ -81,7 +81,8 @@ type LambdaSpec struct {
 	// +listMapKey=mountPath
 	// +kubebuilder:validation:MaxItems=16
 	SecretMounts []SecretMount `json:"secretMounts,omitempty"`
-	// Resources of one replica: a profile or explicit requests and limits.
+	// Resources of one replica: a profile or explicit requests and limits. The
+	// local mesh runs replicas as processes and enforces none.
 	// +optional
 	Resources *LambdaResources `json:"resources,omitempty"`
 	// Timeout of one invocation, 1s to 3900s.
@@ -114,7 +115,8 @@ type SourceSpec struct {
 	// Inline code in this object.
 	// +optional
 	Inline *InlineSource `json:"inline,omitempty"`
-	// Git repository to fetch the code from.
+	// Git repository to fetch the code from (not yet: SourceReady=False,
+	// NotSupported).
 	// +optional
 	Git *GitSource `json:"git,omitempty"`
 	// Image that speaks HTTP on $PORT, pinned by digest if you can; only with
@@ -200,26 +202,28 @@ type LambdaResources struct {
 // LambdaScale bounds the number of replicas.
 // +kubebuilder:validation:XValidation:rule="!has(self.min) || !has(self.max) || self.min <= self.max",message="scale.min must not be greater than scale.max"
 type LambdaScale struct {
-	// Min replicas; 0 lets the lambda scale to zero.
+	// Min replicas; 0 lets the lambda scale to zero (not yet: Deployed=False,
+	// NotSupported).
 	// +optional
 	// +kubebuilder:default=1
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=1000
 	Min *int32 `json:"min,omitempty"`
-	// Max replicas.
+	// Max replicas. Not obeyed yet: min replicas run, and Deployed says so.
 	// +optional
 	// +kubebuilder:default=5
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=1000
 	Max *int32 `json:"max,omitempty"`
 	// Concurrency is the number of invocations at once that a replica is meant
-	// to take.
+	// to take. Not obeyed yet, and Deployed says so: a replica takes what comes.
 	// +optional
 	// +kubebuilder:default=50
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=10000
 	Concurrency *int32 `json:"concurrency,omitempty"`
 	// IdleAfter is how long without a call before a lambda with min 0 stops.
+	// Without effect until min: 0 is supported.
 	// +optional
 	// +kubebuilder:default="5m"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('10s')",message="idleAfter must be at least 10s"

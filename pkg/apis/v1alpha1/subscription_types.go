@@ -67,7 +67,7 @@ type SubscriptionSpec struct {
 	Delivery Delivery `json:"delivery,omitempty"`
 	// Start: where a new subscription begins.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="start is where the subscription began and cannot change; replay past events with `lambdamesh events replay`, or make a new Subscription"
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="start is where the subscription began and cannot change; to begin elsewhere make a new Subscription"
 	Start *Start `json:"start,omitempty"`
 	// Paused stops deliveries; events wait.
 	// +optional
