@@ -1,20 +1,27 @@
 package eventbus_test
 
 import (
+	"context"
+	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
 	"github.com/lambdamesh/lambdamesh/manifests"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/kube"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
@@ -72,6 +79,90 @@ func TestATokenForTheAPIServerIsNoneForTheBus(t *testing.T) {
 			event := map[string]string{"ce-specversion": "1.0", "ce-id": name, "ce-type": "t", "ce-source": v1alpha1.LambdaSource(ns, "cart")}
 			require.Equal(t, tt.publish, call(http.MethodPost, "http://"+listener.Addr().String()+"/publish", tt.token, event))
 			require.Equal(t, tt.letter, call(http.MethodGet, b.admin+"/admin/v1/dead-letters", tt.token, nil))
+		})
+	}
+}
+
+func TestASourceBelongsToAWorkloadAnApplicationOrNobody(t *testing.T) {
+	config := testkit.KubeAPI(t, manifests.CRDs)
+	scheme, err := kube.Scheme()
+	require.NoError(t, err)
+	c, err := client.New(config, client.Options{Scheme: scheme})
+	require.NoError(t, err)
+	for _, tt := range []struct {
+		mode      eventbus.UnownedSources
+		unowned   int
+		readable  metav1.ConditionStatus
+		wantedIDs []string
+	}{
+		{"", http.StatusForbidden, metav1.ConditionFalse, []string{"spoken"}},
+		{eventbus.UnownedOpen, http.StatusAccepted, metav1.ConditionTrue, []string{"nobody's", "spoken"}},
+	} {
+		t.Run(string(tt.mode), func(t *testing.T) {
+			ns := testkit.Namespace(t, config)
+			url, got := receiver(t, nil)
+			b := startBus(t, t.TempDir(), func(c *eventbus.Config) { c.REST, c.UnownedSources = config, tt.mode })
+			create := func(object client.Object) {
+				require.NoError(t, c.Create(t.Context(), object))
+				t.Cleanup(func() { _ = c.Delete(context.WithoutCancel(t.Context()), object) })
+			}
+			shop, other := "shop-"+ns, "other-"+ns
+			for _, name := range []string{shop, other} {
+				create(&v1alpha1.Application{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.ApplicationSpec{Sources: []string{"urn:" + name}}})
+			}
+			create(&v1alpha1.ApplicationBinding{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "shop"}, Spec: v1alpha1.ApplicationBindingSpec{Application: shop}})
+			subscribe := func(name, source string) *v1alpha1.Subscription {
+				sub := &v1alpha1.Subscription{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Spec: v1alpha1.SubscriptionSpec{
+					Source: source, Types: []string{"**"}, Sink: v1alpha1.Sink{URI: url},
+					Paused: source != "*", // one is enough to see what comes
+				}}
+				create(sub)
+				return sub
+			}
+			subscribed := func(sub *v1alpha1.Subscription, status metav1.ConditionStatus) {
+				testkit.Eventually(t, time.Minute, func() error {
+					if err := c.Get(t.Context(), client.ObjectKeyFromObject(sub), sub); err != nil {
+						return err
+					}
+					found := meta.FindStatusCondition(sub.Status.Conditions, v1alpha1.ConditionSubscribed)
+					if found == nil || found.Status != status || (status == metav1.ConditionFalse && found.Reason != v1alpha1.ReasonNotPermitted) {
+						return fmt.Errorf("it is %+v", found)
+					}
+					return nil
+				}, sub.Name+" is subscribed: "+string(status))
+			}
+			for i, source := range []string{"urn:nobody-" + ns, "/a/b/c-" + ns} {
+				subscribed(subscribe(fmt.Sprint("nobody-", i), source), tt.readable)
+			}
+			subscribed(subscribe("not-bound", "urn:"+other), metav1.ConditionFalse)
+			subscribed(subscribe("all", "*"), metav1.ConditionTrue)
+
+			publish := func(source, id string) int {
+				r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+"/publish", strings.NewReader("{}"))
+				require.NoError(t, err)
+				for name, value := range map[string]string{"ce-specversion": "1.0", "ce-id": id, "ce-type": "t", "ce-source": source} {
+					r.Header.Set(name, value)
+				}
+				response, err := http.DefaultClient.Do(r)
+				require.NoError(t, err)
+				defer response.Body.Close()
+				return response.StatusCode
+			}
+			require.Equal(t, http.StatusAccepted, publish("/another-namespace/cart", "foreign"), "it has an owner")
+			require.Equal(t, http.StatusAccepted, publish("urn:"+other, "not bound"), "it has an owner")
+			require.Equal(t, tt.unowned, publish("urn:nobody-"+ns, "nobody's"))
+			require.Equal(t, http.StatusAccepted, publish("urn:"+shop, "spoken"))
+			var ids []string
+			for range tt.wantedIDs {
+				select {
+				case r := <-got:
+					ids = append(ids, r.header.Get("Ce-Id"))
+				case <-time.After(time.Minute):
+					t.Fatalf("only %v came", ids)
+				}
+			}
+			slices.Sort(ids)
+			require.Equal(t, tt.wantedIDs, ids, "all that may be read, and nothing else")
 		})
 	}
 }

@@ -70,6 +70,10 @@ type Config struct {
 	Targets *targets.Policy
 	// TrustDomain of the mesh; default cluster.local.
 	TrustDomain string
+	// UnownedSources says what becomes of events whose source neither a workload
+	// nor an application owns; default [UnownedRefused]. Without an API server
+	// nobody knows of owners, and all are taken.
+	UnownedSources UnownedSources
 	// MeshPublishers are SPIFFE IDs that may publish any source.
 	MeshPublishers []string
 
@@ -86,6 +90,17 @@ type Config struct {
 	Registry *prometheus.Registry
 	Log      *slog.Logger // default slog.Default
 }
+
+// UnownedSources says what becomes of events of a source that nobody owns.
+type UnownedSources string
+
+// The choices.
+const (
+	// UnownedRefused: they are refused.
+	UnownedRefused UnownedSources = "refuse"
+	// UnownedOpen: they are taken, and every namespace may read them.
+	UnownedOpen UnownedSources = "open"
+)
 
 // Defaults fills in what is not set.
 func (c Config) Defaults() (Config, error) {
@@ -106,6 +121,9 @@ func (c Config) Defaults() (Config, error) {
 	}
 	if c.Stan.Logger == nil {
 		c.Stan.Logger = c.Log
+	}
+	if c.UnownedSources == "" {
+		c.UnownedSources = UnownedRefused
 	}
 	if c.Backend == "" {
 		c.Backend = JetStream
@@ -132,6 +150,9 @@ func (c Config) Validate() error {
 	}
 	if c.AdminListener != nil && !c.AdminOpen && c.REST == nil {
 		errs = append(errs, errors.New("event bus: the admin port can only be guarded with an API server"))
+	}
+	if c.UnownedSources != UnownedRefused && c.UnownedSources != UnownedOpen {
+		errs = append(errs, fmt.Errorf("event bus: unowned sources %q: must be %s or %s", c.UnownedSources, UnownedRefused, UnownedOpen))
 	}
 	if c.MeshProxyURL != "" {
 		if u, err := url.Parse(c.MeshProxyURL); err != nil || u.Scheme != "http" || u.Host == "" {
@@ -183,6 +204,7 @@ func New(config Config) (*Bus, error) {
 
 	var publishers ingress.Publishers
 	var subscribed func(string) []string
+	var owned func(string) bool
 	var kubeClient kubernetes.Interface
 	var reviews *tokens.Reviews
 	var parts []component.Component
@@ -191,8 +213,11 @@ func New(config Config) (*Bus, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := controller.Register(mgr, b.dispatcher, config.Targets, changes); err != nil {
+		if err := controller.Register(mgr, b.dispatcher, config.Targets, changes, config.UnownedSources == UnownedOpen); err != nil {
 			return nil, err
+		}
+		if config.UnownedSources == UnownedRefused {
+			owned = controller.Owned(mgr.GetClient())
 		}
 		publishers, subscribed = controller.Publishers(mgr.GetClient()), controller.Subscribed(mgr.GetClient())
 		if kubeClient, err = kubernetes.NewForConfig(config.REST); err != nil {
@@ -210,7 +235,7 @@ func New(config Config) (*Bus, error) {
 	}
 	all = append(all, b.store, b.dispatcher)
 	all = append(all, parts...)
-	all = append(all, b.publishServers(config, reviews, publishers, subscribed)...)
+	all = append(all, b.publishServers(config, reviews, publishers, subscribed, owned)...)
 	b.Group = component.NewGroup("eventbus", component.GroupConfig{}, all...)
 	return b, nil
 }
@@ -291,7 +316,7 @@ func (b *Bus) ready() error {
 	}
 }
 
-func (b *Bus) publishServers(config Config, reviews *tokens.Reviews, publishers ingress.Publishers, subscribed func(string) []string) []component.Component {
+func (b *Bus) publishServers(config Config, reviews *tokens.Reviews, publishers ingress.Publishers, subscribed func(string) []string, owned func(string) bool) []component.Component {
 	metrics, budget := ingress.NewMetrics(config.Registry), ingress.NewBudget(ingress.DefaultMaxBufferedBytes)
 	var servers []component.Component
 	serve := func(name string, listener net.Listener, authorizer ingress.Authorizer, guard func(http.Handler) http.Handler) {
@@ -299,7 +324,7 @@ func (b *Bus) publishServers(config Config, reviews *tokens.Reviews, publishers 
 			return
 		}
 		handler := guard(ingress.New(ingress.Config{
-			Publisher: b.store, Authorizer: authorizer, Subscribed: subscribed,
+			Publisher: b.store, Authorizer: authorizer, Subscribed: subscribed, Owned: owned,
 			Budget: budget, Metrics: metrics, Log: config.Log,
 		}))
 		servers = append(servers, httpserver.New(httpserver.Config{

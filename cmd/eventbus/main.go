@@ -96,6 +96,7 @@ is pushed after the next start.`,
 	f.StringVar(&o.config.MeshProxyURL, "mesh-proxy-url", "", "HTTP proxy of the sidecar for pushes into the mesh; empty where traffic is captured")
 	f.StringVar(&o.config.TrustDomain, "trust-domain", "", "trust domain of the mesh (default cluster.local)")
 	f.StringSliceVar(&o.config.MeshPublishers, "mesh-publisher", nil, "SPIFFE ID that may publish any source; repeatable")
+	f.StringVar((*string)(&o.config.UnownedSources), "unowned-sources", string(eventbus.UnownedRefused), "events of a source that neither a workload nor an Application owns: refuse, or open to every namespace")
 	f.StringSliceVar(&o.targets.Allow, "allow-target", nil, "CIDR, host or host:port that sink URIs may name besides public addresses; repeatable")
 	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, allowed for sink URIs; repeatable")
 	f.BoolVar(&o.config.LeaderElection, "leader-elect", true, "let one of several replicas dispatch")

@@ -79,17 +79,21 @@ type Reconciler struct {
 	dispatcher Dispatcher
 	policy     URLPolicy
 	bases      bases
+	// openSources: every namespace may read a source that nobody owns.
+	openSources bool
 }
 
-// Register adds the controller to a manager.
-func Register(mgr ctrl.Manager, dispatcher Dispatcher, policy URLPolicy, changes Changes) error {
-	r := &Reconciler{client: mgr.GetClient(), dispatcher: dispatcher, policy: policy}
+// Register adds the controller to a manager. openSources lets every namespace
+// read sources that nobody owns.
+func Register(mgr ctrl.Manager, dispatcher Dispatcher, policy URLPolicy, changes Changes, openSources bool) error {
+	r := &Reconciler{client: mgr.GetClient(), dispatcher: dispatcher, policy: policy, openSources: openSources}
 	skipNameValidation := true // several buses may live in one test process
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("subscription").
 		For(&v1alpha1.Subscription{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.Lambda{}, handler.EnqueueRequestsFromMapFunc(r.inNamespace)).
 		Watches(&corev1.Service{}, handler.EnqueueRequestsFromMapFunc(r.inNamespace)).
+		Watches(&v1alpha1.Application{}, handler.EnqueueRequestsFromMapFunc(r.everywhere), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.ApplicationBinding{}, handler.EnqueueRequestsFromMapFunc(r.inNamespace)).
 		Watches(&v1alpha1.EventGrant{}, handler.EnqueueRequestsFromMapFunc(r.granted)).
 		WatchesRawSource(source.Channel(changes, &handler.EnqueueRequestForObject{})).
@@ -104,6 +108,12 @@ func Register(mgr ctrl.Manager, dispatcher Dispatcher, policy URLPolicy, changes
 // inNamespace asks for all Subscriptions in the namespace of an object.
 func (r *Reconciler) inNamespace(ctx context.Context, obj client.Object) []ctrl.Request {
 	return r.requests(ctx, obj.GetNamespace())
+}
+
+// everywhere asks for all Subscriptions: an application may own what any of them
+// reads.
+func (r *Reconciler) everywhere(ctx context.Context, _ client.Object) []ctrl.Request {
+	return r.requests(ctx, metav1.NamespaceAll)
 }
 
 // granted asks for all Subscriptions in the namespaces of an EventGrant.
@@ -194,10 +204,11 @@ func (r *Reconciler) dispatch(ctx context.Context, sub *v1alpha1.Subscription) (
 	if err != nil {
 		return ctrl.Result{}, r.refused(sub, v1alpha1.ConditionSubscribed, err)
 	}
-	wanted.Selectors, err = selectors(ctx, r.client, sub)
+	wanted.Selectors, err = r.selectors(ctx, sub)
 	if err != nil {
 		return ctrl.Result{}, r.refused(sub, v1alpha1.ConditionSubscribed, err)
 	}
+	wanted.Filter = r.unownedOnly(wanted.Selectors, wanted.Filter)
 	if err := r.sinks(ctx, sub, &wanted); err != nil {
 		return ctrl.Result{}, err
 	}

@@ -8,6 +8,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
+	"github.com/lambdamesh/lambdamesh/eventbus/push"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
@@ -23,13 +24,13 @@ func refuse(reason, format string, args ...any) error {
 
 // selectors returns what a subscription may read of what it asks for. It fails
 // with a [*refusal] when that is nothing.
-func selectors(ctx context.Context, c client.Reader, sub *v1alpha1.Subscription) ([]event.Selector, error) {
+func (r *Reconciler) selectors(ctx context.Context, sub *v1alpha1.Subscription) ([]event.Selector, error) {
 	for _, pattern := range sub.Spec.Types {
 		if err := event.CheckTypePattern(pattern); err != nil {
 			return nil, refuse(v1alpha1.ReasonInvalid, "%v", err)
 		}
 	}
-	origins, err := origins(ctx, c, sub.Namespace, sub.Spec.Source)
+	origins, err := r.origins(ctx, sub.Namespace, sub.Spec.Source)
 	if err != nil {
 		return nil, err
 	}
@@ -45,9 +46,10 @@ func selectors(ctx context.Context, c client.Reader, sub *v1alpha1.Subscription)
 
 // origins returns the sources, as selectors without a type, that a namespace
 // may read of a subscription's source.
-func origins(ctx context.Context, c client.Reader, namespace, source string) ([]event.Selector, error) {
+func (r *Reconciler) origins(ctx context.Context, namespace, source string) ([]event.Selector, error) {
+	c := r.client
 	if source == "*" {
-		return everything(ctx, c, namespace)
+		return r.everything(ctx, namespace)
 	}
 	if owner, name, ok := event.WorkloadOf(source); ok {
 		if owner == namespace {
@@ -69,23 +71,64 @@ func origins(ctx context.Context, c client.Reader, namespace, source string) ([]
 	if err != nil {
 		return nil, err
 	}
-	if !slices.Contains(bound, source) {
+	app, err := owner(ctx, c, source)
+	switch {
+	case err != nil:
+		return nil, err
+	case app == nil && (r.openSources || slices.Contains(bound, source)): // bound: the application is still to come
+		return []event.Selector{{Source: source}}, nil
+	case app == nil:
 		return nil, refuse(v1alpha1.ReasonNotPermitted,
-			"application %s is not bound in namespace %s: make an ApplicationBinding for it", source, namespace)
+			"nobody owns the source %s: an Application of that name, or one that names it in spec.sources, must be bound in namespace %s", source, namespace)
+	case !slices.Contains(bound, app.Name):
+		return nil, refuse(v1alpha1.ReasonNotPermitted,
+			"application %s is not bound in namespace %s: make an ApplicationBinding for it", app.Name, namespace)
+	case app.Name == source:
+		return spoken(ctx, c, app.Name)
 	}
 	return []event.Selector{{Source: source}}, nil
 }
 
+// spoken are the sources of an application: its name, and those that it speaks
+// for and no older one does.
+func spoken(ctx context.Context, c client.Reader, application string) ([]event.Selector, error) {
+	all := []event.Selector{{Source: application}}
+	var apps v1alpha1.ApplicationList
+	if err := c.List(ctx, &apps); err != nil {
+		return nil, fmt.Errorf("list applications: %w", err)
+	}
+	for i := range apps.Items {
+		if apps.Items[i].Name != application {
+			continue
+		}
+		for _, source := range apps.Items[i].Spec.Sources {
+			if owner, ok := v1alpha1.SourceOwner(apps.Items, source); ok && owner.Name == application {
+				all = append(all, event.Selector{Source: source})
+			}
+		}
+	}
+	return all, nil
+}
+
 // everything is all that a namespace may read: its own workloads' events, those
-// of bound applications, and what it was granted.
-func everything(ctx context.Context, c client.Reader, namespace string) ([]event.Selector, error) {
+// of bound applications, what it was granted, and, where they are open, those of
+// sources that nobody owns, see [Reconciler.unownedOnly].
+func (r *Reconciler) everything(ctx context.Context, namespace string) ([]event.Selector, error) {
+	c := r.client
 	all := []event.Selector{{Owner: namespace}}
 	bound, err := boundApplications(ctx, c, namespace)
 	if err != nil {
 		return nil, err
 	}
 	for _, application := range bound {
-		all = append(all, event.Selector{Source: application})
+		sources, err := spoken(ctx, c, application)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, sources...)
+	}
+	if r.openSources {
+		all = append(all, event.Selector{Owner: event.NoOwner})
 	}
 	grants, err := grantsTo(ctx, c, namespace)
 	if err != nil {
@@ -100,6 +143,26 @@ func everything(ctx context.Context, c client.Reader, namespace string) ([]event
 		}
 	}
 	return all, nil
+}
+
+// unownedOnly narrows a filter of a subscription that reads sources without an
+// owner: which they are changes when applications do, and the broker selects all
+// that are no workloads.
+func (r *Reconciler) unownedOnly(selectors []event.Selector, filter push.Filter) push.Filter {
+	if !slices.ContainsFunc(selectors, func(s event.Selector) bool { return s.Owner == event.NoOwner }) {
+		return filter
+	}
+	named := map[string]bool{}
+	for _, s := range selectors {
+		named[s.Source] = true
+	}
+	owned := Owned(r.client)
+	return func(e *event.Event) bool {
+		if _, _, ok := event.WorkloadOf(e.Source); !ok && !named[e.Source] && owned(e.Source) {
+			return false
+		}
+		return filter == nil || filter(e)
+	}
 }
 
 // boundApplications are the names of the applications bound in a namespace.

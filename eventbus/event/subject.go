@@ -21,8 +21,9 @@ import (
 // nothing that means something to a broker: letters, digits, '-', '_' and, as
 // the escape, '%' with two hex digits.
 
-// noOwner is no namespace: those have no underscores.
-const noOwner = "_"
+// NoOwner is the owner of sources that stand for no workload. It is no namespace:
+// those have no underscores.
+const NoOwner = "_"
 
 // maxToken is where an escaped token gives way to its hash.
 const maxToken = 200
@@ -51,7 +52,7 @@ func ownerToken(source string) string {
 	if namespace, _, ok := WorkloadOf(source); ok {
 		return namespace
 	}
-	return noOwner
+	return NoOwner
 }
 
 func typeTokens(eventType string) string {
@@ -101,7 +102,8 @@ func (e *Event) Key() string {
 
 // Selector selects events by where they come from and by type.
 type Selector struct {
-	// Source selects one source. Empty: all workloads of the namespace Owner.
+	// Source selects one source. Empty: all workloads of the namespace Owner, or
+	// all that are no workloads ([NoOwner]).
 	Source string
 	Owner  string
 

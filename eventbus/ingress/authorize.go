@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/tokens"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
@@ -28,9 +29,9 @@ type Caller struct {
 	Source string
 	// Applications are allowed to the connector: it publishes on their behalf.
 	Applications bool
-	// PublishesFor tells applications that name the caller as a publisher; nil:
-	// none do.
-	PublishesFor func(application string) bool
+	// PublishesFor tells the sources of applications that name the caller as a
+	// publisher; nil: none do.
+	PublishesFor func(source string) bool
 	// Everything is allowed on an open listener.
 	Everything bool
 }
@@ -40,10 +41,12 @@ func (c Caller) MayPublish(source string) bool {
 	switch {
 	case c.Everything:
 		return true
-	case IsApplication(source):
-		return c.Applications || (c.PublishesFor != nil && c.PublishesFor(source))
+	case c.Source != "" && c.Source == source, c.Applications && IsApplication(source):
+		return true
 	}
-	return c.Source != "" && c.Source == source
+	// A workload's source is its own, whatever an application says.
+	_, _, ofWorkload := event.WorkloadOf(source)
+	return !ofWorkload && source != "" && c.PublishesFor != nil && c.PublishesFor(source)
 }
 
 var applicationName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
@@ -74,9 +77,9 @@ type Mesh struct {
 	Publishers Publishers
 }
 
-// Publishers tells whether an application names the workload with this service
-// account as one that publishes for it.
-type Publishers func(application, namespace, serviceAccount string) bool
+// Publishers tells whether the workload with this service account publishes for
+// the application that owns the source.
+type Publishers func(source, namespace, serviceAccount string) bool
 
 // workload is the caller with this service account.
 func workload(name, namespace, account string, publishers Publishers) Caller {
@@ -86,7 +89,7 @@ func workload(name, namespace, account string, publishers Publishers) Caller {
 		Applications: namespace == v1alpha1.SystemNamespace && account == v1alpha1.ServiceAccountConnector,
 	}
 	if publishers != nil {
-		c.PublishesFor = func(application string) bool { return publishers(application, namespace, account) }
+		c.PublishesFor = func(source string) bool { return publishers(source, namespace, account) }
 	}
 	return c
 }

@@ -50,6 +50,9 @@ type Config struct {
 	// Subscribed returns the type patterns that subscriptions ask of an
 	// application's events; nil answers none.
 	Subscribed func(application string) []string
+	// Owned tells whether somebody owns a source; events of others are refused, as
+	// nobody may read them. nil: all are taken.
+	Owned func(source string) bool
 	// Budget bounds the memory that requests take; several handlers may share
 	// one. Default one of [DefaultMaxBufferedBytes].
 	Budget *Budget
@@ -321,6 +324,10 @@ func (h *Handler) check(r *http.Request, caller Caller, events []event.Event) er
 				detail += fmt.Sprintf(": leave the source out or send %q", caller.Source)
 			}
 			return &failure{status: http.StatusForbidden, detail: detail}
+		}
+		if h.config.Owned != nil && !h.config.Owned(e.Source) {
+			return &failure{status: http.StatusForbidden, detail: fmt.Sprintf(
+				"nobody owns the source %q: make an Application of that name, or name it in the spec.sources of one", e.Source)}
 		}
 		if len(e.Data) > limit {
 			return fmt.Errorf("%w: the data of event %q has %d bytes, the limit is %d", event.ErrTooLarge, e.ID, len(e.Data), limit)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -243,6 +244,23 @@ func TestWorkloadPublishesItsOwnSource(t *testing.T) {
 	}
 }
 
+func TestASourceThatNobodyOwnsIsRefused(t *testing.T) {
+	s := &store{}
+	h := ingress.New(ingress.Config{
+		Publisher: s, Authorizer: ingress.Open{}, Owned: func(source string) bool { return source == "erp" }, Log: slog.New(slog.DiscardHandler),
+	})
+	for source, want := range map[string]int{"erp": 202, "/shop/x/y": 403, "urn:nobody": 403} {
+		q := httptest.NewRequest(http.MethodPost, "/publish", strings.NewReader("{}"))
+		for name, value := range ce("Ce-Source", source) {
+			q.Header.Set(name, value)
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, q)
+		require.Equal(t, want, w.Code, "%s: %s", source, w.Body)
+	}
+	require.Len(t, s.events, 1)
+}
+
 func TestTraceIsCarried(t *testing.T) {
 	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	for name, tt := range map[string]struct {
@@ -277,7 +295,7 @@ func TestMeshIdentity(t *testing.T) {
 	mesh := ingress.Mesh{
 		TrustDomain: "cluster.local", Everything: []string{"spiffe://cluster.local/ns/ops/sa/root"},
 		Publishers: func(application, namespace, account string) bool {
-			return application == "erp" && namespace == "shop" && account == "adapter"
+			return slices.Contains([]string{"erp", "urn:erp", "/other/cart"}, application) && namespace == "shop" && account == "adapter"
 		},
 	}
 	for name, tt := range map[string]struct {
@@ -287,7 +305,7 @@ func TestMeshIdentity(t *testing.T) {
 	}{
 		"a lambda":           {xfcc: "By=spiffe://x;Hash=ab;URI=spiffe://cluster.local/ns/shop/sa/cart", may: []string{"/shop/cart"}, not: []string{"/shop/other", "/other/cart", "commerce", "erp"}},
 		"the connector":      {xfcc: "URI=spiffe://cluster.local/ns/lambdamesh-system/sa/connector", may: []string{"commerce", "erp"}, not: []string{"/shop/cart", "v1", "https://x/", ""}},
-		"a publisher":        {xfcc: "URI=spiffe://cluster.local/ns/shop/sa/adapter", may: []string{"erp", "/shop/adapter"}, not: []string{"commerce"}},
+		"a publisher":        {xfcc: "URI=spiffe://cluster.local/ns/shop/sa/adapter", may: []string{"erp", "urn:erp", "/shop/adapter"}, not: []string{"commerce", "/other/cart", ""}},
 		"a configured one":   {xfcc: "URI=spiffe://cluster.local/ns/ops/sa/root", may: []string{"commerce", "/shop/cart", "urn:x"}},
 		"no header":          {unknown: true},
 		"other trust domain": {xfcc: "URI=spiffe://evil/ns/shop/sa/cart", unknown: true},

@@ -37,11 +37,13 @@ type SubscriptionList struct {
 
 // SubscriptionSpec says which events go where and how hard to try.
 type SubscriptionSpec struct {
-	// Source: an application bound in this namespace, /<namespace>/<lambda>, or
-	// "*" for all that this namespace may read.
+	// Source: an application bound in this namespace, whose further sources come
+	// with it; /<namespace>/<lambda>; another CloudEvents source, one that an
+	// application bound here speaks for, or, where the operator leaves them open,
+	// one that nobody owns; or "*" for all that this namespace may read.
 	// +kubebuilder:validation:MinLength=1
-	// +kubebuilder:validation:MaxLength=253
-	// +kubebuilder:validation:XValidation:rule="self == '*' || self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$') || self.matches('^/[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",message="source is an application's name, /<namespace>/<lambda>, or *"
+	// +kubebuilder:validation:MaxLength=1024
+	// +kubebuilder:validation:XValidation:rule="self == '*' || self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$') || self.matches('^(/[^*/\\\\s]+){2,}$') || self.matches('^[a-z][-a-z0-9+.]*:[^*\\\\s]+$')",message="source is an application's name, /<namespace>/<lambda>, or *; other CloudEvents sources are URIs such as https://shop.example.com"
 	Source string `json:"source"`
 	// Types of events: dot-separated tokens, `*` for one token, `**` last for
 	// the rest. Overlapping patterns deliver an event once.

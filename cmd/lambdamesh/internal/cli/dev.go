@@ -62,6 +62,7 @@ Ctrl-C stops all of it and keeps the data; the next start goes on with it.`,
 	f.StringVar(&cfg.ConnectorAddress, "connector-address", cfg.ConnectorAddress, "where third-party systems reach the connector")
 	f.StringVar(&cfg.XDSAddress, "xds-address", cfg.XDSAddress, "the ADS server")
 	f.StringVar(&cfg.KubernetesAddress, "kubernetes-address", cfg.KubernetesAddress, "the Kubernetes API server")
+	f.StringVar(&cfg.UnownedSources, "unowned-sources", cfg.UnownedSources, "events of a source that neither a workload nor an Application owns: open to every namespace, or refuse")
 	f.StringArrayVar(&cfg.AllowTargets, "allow-target", nil, "`target` (CIDR, host or host:port) that sinks, jwksUri and targetUrl may point at besides public addresses; repeatable")
 	f.StringVar(&cfg.Proxy, "proxy", cfg.Proxy, "data plane: embedded")
 	f.StringVar(&cfg.BinDir, "bin-dir", "", fmt.Sprintf("where kube-apiserver, etcd and kube-controller-manager are (default %s)",

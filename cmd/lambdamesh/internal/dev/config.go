@@ -44,6 +44,9 @@ type Config struct {
 
 	// AllowTargets adds to what sinks, jwksUri and targetUrl may point at.
 	AllowTargets []string
+	// UnownedSources: open lets everybody publish and read sources that nobody
+	// owns, refuse nobody.
+	UnownedSources string
 	// Proxy is the data plane: embedded, or envoy from PATH.
 	Proxy string
 
@@ -64,6 +67,7 @@ func DefaultConfig() Config {
 		ConnectorAddress:     "127.0.0.1:8083",
 		XDSAddress:           "127.0.0.1:0",
 		KubernetesAddress:    "127.0.0.1:0",
+		UnownedSources:       "open",
 		Proxy:                "embedded",
 		Out:                  io.Discard,
 		Log:                  slog.New(slog.DiscardHandler),
@@ -100,6 +104,9 @@ func (c *Config) Validate() error {
 		errs = append(errs, errors.New("--proxy envoy is not implemented by this version: use --proxy embedded"))
 	default:
 		errs = append(errs, fmt.Errorf("--proxy %q: use embedded", c.Proxy))
+	}
+	if c.UnownedSources != "open" && c.UnownedSources != "refuse" {
+		errs = append(errs, fmt.Errorf("--unowned-sources %q: use open or refuse", c.UnownedSources))
 	}
 	if _, err := targets.New(targets.Config{Allow: c.AllowTargets}); err != nil {
 		errs = append(errs, fmt.Errorf("--allow-target: %w", err))

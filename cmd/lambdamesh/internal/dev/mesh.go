@@ -135,13 +135,14 @@ func (m *mesh) addEventBus() error {
 		Stream:       stream.Config{InProcess: nats},
 		MeshListener: m.eventBus.app,
 		// Everything on this machine may publish; the bus keeps browsers out.
-		OpenListener:  m.sockets.eventBus,
-		AdminListener: m.sockets.eventBusAdmin,
-		AdminOpen:     true,
-		MeshProxyURL:  m.eventBus.proxyURL(),
-		Targets:       m.targets,
-		REST:          m.rest,
-		Log:           m.log("eventbus"),
+		OpenListener:   m.sockets.eventBus,
+		AdminListener:  m.sockets.eventBusAdmin,
+		AdminOpen:      true,
+		UnownedSources: eventbus.UnownedSources(m.cfg.UnownedSources),
+		MeshProxyURL:   m.eventBus.proxyURL(),
+		Targets:        m.targets,
+		REST:           m.rest,
+		Log:            m.log("eventbus"),
 	})
 	if err != nil {
 		return err
