@@ -38,6 +38,7 @@
 //
 //   - X-Envoy-* request headers are removed on every listener and never obeyed;
 //     x-envoy-upstream-service-time and the like are not added.
+//   - Request trailers that tell who asks (pkg/apis/headers) are dropped.
 //   - A token that is given twice, in two places or in two headers, is refused
 //     (401), and so is one without a key id.
 //   - A request header must arrive within 5 seconds unless configured.

@@ -230,6 +230,7 @@ func (e *exchange) sanitize() string {
 	e.setClientCert(h)
 	e.setRequestID(h)
 	e.hcm.early.apply(e, h)
+	dropIdentity(e.r.Trailer)
 	return ""
 }
 

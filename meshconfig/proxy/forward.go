@@ -83,6 +83,7 @@ func (e *exchange) body(clock *clock) (body *requestBody, replay []byte, failed 
 		_ = http.NewResponseController(e.w).EnableFullDuplex()
 	}
 	done := func() {
+		dropIdentity(e.r.Trailer) // of those that were not announced
 		clock.requestDone()
 		// After the answer the connection belongs to the next request.
 		if e.hcm.requestTimeout > 0 && !clock.stopped.Load() {

@@ -53,6 +53,17 @@ func (e *exchange) removeHopByHop(h http.Header) {
 	}
 }
 
+// dropIdentity takes out of a request's trailers what tells who asks. No proxy
+// says it there, and a server may merge trailers into headers (RFC 9110, section
+// 6.5.1).
+func dropIdentity(trailer http.Header) {
+	for name := range trailer {
+		if headers.Identity(name) {
+			delete(trailer, name)
+		}
+	}
+}
+
 // removeHopByHopResponse does the same for an answer.
 func removeHopByHopResponse(h http.Header) {
 	for _, value := range h["Connection"] {

@@ -83,6 +83,30 @@ func TestTrailersPass(t *testing.T) {
 	require.Equal(t, "got 7", resp.Trailer.Get("X-Sum"))
 }
 
+func TestTrailersDoNotTellWhoAsks(t *testing.T) {
+	_, _, gateway := serve(t, config{hosts: toBackend, clusters: map[string]string{"backend": backend(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		fmt.Fprintf(w, "%v", r.Trailer)
+	})}})
+	for name, announced := range map[string]string{"announced": "Trailer: X-Lambdamesh-Claims, x-api-client, X-Sum\r\n", "not announced": "Trailer: X-Sum\r\n", "none announced": ""} {
+		t.Run(name, func(t *testing.T) {
+			conn, err := net.Dial("tcp", gateway)
+			require.NoError(t, err)
+			defer conn.Close()
+			require.NoError(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+			_, err = io.WriteString(conn, "POST / HTTP/1.1\r\nHost: a\r\n"+announced+"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"+
+				"1\r\na\r\n0\r\nX-Lambdamesh-Claims: forged\r\nx-api-client: forged\r\nX-Forwarded-Client-Cert: forged\r\nX-Sum: 7\r\n\r\n")
+			require.NoError(t, err)
+			text, err := io.ReadAll(conn)
+			require.NoError(t, err)
+			got := string(text)
+			require.Contains(t, got, "200 OK")
+			require.NotContains(t, got, "forged")
+			require.Equal(t, announced != "", strings.Contains(got, "X-Sum:[7]"), got)
+		})
+	}
+}
+
 func TestACanceledRequestIsCanceledUpstream(t *testing.T) {
 	arrived, gone := make(chan struct{}), make(chan struct{})
 	_, n, gateway := serve(t, config{hosts: toBackend, clusters: map[string]string{"backend": backend(t, func(_ http.ResponseWriter, r *http.Request) {
