@@ -86,6 +86,9 @@ type Config struct {
 	// DrainTimeout is how long requests and pushes in flight may take at the
 	// stop, each; default 15 s.
 	DrainTimeout time.Duration
+	// MaxBytesInFlight bounds the memory of events on their way to sinks; see
+	// [push.Config].
+	MaxBytesInFlight int64
 	// Registry takes and serves the metrics; default one of the bus's own.
 	Registry *prometheus.Registry
 	Log      *slog.Logger // default slog.Default
@@ -198,8 +201,11 @@ func New(config Config) (*Bus, error) {
 		Changed:      changes.Report,
 		DrainTimeout: config.DrainTimeout,
 		ExtendEvery:  ackWait / 3,
-		Metrics:      push.NewMetrics(config.Registry),
-		Log:          config.Log,
+
+		MaxBytesInFlight: config.MaxBytesInFlight,
+
+		Metrics: push.NewMetrics(config.Registry),
+		Log:     config.Log,
 	})
 
 	var publishers ingress.Publishers

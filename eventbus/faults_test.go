@@ -2,6 +2,7 @@ package eventbus_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -144,6 +145,8 @@ func TestHeadersOfNATSNeverPass(t *testing.T) {
 	require.NoError(t, err)
 	defer response.Body.Close()
 	require.Equal(t, http.StatusAccepted, response.StatusCode)
+	var answer struct{ Events []event.Receipt }
+	require.NoError(t, json.NewDecoder(response.Body).Decode(&answer))
 
 	nc, err := nats.Connect(nats1.URL())
 	require.NoError(t, err)
@@ -152,7 +155,7 @@ func TestHeadersOfNATSNeverPass(t *testing.T) {
 	require.NoError(t, err)
 	s, err := js.Stream(t.Context(), stream.EventStream)
 	require.NoError(t, err)
-	msg, err := s.GetMsg(t.Context(), 1)
+	msg, err := s.GetMsg(t.Context(), answer.Events[0].Sequence)
 	require.NoError(t, err)
 	for _, name := range []string{"Nats-Rollup", "Nats-Ttl", "Nats-TTL"} {
 		require.NotContains(t, msg.Header, name)

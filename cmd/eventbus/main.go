@@ -101,6 +101,7 @@ is pushed after the next start.`,
 	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, allowed for sink URIs; repeatable")
 	f.BoolVar(&o.config.LeaderElection, "leader-elect", true, "let one of several replicas dispatch")
 	f.DurationVar(&o.config.DrainTimeout, "drain-timeout", 0, "how long requests and pushes in flight may take at the stop (default 15s)")
+	f.Int64Var(&o.config.MaxBytesInFlight, "max-bytes-in-flight", 0, "memory in bytes that events on their way to sinks may take (default a quarter of GOMEMLIMIT)")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default $KUBECONFIG, or the pod's service account)")
 	logFlags(f, &o.log)
 	cmd.AddCommand(migrateCommand(lookupEnv))
@@ -109,7 +110,7 @@ is pushed after the next start.`,
 
 func streamFlags(f *pflag.FlagSet, settings *stream.Config) {
 	f.StringVar(&settings.CredentialsFile, "nats-credentials", "", "NATS credentials file")
-	f.DurationVar(&settings.MaxAge, "max-age", 0, "how long JetStream keeps events (default 168h)")
+	f.DurationVar(&settings.MaxAge, "max-age", 0, "how long JetStream keeps events that every subscription is done with (default 168h)")
 	f.Int64Var(&settings.MaxBytes, "max-bytes", 0, "space for events in bytes; a full store refuses (default 1 GiB)")
 	f.Int64Var(&settings.DeadLetterMaxBytes, "dead-letter-max-bytes", 0, "space for dead letters in bytes (default 256 MiB)")
 	f.DurationVar(&settings.DedupWindow, "dedup-window", 0, "how long a repeated source and id is recognized (default 10m)")

@@ -49,7 +49,9 @@ func orders(t *testing.T, store *stream.Store) (ids []string) {
 			require.NoError(t, store.Unsubscribe(t.Context(), spec.Name))
 			return ids
 		}
-		require.NoError(t, c.Fetch(t.Context(), int(info.Pending), 10*time.Second, func(d event.Delivery) { ids = append(ids, d.Event().ID) }))
+		window := event.Window{Events: int(info.Pending), Bytes: 1 << 20}
+		_, err = c.Fetch(t.Context(), window, 10*time.Second, func(d event.Delivery) { ids = append(ids, d.Event().ID) })
+		require.NoError(t, err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -21,12 +22,16 @@ import (
 const (
 	defaultLimit = 100
 	maxLimit     = 1000
+	// maxPageBytes is how much data a page has before it is said to go on in the
+	// next; it is written as it is read.
+	maxPageBytes = 16 << 20
 )
 
 // DeadLetters is where dead letters are kept.
 type DeadLetters interface {
 	// DeadLetters returns at most limit dead letters with an ID above after, of
-	// one consumer or, when it is empty, of all.
+	// one consumer or, when it is empty, of all: fewer when they are large, and
+	// none only when there are no more.
 	DeadLetters(ctx context.Context, consumer string, after uint64, limit int) ([]event.DeadLetter, error)
 }
 
@@ -105,36 +110,63 @@ func (c Config) deadLetters(w http.ResponseWriter, r *http.Request) {
 		httpserver.Problem(w, http.StatusBadRequest, "Invalid query", "", wrong...)
 		return
 	}
-	page := page{Items: []event.DeadLetter{}}
-	for uint64(len(page.Items)) < limit {
-		letters, err := c.DeadLetters.DeadLetters(r.Context(), "", after, defaultLimit)
-		if err != nil {
-			httpserver.Problem(w, http.StatusServiceUnavailable, "", "the event store is not available")
-			return
-		}
-		if len(letters) == 0 {
-			break
-		}
-		for i := range letters {
-			if uint64(len(page.Items)) == limit {
-				break
-			}
-			after = letters[i].ID
-			if subscription == "" || letters[i].Subscription == subscription {
-				page.Items = append(page.Items, letters[i])
-			}
-		}
-	}
-	if uint64(len(page.Items)) == limit {
-		page.Next = after
+	letters, err := c.DeadLetters.DeadLetters(r.Context(), "", after, defaultLimit)
+	if err != nil {
+		httpserver.Problem(w, http.StatusServiceUnavailable, "", "the event store is not available")
+		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	// A client that went away cannot be told.
-	_ = json.NewEncoder(w).Encode(&page)
+	p := pageWriter{w: w, encoder: json.NewEncoder(w)}
+	p.text(`{"items":[`)
+	for items, bytes := uint64(0), 0; len(letters) > 0 && p.next == 0; {
+		for i := range letters {
+			letter := &letters[i]
+			after = letter.ID
+			if subscription != "" && letter.Subscription != subscription {
+				continue
+			}
+			bytes += p.item(letter)
+			if items++; items == limit || bytes >= maxPageBytes {
+				p.next = after
+				break
+			}
+		}
+		if p.next == 0 {
+			if letters, err = c.DeadLetters.DeadLetters(r.Context(), "", after, defaultLimit); err != nil {
+				panic(http.ErrAbortHandler) // half an answer must not look like a whole one
+			}
+		}
+	}
+	p.text("]")
+	if p.next > 0 {
+		p.text(`,"next":` + strconv.FormatUint(p.next, 10))
+	}
+	p.text("}")
 }
 
-type page struct {
-	Items []event.DeadLetter `json:"items"`
-	// Next is the value of after for the next page; 0 when this is the last.
-	Next uint64 `json:"next,omitempty"`
+// pageWriter writes a page one dead letter after the other. A client that went
+// away cannot be told, so no error is looked at.
+type pageWriter struct {
+	w       io.Writer
+	encoder *json.Encoder
+	some    bool
+	// next is the value of after for the next page; 0 when this is the last.
+	next uint64
+}
+
+func (p *pageWriter) text(s string) { _, _ = io.WriteString(p.w, s) }
+
+// item writes one and returns how much data it has.
+func (p *pageWriter) item(letter *event.DeadLetter) (bytes int) {
+	if p.some {
+		p.text(",")
+	}
+	p.some = true
+	bytes = len(letter.Event.Data)
+	if letter.Raw != nil {
+		letter.Raw.Cut()
+		bytes += len(letter.Raw.Data)
+	}
+	_ = p.encoder.Encode(letter)
+	return bytes
 }

@@ -114,3 +114,43 @@ func TestCallersNeedATokenThatTheAPIServerAllows(t *testing.T) {
 	}
 	require.Equal(t, 200, get(t, config, "/healthz", "", nil), "health needs no token")
 }
+
+// large dead letters of 1 MiB each, of which a store returns a few at a time.
+type large int
+
+func (n large) DeadLetters(_ context.Context, _ string, after uint64, limit int) ([]event.DeadLetter, error) {
+	var part []event.DeadLetter
+	for id := after + 1; id <= uint64(n) && len(part) < min(limit, 4); id++ {
+		letter := event.DeadLetter{ID: id, Subscription: "shop/sub", Event: event.Event{ID: "e", Source: "s", Type: "t", Data: make([]byte, 1<<20)}}
+		if id%2 == 0 {
+			letter.Raw, letter.Event.Data = &event.Raw{Header: map[string][]string{"a": {"b"}}, Data: letter.Event.Data}, nil
+		}
+		part = append(part, letter)
+	}
+	return part, nil
+}
+
+func TestPageOfLargeDeadLettersIsBounded(t *testing.T) {
+	const all = 100
+	for after, seen := uint64(0), 0; ; {
+		var p page
+		require.Equal(t, 200, get(t, admin.Config{DeadLetters: large(all)}, fmt.Sprint("/admin/v1/dead-letters?limit=1000&after=", after), "", &p))
+		bytes := 0
+		for _, letter := range p.Items {
+			bytes += len(letter.Event.Data)
+			if letter.Raw != nil {
+				require.Less(t, len(letter.Raw.Data), 128<<10)
+				require.Greater(t, letter.Raw.Bytes, 1<<20, "it says how much there is")
+				bytes += len(letter.Raw.Data)
+			}
+		}
+		require.LessOrEqual(t, bytes, 17<<20)
+		seen += len(p.Items)
+		if p.Next == 0 {
+			require.Equal(t, all, seen)
+			return
+		}
+		require.Equal(t, p.Items[len(p.Items)-1].ID, p.Next)
+		after = p.Next
+	}
+}

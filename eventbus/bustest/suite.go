@@ -3,6 +3,8 @@ package bustest
 import (
 	"context"
 	"fmt"
+	"maps"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -20,7 +22,17 @@ type Backend interface {
 	Subscribe(ctx context.Context, spec event.ConsumerSpec) (event.Consumer, error)
 	Unsubscribe(ctx context.Context, name string) error
 	StoreDeadLetter(ctx context.Context, letter *event.DeadLetter) error
+	Consumer(ctx context.Context, name string) (event.Consumer, error)
 	DeadLetters(ctx context.Context, consumer string, after uint64, limit int) ([]event.DeadLetter, error)
+}
+
+// Tested is a backend whose broker can be written to past it.
+type Tested interface {
+	Backend
+	// WriteRaw puts a message among the events, as an older or newer bus or
+	// somebody else might have: with these attributes and, when broken is set, one
+	// that no bus can read.
+	WriteRaw(t *testing.T, attributes map[string]string, data []byte, broken bool)
 }
 
 // Options shape the backend of one test.
@@ -34,10 +46,13 @@ type Options struct {
 }
 
 // Open starts a backend. It is stopped by stop, and at the end of the test.
-type Open func(t *testing.T, options Options) (backend Backend, stop func())
+type Open func(t *testing.T, options Options) (backend Tested, stop func())
 
 // deadline bounds every wait of the suite.
 const deadline = 30 * time.Second
+
+// plenty is a window for every event of a test at once.
+const plenty = 64 << 20
 
 // Guarantee names a guarantee that not every broker makes possible.
 type Guarantee string
@@ -65,7 +80,7 @@ func Run(t *testing.T, open Open, lacks Lacks) {
 			test(t)
 		})
 	}
-	fresh := func(t *testing.T) Backend {
+	fresh := func(t *testing.T) Tested {
 		backend, _ := open(t, Options{Dir: t.TempDir(), AckWait: time.Second})
 		return backend
 	}
@@ -84,6 +99,148 @@ func Run(t *testing.T, open Open, lacks Lacks) {
 		require.Equal(t, 1, d.Attempt())
 		require.WithinDuration(t, time.Now(), d.Stored(), time.Minute)
 		require.NoError(t, d.Ack())
+	})
+
+	t.Run("every event that is valid comes back as it was", func(t *testing.T) {
+		b := fresh(t)
+		c := Subscribe(t, b, "c1", event.Start{}, "/shop/cart", "**")
+		full := Event("full")
+		full.Extensions = map[string]string{"traceparent": strings.Repeat("t", 55), "tracestate": strings.Repeat("s", 512)}
+		for i := range 64 {
+			full.Extensions[fmt.Sprint("extension", i)] = strings.Repeat("x", 450)
+		}
+		escaped := Event("escaped")
+		escaped.Extensions = map[string]string{}
+		for i := range 5 {
+			escaped.Extensions[fmt.Sprint("extension", i)] = strings.Repeat("€", 1000) // three bytes, nine as a header
+		}
+		for _, want := range []event.Event{full, escaped} {
+			require.NoError(t, want.Validate())
+			Publish(t, b, want)
+			d := Take(t, c, 1)[0]
+			require.Nil(t, d.Unreadable())
+			require.Empty(t, cmp.Diff(want, *d.Event()))
+			require.NoError(t, b.StoreDeadLetter(t.Context(), &event.DeadLetter{Consumer: "c1", Sequence: d.Sequence(), Event: want}))
+			require.NoError(t, d.Ack())
+		}
+		escaped.Extensions["more"] = strings.Repeat("€", 1000)
+		require.Error(t, escaped.Validate(), "what no header takes is not accepted")
+	})
+
+	t.Run("what was accepted by other rules is delivered", func(t *testing.T) {
+		b := fresh(t)
+		c := Subscribe(t, b, "c1", event.Start{}, "/shop/cart", "**")
+		want := Event("old")
+		want.DataContentType, want.DataSchema = "no media type", "not absolute"
+		want.Extensions = map[string]string{"with_underscore": "x\x01y"}
+		for i := range 100 {
+			want.Extensions[fmt.Sprint("extension", i)] = "x"
+		}
+		require.Error(t, want.Validate())
+		b.WriteRaw(t, maps.Collect(want.Attributes()), want.Data, false)
+		d := Take(t, c, 1)[0]
+		require.Nil(t, d.Unreadable())
+		require.Empty(t, cmp.Diff(want, *d.Event()))
+	})
+
+	t.Run("what cannot be read comes as it is stored, and can be a dead letter", func(t *testing.T) {
+		b := fresh(t)
+		c := Subscribe(t, b, "c1", event.Start{}, "/shop/cart", "**")
+		other := Subscribe(t, b, "c2", event.Start{}, "/shop/other", "**")
+		e := Event("broken")
+		e.Data = []byte("payload \x00\xff")
+		b.WriteRaw(t, maps.Collect(e.Attributes()), e.Data, true)
+		d := Take(t, c, 1)[0]
+		bad := d.Unreadable()
+		require.NotNil(t, bad)
+		require.Error(t, bad.Err)
+		require.Contains(t, string(bad.Data), string(e.Data))
+		require.Equal(t, e.Type, d.Event().Type, "what can be read is")
+		letter := event.DeadLetter{
+			Subscription: "shop/sub", Consumer: "c1", Sequence: d.Sequence(), Stored: d.Stored().UTC(), Reason: event.ReasonUnreadable,
+			LastError: bad.Err.Error(), Event: *d.Event(), Raw: &bad.Raw,
+		}
+		require.NoError(t, b.StoreDeadLetter(t.Context(), &letter))
+		require.NoError(t, d.Ack())
+		got, err := b.DeadLetters(t.Context(), "c1", 0, 10)
+		require.NoError(t, err)
+		require.Len(t, got, 1)
+		require.Equal(t, letter.Reason, got[0].Reason)
+		require.Equal(t, letter.LastError, got[0].LastError)
+		require.Empty(t, cmp.Diff(bad.Raw, *got[0].Raw))
+		require.Equal(t, e.ID, got[0].Event.ID)
+		Nothing(t, c)
+		Nothing(t, other)
+	})
+
+	t.Run("a fetch brings no more than its window", func(t *testing.T) {
+		b := fresh(t)
+		c := Subscribe(t, b, "c1", event.Start{}, "", "**")
+		for i := range 4 {
+			e := Event(fmt.Sprint(i))
+			e.Data = make([]byte, 100<<10)
+			Publish(t, b, e)
+		}
+		for _, tt := range []struct {
+			window event.Window
+			want   int
+			more   bool
+		}{
+			{event.Window{Events: 10, Bytes: 50 << 10}, 0, true},
+			{event.Window{Events: 10, Bytes: 250 << 10}, 2, true},
+			{event.Window{Events: 1, Bytes: 250 << 10}, 1, false},
+		} {
+			n := 0
+			begin := time.Now()
+			more, err := c.Fetch(t.Context(), tt.window, deadline, func(d event.Delivery) {
+				n++
+				require.Equal(t, 1, d.Attempt(), "what did not fit was not delivered")
+				require.NoError(t, d.Ack())
+			})
+			require.NoError(t, err)
+			require.Equal(t, tt.want, n)
+			require.Equal(t, tt.more, more)
+			require.Less(t, time.Since(begin), deadline/2)
+		}
+		more, err := c.Fetch(t.Context(), event.Window{Events: 10, Bytes: plenty}, time.Second, func(event.Delivery) {})
+		require.NoError(t, err)
+		require.False(t, more)
+	})
+
+	t.Run("the oldest event a consumer is not done with is known", func(t *testing.T) {
+		b := fresh(t)
+		c := Subscribe(t, b, "c1", event.Start{}, "", "**")
+		oldest, err := c.Oldest(t.Context())
+		require.NoError(t, err)
+		require.Zero(t, oldest)
+		elsewhere := Event("0")
+		elsewhere.Source = "erp"
+		Publish(t, b, elsewhere, Event("1"))
+		Publish(t, b, Event("2"))
+		is := func(want time.Time) func() bool {
+			return func() bool {
+				oldest, err := c.Oldest(t.Context())
+				require.NoError(t, err)
+				return oldest.Equal(want)
+			}
+		}
+		got := Take(t, c, 2)
+		require.Eventually(t, is(got[0].Stored()), deadline, 10*time.Millisecond)
+		require.NoError(t, got[0].Ack())
+		require.Eventually(t, is(got[1].Stored()), deadline, 10*time.Millisecond)
+		require.NoError(t, got[1].Ack())
+		require.Eventually(t, is(time.Time{}), deadline, 10*time.Millisecond)
+	})
+
+	t.Run("a consumer is found by its name", func(t *testing.T) {
+		b := fresh(t)
+		_, err := b.Consumer(t.Context(), "c1")
+		require.ErrorIs(t, err, event.ErrNotFound)
+		Subscribe(t, b, "c1", event.Start{}, "", "**")
+		Publish(t, b, Event("1"))
+		c, err := b.Consumer(t.Context(), "c1")
+		require.NoError(t, err)
+		require.Len(t, Take(t, c, 1), 1)
 	})
 
 	t.Run("sequences grow and name the event in its delivery", func(t *testing.T) {
@@ -374,6 +531,27 @@ func Run(t *testing.T, open Open, lacks Lacks) {
 		require.NoError(t, err)
 		require.Len(t, rest, 1)
 	})
+
+	t.Run("a list of large dead letters comes in parts", func(t *testing.T) {
+		b := fresh(t)
+		const n = 12
+		for i := range uint64(n) {
+			letter := event.DeadLetter{Consumer: "c1", Sequence: i + 1, Event: Event(fmt.Sprint(i))}
+			letter.Event.Data = make([]byte, event.MaxEventBytes)
+			require.NoError(t, b.StoreDeadLetter(t.Context(), &letter))
+		}
+		var got []event.DeadLetter
+		for after := uint64(0); ; after = got[len(got)-1].ID {
+			part, err := b.DeadLetters(t.Context(), "", after, 1000)
+			require.NoError(t, err)
+			require.LessOrEqual(t, len(part), n/2)
+			if len(part) == 0 {
+				break
+			}
+			got = append(got, part...)
+		}
+		require.Len(t, got, n)
+	})
 }
 
 // Event returns an event of /shop/cart with this id.
@@ -412,11 +590,12 @@ func Take(t *testing.T, c event.Consumer, n int) []event.Delivery {
 	var got []event.Delivery
 	for begin := time.Now(); len(got) < n; {
 		require.Less(t, time.Since(begin), deadline, "got %d of %d deliveries", len(got), n)
-		require.NoError(t, c.Fetch(t.Context(), n-len(got), deadline, func(d event.Delivery) {
+		_, err := c.Fetch(t.Context(), event.Window{Events: n - len(got), Bytes: plenty}, deadline, func(d event.Delivery) {
 			mu.Lock()
 			defer mu.Unlock()
 			got = append(got, d)
-		}))
+		})
+		require.NoError(t, err)
 	}
 	return got
 }
@@ -424,9 +603,10 @@ func Take(t *testing.T, c event.Consumer, n int) []event.Delivery {
 // Nothing asserts that nothing is there to fetch.
 func Nothing(t *testing.T, c event.Consumer) {
 	t.Helper()
-	require.NoError(t, c.Fetch(t.Context(), 1, 300*time.Millisecond, func(d event.Delivery) {
+	_, err := c.Fetch(t.Context(), event.Window{Events: 1, Bytes: plenty}, 300*time.Millisecond, func(d event.Delivery) {
 		require.Fail(t, "unexpected delivery", "event %s, attempt %d", d.Event().ID, d.Attempt())
-	}))
+	})
+	require.NoError(t, err)
 }
 
 func info(t *testing.T, c event.Consumer) event.ConsumerInfo {

@@ -24,17 +24,15 @@ const (
 )
 
 // compile turns the parts of a Subscription that need no other object into what
-// the dispatcher takes. It fails with a [*refusal] when a filter is invalid.
+// the dispatcher takes. It fails with a [*refusal] when a filter is invalid, and
+// returns the rest.
 func compile(sub *v1alpha1.Subscription) (push.Subscription, error) {
 	delivery := sub.Spec.Delivery
 	filters := make([]json.RawMessage, len(sub.Spec.Filters))
 	for i, f := range sub.Spec.Filters {
 		filters[i] = f.Raw
 	}
-	filter, err := push.CompileFilters(filters)
-	if err != nil {
-		return push.Subscription{}, refuse(v1alpha1.ReasonInvalid, "%v", err)
-	}
+	filter, filterErr := push.CompileFilters(filters)
 	retry := delivery.Retry
 	wanted := push.Subscription{
 		UID:         string(sub.UID),
@@ -56,6 +54,9 @@ func compile(sub *v1alpha1.Subscription) (push.Subscription, error) {
 	}
 	if wanted.Retry.MaxBackoff < wanted.Retry.MinBackoff {
 		wanted.Retry.MaxBackoff = wanted.Retry.MinBackoff
+	}
+	if filterErr != nil {
+		return wanted, refuse(v1alpha1.ReasonInvalid, "%v", filterErr)
 	}
 	return wanted, nil
 }

@@ -51,7 +51,7 @@ const (
 // Dispatcher is what pushes events; *push.Dispatcher is one.
 type Dispatcher interface {
 	Set(ctx context.Context, sub push.Subscription) error
-	Hold(uid string)
+	Hold(ctx context.Context, sub push.Subscription) error
 	Remove(ctx context.Context, uid string) error
 	Stats(uid string) (push.Stats, bool)
 	Info(ctx context.Context, uid string) (event.ConsumerInfo, error)
@@ -202,11 +202,11 @@ func (r *Reconciler) finalize(ctx context.Context, sub *v1alpha1.Subscription) e
 func (r *Reconciler) dispatch(ctx context.Context, sub *v1alpha1.Subscription) (ctrl.Result, error) {
 	wanted, err := compile(sub)
 	if err != nil {
-		return ctrl.Result{}, r.refused(sub, v1alpha1.ConditionSubscribed, err)
+		return ctrl.Result{}, r.refused(ctx, sub, &wanted, err)
 	}
 	wanted.Selectors, err = r.selectors(ctx, sub)
 	if err != nil {
-		return ctrl.Result{}, r.refused(sub, v1alpha1.ConditionSubscribed, err)
+		return ctrl.Result{}, r.refused(ctx, sub, &wanted, err)
 	}
 	wanted.Filter = r.unownedOnly(wanted.Selectors, wanted.Filter)
 	if err := r.sinks(ctx, sub, &wanted); err != nil {
@@ -258,17 +258,16 @@ func (r *Reconciler) sinks(ctx context.Context, sub *v1alpha1.Subscription, want
 }
 
 // refused keeps the position, dispatches nothing and says why.
-func (r *Reconciler) refused(sub *v1alpha1.Subscription, condition string, err error) error {
+func (r *Reconciler) refused(ctx context.Context, sub *v1alpha1.Subscription, wanted *push.Subscription, err error) error {
 	why, ok := errors.AsType[*refusal](err)
 	if !ok {
 		return err
 	}
-	r.dispatcher.Hold(string(sub.UID))
-	reconcile.False(sub, condition, why.reason, why.message)
+	reconcile.False(sub, v1alpha1.ConditionSubscribed, why.reason, why.message)
 	for _, other := range []string{v1alpha1.ConditionSinkReady, v1alpha1.ConditionDelivering} {
 		reconcile.False(sub, other, ReasonNotDispatched, "the subscription is refused: "+why.message)
 	}
-	return nil
+	return r.dispatcher.Hold(ctx, *wanted)
 }
 
 // count writes the counters and, where dispatching decides it, Delivering.

@@ -3,6 +3,8 @@ package event
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -56,7 +58,12 @@ type ConsumerInfo struct {
 // Delivery is one attempt to hand an event to a consumer. It is answered once,
 // with Ack or Retry; one that is not answered in time comes again.
 type Delivery interface {
+	// Event is what was stored. Of a message that cannot be read it holds no more
+	// than what could be.
 	Event() *Event
+	// Unreadable is what is stored instead of an event, nil when it is one. No
+	// attempt would read it any better.
+	Unreadable() *Unreadable
 	// Sequence is the position of the event in the store.
 	Sequence() uint64
 	// Stored is when the event was accepted.
@@ -72,14 +79,68 @@ type Delivery interface {
 	Extend() error
 }
 
+// Unreadable is a stored message that cannot be read as an event.
+type Unreadable struct {
+	Raw
+	Err error // why
+}
+
+// Raw is a stored message as it is.
+type Raw struct {
+	Header map[string][]string `json:"header,omitempty"`
+	Data   []byte              `json:"data,omitempty"`
+	// Bytes is the size of header and data when they are longer than what is
+	// given here.
+	Bytes int `json:"bytes,omitempty"`
+}
+
+// Cut shortens what is longer than a list should show of one message.
+func (r *Raw) Cut() {
+	size := len(r.Data)
+	for name, values := range r.Header {
+		for _, value := range values {
+			size += len(name) + len(value)
+		}
+	}
+	if size <= maxRawShown {
+		return
+	}
+	r.Bytes = max(r.Bytes, size)
+	left := maxRawShown
+	for _, name := range slices.Sorted(maps.Keys(r.Header)) {
+		for _, value := range r.Header[name] {
+			left -= len(name) + len(value)
+		}
+		if left < 0 {
+			delete(r.Header, name)
+		}
+	}
+	r.Data = r.Data[:min(len(r.Data), max(0, left))]
+}
+
+// maxRawShown is how much of an unreadable message is shown.
+const maxRawShown = 64 << 10
+
+// Window bounds what one fetch brings.
+type Window struct {
+	Events int
+	// Bytes of all events together. A next event that does not fit ends the
+	// fetch, and stays where it is.
+	Bytes int
+}
+
 // Consumer fetches the events of one durable position.
 type Consumer interface {
-	// Fetch hands at most n deliveries to handle as they come, and returns when
-	// that many came, when wait is over, or when ctx ends; it may return earlier.
+	// Fetch hands deliveries to handle as they come, and returns when the window
+	// is used up, when wait is over, or when ctx ends; it may return earlier. more
+	// says that the next event did not fit into what was left of the window.
 	// It may be called concurrently. One call runs handle for one delivery after
 	// the other, so handle must not block.
-	Fetch(ctx context.Context, n int, wait time.Duration, handle func(Delivery)) error
+	Fetch(ctx context.Context, window Window, wait time.Duration, handle func(Delivery)) (more bool, err error)
 	Info(ctx context.Context) (ConsumerInfo, error)
+	// Oldest is when the oldest event was stored that the consumer is not done
+	// with; zero if there is none.
+	Oldest(ctx context.Context) (time.Time, error)
 }
 
 // DeadLetter is an event that one subscription could not be given.
@@ -96,10 +157,14 @@ type DeadLetter struct {
 	LastStatus   int       `json:"lastStatus,omitempty"` // HTTP status, 0 if there was no answer
 	LastError    string    `json:"lastError,omitempty"`
 	Event        Event     `json:"event"`
+	// Raw is what was stored when that cannot be read as an event; Event holds
+	// what could be read of it.
+	Raw *Raw `json:"raw,omitempty"`
 }
 
 // Reasons of dead letters.
 const (
 	ReasonAttemptsExhausted = "AttemptsExhausted"
 	ReasonExpired           = "Expired"
+	ReasonUnreadable        = "Unreadable"
 )

@@ -24,8 +24,11 @@ const (
 	maxTypeBytes      = 253
 	maxSubjectBytes   = 2048
 	maxAttributeBytes = 4096
-	maxExtensions     = 64
+	maxExtensions     = 64       // besides the trace, which the bus may add
 	maxAllAttributes  = 32 << 10 // together; receivers limit headers too
+	// maxEncodedAttributes bounds them together as headers, which escape what is
+	// not ASCII: NATS takes 64 KiB, and a dead letter adds its own.
+	maxEncodedAttributes = 48 << 10
 )
 
 // Event is a CloudEvent 1.0. The zero values of optional attributes mean absent.
@@ -124,20 +127,42 @@ func (e *Event) validate(p *problems) {
 			p.add("dataschema", "must be an absolute URI")
 		}
 	}
-	if len(e.Extensions) > maxExtensions {
+	extensions := len(e.Extensions)
+	for _, name := range [...]string{"traceparent", "tracestate"} {
+		if _, ok := e.Extensions[name]; ok {
+			extensions--
+		}
+	}
+	if extensions > maxExtensions {
 		p.add("extensions", "at most %d are allowed", maxExtensions)
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.Extensions)) {
 		checkExtensionName(p, name)
 		checkText(p, name, e.Extensions[name], maxAttributeBytes)
 	}
-	all := 0
+	all, encoded := 0, 0
 	for name, value := range e.Attributes() {
 		all += len(name) + len(value)
+		encoded += len(name) + encodedLen(value)
 	}
-	if all > maxAllAttributes {
+	switch {
+	case all > maxAllAttributes:
 		p.add("extensions", "all attributes together are longer than %d bytes", maxAllAttributes)
+	case encoded > maxEncodedAttributes:
+		p.add("extensions", "all attributes together are longer than %d bytes when percent-encoded as headers", maxEncodedAttributes)
 	}
+}
+
+// CheckStored says why what was read from a store is no event at all. It asks
+// only for what delivering needs: whether an event is good enough was decided
+// when it was accepted, and is not decided again by rules that came later.
+func (e *Event) CheckStored() error {
+	for _, a := range [...][2]string{{"id", e.ID}, {"source", e.Source}, {"type", e.Type}} {
+		if a[1] == "" {
+			return fmt.Errorf("it has no %s", a[0])
+		}
+	}
+	return nil
 }
 
 // Attributes yields every context attribute that is set with its canonical

@@ -160,7 +160,7 @@ func EncodeHeaderValue(value string) string {
 	var b strings.Builder
 	for i := range len(value) {
 		c := value[i]
-		if c > 0x20 && c < 0x7f && c != '"' && c != '%' {
+		if standsInHeader(c) {
 			b.WriteByte(c)
 			continue
 		}
@@ -169,6 +169,19 @@ func EncodeHeaderValue(value string) string {
 		b.WriteByte(hex[c&15])
 	}
 	return b.String()
+}
+
+func standsInHeader(c byte) bool { return c > 0x20 && c < 0x7f && c != '"' && c != '%' }
+
+// encodedLen is the length of [EncodeHeaderValue].
+func encodedLen(value string) int {
+	n := len(value)
+	for i := range len(value) {
+		if !standsInHeader(value[i]) {
+			n += 2
+		}
+	}
+	return n
 }
 
 // DecodeHeaderValue reverses [EncodeHeaderValue]. It takes the quoted strings

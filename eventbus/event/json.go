@@ -20,13 +20,21 @@ func parseStructured(body []byte, source string) ([]Event, error) {
 	return []Event{e}, nil
 }
 
-// readJSON reads one event of the CloudEvents JSON format.
+// readJSON reads and validates one event of the CloudEvents JSON format.
 func readJSON(p *problems, body []byte, source string) Event {
-	var e Event
+	e, ok := decodeJSON(p, body, source)
+	if ok {
+		e.validate(p)
+	}
+	return e
+}
+
+// decodeJSON reads one event, valid or not; false if it is none at all.
+func decodeJSON(p *problems, body []byte, source string) (e Event, ok bool) {
 	members, err := readObject(body)
 	if err != nil {
 		p.add("body", "%v", err)
-		return e
+		return e, false
 	}
 	var data, data64 json.RawMessage
 	hasVersion := false
@@ -68,8 +76,7 @@ func readJSON(p *problems, body []byte, source string) Event {
 		e.Source = source
 	}
 	readData(p, &e, data, data64)
-	e.validate(p)
-	return e
+	return e, true
 }
 
 func readData(p *problems, e *Event, data, data64 json.RawMessage) {
@@ -218,13 +225,15 @@ func (e *Event) MarshalJSON() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// UnmarshalJSON reads and validates the CloudEvents JSON format.
+// UnmarshalJSON reads the CloudEvents JSON format. It does not validate: what the
+// bus once accepted and lists is read by rules of its own time.
 func (e *Event) UnmarshalJSON(body []byte) error {
-	events, err := parseStructured(body, "")
-	if err != nil {
-		return err
+	var p problems
+	read, _ := decodeJSON(&p, body, "")
+	if len(p) > 0 {
+		return p.err()
 	}
-	*e = events[0]
+	*e = read
 	return nil
 }
 

@@ -340,7 +340,8 @@ func (h *Handler) check(r *http.Request, caller Caller, events []event.Event) er
 var traceparent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
 // addTrace carries the trace of the request (W3C Trace Context) in the event, if
-// it has none of its own (CloudEvents Distributed Tracing extension).
+// it has none of its own (CloudEvents Distributed Tracing extension) and is valid
+// with it: what is stored is what was validated.
 func addTrace(e *event.Event, header http.Header) {
 	if _, ok := e.Extensions["traceparent"]; ok {
 		return
@@ -349,12 +350,21 @@ func addTrace(e *event.Event, header http.Header) {
 	if !traceparent.MatchString(parent) {
 		return
 	}
-	_ = e.SetAttribute("traceparent", parent)
+	addValid(e, "traceparent", parent)
 	if state := header.Get("Tracestate"); state != "" && len(state) <= 512 {
-		traced := event.Event{ID: "-", Source: "-", Type: "-", Extensions: map[string]string{"tracestate": state}}
-		if traced.Validate() == nil {
-			_ = e.SetAttribute("tracestate", state)
-		}
+		addValid(e, "tracestate", state)
+	}
+}
+
+// addValid sets an extension unless the event had it already or is not valid with
+// it.
+func addValid(e *event.Event, name, value string) {
+	if _, ok := e.Extensions[name]; ok {
+		return
+	}
+	_ = e.SetAttribute(name, value) // any text is one of an extension
+	if e.Validate() != nil {
+		delete(e.Extensions, name)
 	}
 }
 

@@ -17,6 +17,8 @@ import (
 // Source is where events come from.
 type Source interface {
 	Subscribe(ctx context.Context, spec event.ConsumerSpec) (event.Consumer, error)
+	// Consumer returns one that exists, or fails with [event.ErrNotFound].
+	Consumer(ctx context.Context, name string) (event.Consumer, error)
 	Unsubscribe(ctx context.Context, name string) error
 }
 
@@ -40,6 +42,10 @@ type Config struct {
 	// ExtendEvery is how often the broker is told that a push goes on; it must be
 	// well below the broker's ack wait. Default 3 s.
 	ExtendEvery time.Duration
+	// MaxBytesInFlight bounds the memory that events on their way to sinks take
+	// together; default a quarter of the process's memory limit (GOMEMLIMIT), 256
+	// MiB without one. At least 4.5 MiB.
+	MaxBytesInFlight int64
 	// Metrics, nil for none.
 	Metrics *Metrics
 	Log     *slog.Logger // default slog.Default
@@ -76,6 +82,7 @@ type Dispatcher struct {
 	mesh   *http.Client
 	direct *http.Client
 	ready  chan struct{}
+	budget *budget
 
 	// Two ends of one life: the first when no more events are to be fetched, the
 	// second when pushes in flight are to be cut off.
@@ -106,6 +113,7 @@ func New(config Config) *Dispatcher {
 		mesh:    client(config.Mesh),
 		direct:  client(config.Direct),
 		ready:   make(chan struct{}),
+		budget:  newBudget(budgetOf(config.MaxBytesInFlight)),
 		runners: map[string]*runner{},
 	}
 	d.pull, d.stop = context.WithCancel(context.Background())
@@ -192,27 +200,56 @@ func (d *Dispatcher) Set(ctx context.Context, sub Subscription) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed {
-		return errors.New("the dispatcher is stopping")
-	}
 	if r, ok := d.runners[sub.UID]; ok {
 		r.update(sub, consumer)
 		return nil
+	}
+	return d.start(sub, consumer)
+}
+
+// Hold stops pushing for a subscription; its position and backlog stay until they
+// are too old. Of sub only its identity, its creation and its retries count. One
+// that was never dispatched has no position, which is no error.
+func (d *Dispatcher) Hold(ctx context.Context, sub Subscription) error {
+	if d.holdRunning(sub.UID) {
+		return nil
+	}
+	consumer, err := d.config.Source.Consumer(ctx, sub.UID)
+	if errors.Is(err, event.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("subscription %s/%s: %w", sub.Namespace, sub.Name, err)
+	}
+	sub.Hold, sub.Selectors, sub.Filter, sub.OrderBy = true, nil, nil, ""
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if r, ok := d.runners[sub.UID]; ok {
+		r.hold()
+		return nil
+	}
+	return d.start(sub, consumer)
+}
+
+func (d *Dispatcher) holdRunning(uid string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r, ok := d.runners[uid]
+	if ok {
+		r.hold()
+	}
+	return ok
+}
+
+// start begins to dispatch. Call it with mu held.
+func (d *Dispatcher) start(sub Subscription, consumer event.Consumer) error {
+	if d.closed {
+		return errors.New("the dispatcher is stopping")
 	}
 	r := newRunner(d, sub, consumer)
 	d.runners[sub.UID] = r
 	d.work.Go(r.run)
 	return nil
-}
-
-// Hold stops pushing for a subscription; its position and backlog stay. One that
-// is not dispatched is no error.
-func (d *Dispatcher) Hold(uid string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if r, ok := d.runners[uid]; ok {
-		r.hold()
-	}
 }
 
 // Remove stops pushing for a subscription and deletes its consumer and backlog.

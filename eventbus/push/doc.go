@@ -5,8 +5,10 @@
 //	                                                or a dead letter
 //
 // Every subscription has its own runner, which fetches no more events than it can
-// push now: a sink that hangs holds up nobody else and takes bounded memory. An
-// event is acknowledged only when the sink took it or its dead letter is stored.
+// push now and the shared budget of memory allows ([Config.MaxBytesInFlight]): a
+// sink that hangs holds up nobody else. An event is acknowledged only when the sink
+// took it or its dead letter is stored, which it is too when it is too old to be
+// pushed or cannot be read.
 //
 // What may enter: dispatching. A sink is a URL here; what it stands for, and who
 // may subscribe to what, is decided by those who call [Dispatcher.Set].

@@ -58,7 +58,7 @@ func (r *runner) wait(pause time.Duration) bool {
 }
 
 // queue puts a delivery at the end of its lane. Call it with mu held.
-func (r *runner) queue(key string, d event.Delivery) {
+func (r *runner) queue(key string, d *taken) {
 	q := queued{delivery: d, stopExtending: r.extend(d)}
 	if l, ok := r.lanes[key]; ok {
 		l.waiting = append(l.waiting, q)
@@ -71,7 +71,7 @@ func (r *runner) queue(key string, d event.Delivery) {
 
 // queued is a delivery the broker is told about while it waits its turn.
 type queued struct {
-	delivery      event.Delivery
+	delivery      *taken
 	stopExtending func()
 }
 
@@ -99,7 +99,7 @@ func (r *runner) insist(d event.Delivery) (done bool) {
 	h := &held{Delivery: d, attempt: d.Attempt()}
 	for r.ctx.Err() == nil {
 		sub, _ := r.current()
-		if sub.Hold { // no attempt: wait for what comes
+		if sub.Hold && time.Now().Before(sub.expires(d.Stored())) { // no attempt: wait for what comes
 			r.wait(brokerPause)
 			continue
 		}

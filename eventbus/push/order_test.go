@@ -16,7 +16,7 @@ import (
 
 // keyed puts an event with a subject into the broker.
 func (b *broker) keyed(seq uint64, id, subject string) {
-	b.put(&delivery{b: b, seq: seq, stored: time.Now(), e: event.Event{ID: id, Source: "commerce", Type: "order.created", Subject: subject}})
+	b.put(delivery{seq: seq, stored: time.Now(), e: event.Event{ID: id, Source: "commerce", Type: "order.created", Subject: subject}})
 }
 
 func ordered(uid string) push.Subscription {
@@ -77,7 +77,7 @@ func TestNextFetchDoesNotOvertakeTheLastEventOfAFetch(t *testing.T) {
 		return answer(200), nil
 	}, func(t *testing.T, b *broker, d *push.Dispatcher) {
 		b.keyed(1, "free", "") // its end lets the next fetch begin
-		b.put(&delivery{b: b, seq: 2, stored: time.Now(), slow: time.Second, e: event.Event{ID: "a1", Source: "commerce", Type: "order.created", Subject: "a"}})
+		b.put(delivery{seq: 2, stored: time.Now(), slow: time.Second, e: event.Event{ID: "a1", Source: "commerce", Type: "order.created", Subject: "a"}})
 		b.keyed(3, "a2", "a")
 		sub := ordered("u1")
 		sub.MaxInFlight = 2
@@ -119,7 +119,7 @@ func TestPausedKeyUsesUpNoAttempts(t *testing.T) {
 		require.NoError(t, d.Set(t.Context(), ordered("u1")))
 		b.keyed(1, "1", "a")
 		synctest.Wait()
-		d.Hold("u1")
+		require.NoError(t, d.Hold(t.Context(), ordered("u1")))
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		require.Equal(t, 1, attempts)
@@ -146,13 +146,11 @@ func TestShutdownGivesBackAKeyInOrder(t *testing.T) {
 		synctest.Wait()
 		cancel()
 		require.NoError(t, <-done)
-		require.Len(t, b.naks, 5)
-		require.Empty(t, b.acked)
 		synctest.Wait()
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		for i := range b.queue {
-			require.Contains(t, []uint64{1, 2, 3, 4, 5}, b.queue[i].seq)
-		}
+		require.Empty(t, b.acked)
+		require.Equal(t, []uint64{1, 2, 3, 4, 5}, b.nakked, "the broker offers again in this order")
+		require.Equal(t, make([]time.Duration, 5), b.naks, "and at once")
 	})
 }

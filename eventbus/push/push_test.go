@@ -3,8 +3,10 @@ package push_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,15 +19,16 @@ import (
 	"github.com/lambdamesh/lambdamesh/eventbus/push"
 )
 
-// broker is a source of events whose clock is that of the test's bubble.
+// broker is a source of events whose clock is that of the test's bubble. Every
+// consumer has a queue of its own with all events, those from before it included.
 type broker struct {
 	mu        sync.Mutex
-	changed   chan struct{}
-	queue     []*delivery
-	attempts  map[uint64]int
+	consumers map[string]*consumer
+	stored    []delivery
 	acked     []uint64
 	extended  int
 	naks      []time.Duration
+	nakked    []uint64 // sequences, in the order of naks
 	removed   []string
 	letters   []event.DeadLetter
 	lettersOK bool
@@ -33,12 +36,22 @@ type broker struct {
 }
 
 func newBroker() *broker {
-	return &broker{changed: make(chan struct{}), attempts: map[uint64]int{}, lettersOK: true}
+	return &broker{consumers: map[string]*consumer{}, lettersOK: true}
+}
+
+type consumer struct {
+	b        *broker
+	changed  chan struct{}
+	queue    []*delivery
+	attempts map[uint64]int
+	open     map[uint64]time.Time // when those were stored that are not acknowledged
 }
 
 type delivery struct {
 	b       *broker
+	c       *consumer
 	e       event.Event
+	bad     *event.Unreadable
 	seq     uint64
 	stored  time.Time
 	attempt int
@@ -46,21 +59,62 @@ type delivery struct {
 }
 
 func (b *broker) add(seq uint64, id string) {
-	b.put(&delivery{b: b, seq: seq, stored: time.Now(), e: event.Event{
+	b.put(delivery{seq: seq, stored: time.Now(), e: event.Event{
 		ID: id, Source: "commerce", Type: "order.created.v1", DataContentType: "application/json", Data: []byte(`{}`),
 	}})
 }
 
-func (b *broker) put(d *delivery) {
+// put stores an event.
+func (b *broker) put(d delivery) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.queue = append(b.queue, d)
-	close(b.changed)
-	b.changed = make(chan struct{})
+	d.b = b
+	b.stored = append(b.stored, d)
+	for _, c := range b.consumers {
+		c.offer(d)
+	}
 }
 
-func (b *broker) Subscribe(context.Context, event.ConsumerSpec) (event.Consumer, error) {
-	return b, nil
+// offer puts a delivery into the queue. Call it with mu held.
+func (c *consumer) offer(d delivery) {
+	d.c = c
+	c.queue = append(c.queue, &d)
+	c.open[d.seq] = d.stored
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// again offers a delivery after a while.
+func (d *delivery) again(after time.Duration) {
+	copied := *d
+	time.AfterFunc(after, func() {
+		d.b.mu.Lock()
+		defer d.b.mu.Unlock()
+		d.c.offer(copied)
+	})
+}
+
+func (b *broker) Subscribe(_ context.Context, spec event.ConsumerSpec) (event.Consumer, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c, ok := b.consumers[spec.Name]
+	if !ok {
+		c = &consumer{b: b, changed: make(chan struct{}), attempts: map[uint64]int{}, open: map[uint64]time.Time{}}
+		for _, d := range b.stored {
+			c.offer(d)
+		}
+		b.consumers[spec.Name] = c
+	}
+	return c, nil
+}
+
+func (b *broker) Consumer(_ context.Context, name string) (event.Consumer, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c, ok := b.consumers[name]; ok {
+		return c, nil
+	}
+	return nil, event.ErrNotFound
 }
 
 func (b *broker) Unsubscribe(_ context.Context, name string) error {
@@ -68,33 +122,51 @@ func (b *broker) Unsubscribe(_ context.Context, name string) error {
 	return nil
 }
 
-func (b *broker) Info(context.Context) (event.ConsumerInfo, error) { return event.ConsumerInfo{}, nil }
+func (c *consumer) Info(context.Context) (event.ConsumerInfo, error) {
+	return event.ConsumerInfo{}, nil
+}
 
-func (b *broker) Fetch(ctx context.Context, n int, wait time.Duration, handle func(event.Delivery)) error {
+func (c *consumer) Oldest(context.Context) (oldest time.Time, err error) {
+	c.b.mu.Lock()
+	defer c.b.mu.Unlock()
+	for _, stored := range c.open {
+		if oldest.IsZero() || stored.Before(oldest) {
+			oldest = stored
+		}
+	}
+	return oldest, nil
+}
+
+func (c *consumer) Fetch(ctx context.Context, window event.Window, wait time.Duration, handle func(event.Delivery)) (more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	for n > 0 {
-		b.mu.Lock()
-		changed := b.changed
+	for window.Events > 0 {
+		c.b.mu.Lock()
+		changed := c.changed
 		var next *delivery
-		if len(b.queue) > 0 && ctx.Err() == nil {
-			next, b.queue = b.queue[0], b.queue[1:]
-			b.attempts[next.seq]++
-			next.attempt = b.attempts[next.seq]
+		if len(c.queue) > 0 && ctx.Err() == nil {
+			if next = c.queue[0]; len(next.e.Data) > window.Bytes {
+				c.b.mu.Unlock()
+				return true, nil
+			}
+			c.queue = c.queue[1:]
+			c.attempts[next.seq]++
+			next.attempt = c.attempts[next.seq]
 		}
-		b.mu.Unlock()
+		c.b.mu.Unlock()
 		if next != nil {
-			n--
+			window.Events--
+			window.Bytes -= len(next.e.Data)
 			handle(next)
 			continue
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil
+			return false, nil
 		}
 	}
-	return nil
+	return false, nil
 }
 
 func (b *broker) StoreDeadLetter(_ context.Context, letter *event.DeadLetter) error {
@@ -112,29 +184,30 @@ func (d *delivery) Event() *event.Event {
 	return &d.e
 }
 
-func (d *delivery) Sequence() uint64  { return d.seq }
-func (d *delivery) Stored() time.Time { return d.stored }
-func (d *delivery) Attempt() int      { return d.attempt }
+func (d *delivery) Unreadable() *event.Unreadable { return d.bad }
+func (d *delivery) Sequence() uint64              { return d.seq }
+func (d *delivery) Stored() time.Time             { return d.stored }
+func (d *delivery) Attempt() int                  { return d.attempt }
 
 func (d *delivery) Ack() error {
 	d.b.mu.Lock()
 	defer d.b.mu.Unlock()
 	if d.b.ackFails {
 		d.b.ackFails = false
-		again := *d
-		time.AfterFunc(10*time.Second, func() { d.b.put(&again) }) // the ack wait
+		d.again(10 * time.Second) // the ack wait
 		return errors.New("disconnected")
 	}
 	d.b.acked = append(d.b.acked, d.seq)
+	delete(d.c.open, d.seq)
 	return nil
 }
 
 func (d *delivery) Retry(delay time.Duration) error {
 	d.b.mu.Lock()
 	d.b.naks = append(d.b.naks, delay)
+	d.b.nakked = append(d.b.nakked, d.seq)
 	d.b.mu.Unlock()
-	again := *d
-	time.AfterFunc(delay, func() { d.b.put(&again) })
+	d.again(delay)
 	return nil
 }
 
@@ -306,15 +379,126 @@ func TestMaxAgeEndsRetries(t *testing.T) {
 		})
 }
 
-func TestOldEventIsTriedOnceBeforeItExpires(t *testing.T) {
+func TestEventThatIsTooOldIsADeadLetterWithoutAnAttempt(t *testing.T) {
+	bubble(t, func(*http.Request) (*http.Response, error) { return answer(200), nil },
+		func(t *testing.T, b *broker, d *push.Dispatcher) {
+			sub := subscription("u1")
+			sub.Created = time.Now()
+			b.add(1, "1")
+			time.Sleep(48 * time.Hour)
+			require.NoError(t, d.Set(t.Context(), sub))
+			synctest.Wait()
+			require.Equal(t, []uint64{1}, b.acked)
+			require.Len(t, b.letters, 1)
+			require.Equal(t, event.ReasonExpired, b.letters[0].Reason)
+			require.Zero(t, b.letters[0].Attempts)
+			require.Contains(t, b.letters[0].LastError, "not delivered within 1h")
+			stats, _ := d.Stats("u1")
+			require.Equal(t, int64(1), stats.DeadLettered)
+			require.Zero(t, stats.Delivered)
+		})
+}
+
+func TestOldEventThatANewSubscriptionAsksForIsNotTooOld(t *testing.T) {
 	bubble(t, func(*http.Request) (*http.Response, error) { return answer(200), nil },
 		func(t *testing.T, b *broker, d *push.Dispatcher) {
 			b.add(1, "1")
 			time.Sleep(48 * time.Hour)
-			require.NoError(t, d.Set(t.Context(), subscription("u1")))
+			sub := subscription("u1")
+			sub.Created = time.Now()
+			require.NoError(t, d.Set(t.Context(), sub))
 			synctest.Wait()
 			require.Equal(t, []uint64{1}, b.acked)
 			require.Empty(t, b.letters)
+		})
+}
+
+func TestWhatGetsTooOldWhileNothingIsPushedIsADeadLetter(t *testing.T) {
+	held := func(sub push.Subscription) push.Subscription { sub.Hold = true; return sub }
+	for name, hold := range map[string]func(t *testing.T, d *push.Dispatcher, sub push.Subscription){
+		"paused from the beginning": func(t *testing.T, d *push.Dispatcher, sub push.Subscription) {
+			require.NoError(t, d.Set(t.Context(), held(sub)))
+		},
+		"paused later": func(t *testing.T, d *push.Dispatcher, sub push.Subscription) {
+			require.NoError(t, d.Set(t.Context(), sub))
+			synctest.Wait()
+			require.NoError(t, d.Set(t.Context(), held(sub)))
+		},
+		"refused": func(t *testing.T, d *push.Dispatcher, sub push.Subscription) {
+			require.NoError(t, d.Set(t.Context(), sub))
+			synctest.Wait()
+			require.NoError(t, d.Hold(t.Context(), sub))
+		},
+	} {
+		for _, orderBy := range []string{"", "subject"} {
+			t.Run(name+" "+orderBy, func(t *testing.T) {
+				pushed := map[string]int{}
+				bubble(t, func(r *http.Request) (*http.Response, error) {
+					pushed[r.Header.Get("Ce-Id")]++
+					return answer(200), nil
+				}, func(t *testing.T, b *broker, d *push.Dispatcher) {
+					sub := subscription("u1")
+					sub.Created, sub.OrderBy, sub.Retry.MaxAttempts = time.Now(), orderBy, 1
+					hold(t, d, sub)
+					for i := range uint64(20) {
+						b.keyed(i+1, "old", "a")
+					}
+					time.Sleep(50 * time.Minute)
+					b.keyed(100, "young", "a")
+					synctest.Wait()
+					require.Empty(t, b.letters)
+					time.Sleep(12 * time.Minute)
+					synctest.Wait()
+					b.mu.Lock()
+					require.Len(t, b.letters, 20)
+					for _, letter := range b.letters {
+						require.Equal(t, event.ReasonExpired, letter.Reason)
+						require.Equal(t, "old", letter.Event.ID)
+						require.Zero(t, letter.Attempts)
+					}
+					require.Empty(t, pushed)
+					b.mu.Unlock()
+					require.NoError(t, d.Set(t.Context(), sub))
+					time.Sleep(time.Minute)
+					synctest.Wait()
+					require.Equal(t, map[string]int{"young": 1}, pushed, "looking for old ones used up no attempt")
+				})
+			})
+		}
+	}
+}
+
+func TestSubscriptionThatIsRefusedAfterARestartLosesNothingToItsAge(t *testing.T) {
+	bubble(t, func(*http.Request) (*http.Response, error) { return answer(200), nil },
+		func(t *testing.T, b *broker, d *push.Dispatcher) {
+			sub := subscription("u1")
+			sub.Created = time.Now()
+			require.NoError(t, d.Hold(t.Context(), sub), "one without a position")
+			_, err := b.Subscribe(t.Context(), event.ConsumerSpec{Name: "u1"}) // by the process before
+			require.NoError(t, err)
+			require.NoError(t, d.Hold(t.Context(), sub))
+			b.add(1, "1")
+			time.Sleep(2 * time.Hour)
+			synctest.Wait()
+			require.Len(t, b.letters, 1)
+			require.Equal(t, event.ReasonExpired, b.letters[0].Reason)
+			require.Equal(t, "shop/sub-u1", b.letters[0].Subscription)
+		})
+}
+
+func TestWhatCannotBeReadIsADeadLetter(t *testing.T) {
+	bubble(t, func(*http.Request) (*http.Response, error) { return answer(200), nil },
+		func(t *testing.T, b *broker, d *push.Dispatcher) {
+			require.NoError(t, d.Set(t.Context(), subscription("u1")))
+			bad := &event.Unreadable{Raw: event.Raw{Header: map[string][]string{"ce-id": {"%zz"}}, Data: []byte("raw")}, Err: errors.New("header ce-id is broken")}
+			b.put(delivery{seq: 1, stored: time.Now(), bad: bad})
+			b.put(delivery{seq: 2, stored: time.Now(), bad: bad, e: event.Event{Source: "erp", Type: "t"}})
+			synctest.Wait()
+			require.Equal(t, []uint64{1, 2}, slices.Sorted(slices.Values(b.acked)))
+			require.Len(t, b.letters, 1, "the other one is not for this subscription")
+			require.Equal(t, event.ReasonUnreadable, b.letters[0].Reason)
+			require.Equal(t, "header ce-id is broken", b.letters[0].LastError)
+			require.Equal(t, &bad.Raw, b.letters[0].Raw)
 		})
 }
 
@@ -360,22 +544,22 @@ func TestHungSinkDoesNotHoldUpOthers(t *testing.T) {
 		hung := subscription("hung")
 		hung.Sink.URL = "http://hung/"
 		require.NoError(t, d.Set(t.Context(), hung))
+		require.NoError(t, d.Set(t.Context(), subscription("healthy")))
 		for i := range uint64(500) {
 			b.add(i+1, "x")
 		}
 		synctest.Wait()
+		stats, _ := d.Stats("healthy")
+		require.Equal(t, int64(500), stats.Delivered, "at once: nobody waits for the one that hangs")
 		b.mu.Lock()
-		require.Len(t, b.queue, 490, "no more is fetched than can be pushed")
+		require.Len(t, b.consumers["hung"].queue, 490, "no more is fetched than can be pushed")
+		require.Empty(t, b.consumers["healthy"].queue)
 		require.Zero(t, b.extended)
 		b.mu.Unlock()
 		time.Sleep(10 * time.Second)
 		b.mu.Lock()
+		defer b.mu.Unlock()
 		require.Equal(t, 30, b.extended, "the broker is told that the pushes go on")
-		b.mu.Unlock()
-		require.NoError(t, d.Set(t.Context(), subscription("healthy")))
-		time.Sleep(time.Second)
-		stats, _ := d.Stats("healthy")
-		require.Equal(t, int64(490), stats.Delivered)
 	})
 }
 
@@ -387,7 +571,7 @@ func TestHoldKeepsEventsAndAnEditTakesEffectAtOnce(t *testing.T) {
 	}, func(t *testing.T, b *broker, d *push.Dispatcher) {
 		require.NoError(t, d.Set(t.Context(), subscription("u1")))
 		synctest.Wait()
-		d.Hold("u1")
+		require.NoError(t, d.Hold(t.Context(), subscription("u1")))
 		synctest.Wait()
 		b.add(1, "1")
 		time.Sleep(time.Minute)
@@ -496,7 +680,7 @@ func TestFormats(t *testing.T) {
 				sub.Format = format
 				sub.Selectors[0].Source = e.Source
 				require.NoError(t, d.Set(t.Context(), sub))
-				b.put(&delivery{b: b, seq: 1, stored: time.Now(), e: e})
+				b.put(delivery{seq: 1, stored: time.Now(), e: e})
 				synctest.Wait()
 				require.NotNil(t, got)
 				require.Equal(t, want.body, string(body))
@@ -574,5 +758,76 @@ func TestLostAcknowledgementIsNoFailureOfTheSink(t *testing.T) {
 		stats, _ := d.Stats("u1")
 		require.Equal(t, int64(1), stats.Delivered)
 		require.True(t, stats.Oldest.IsZero())
+	})
+}
+
+func TestBytesInFlightToSinksThatHangAreBounded(t *testing.T) {
+	const large = 1 << 20
+	var mu sync.Mutex
+	var now, most int64
+	fast := map[string]int{}
+	s := sink(func(r *http.Request) (*http.Response, error) {
+		if !strings.HasPrefix(r.URL.Host, "hung") {
+			mu.Lock()
+			defer mu.Unlock()
+			fast[r.URL.Host]++
+			return answer(200), nil
+		}
+		mu.Lock()
+		now += r.ContentLength
+		most = max(most, now)
+		mu.Unlock()
+		<-r.Context().Done()
+		mu.Lock()
+		defer mu.Unlock()
+		now -= r.ContentLength
+		return nil, r.Context().Err()
+	})
+	synctest.Test(t, func(t *testing.T) {
+		b := newBroker()
+		const budget = 100 << 20
+		d := push.New(push.Config{Source: b, DeadLetters: b, Mesh: s, Direct: s, MaxBytesInFlight: budget})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- d.Run(ctx) }()
+		for i := range uint64(40) {
+			b.put(delivery{seq: i + 1, stored: time.Now(), e: event.Event{ID: "x", Source: "commerce", Type: "order.created.v1", Data: make([]byte, large)}})
+		}
+		for i := range 50 {
+			sub := subscription(fmt.Sprint("hung", i))
+			sub.MaxInFlight, sub.Sink.URL = 100, fmt.Sprintf("http://hung%d/", i)
+			require.NoError(t, d.Set(t.Context(), sub))
+		}
+		synctest.Wait()
+		mu.Lock()
+		require.LessOrEqual(t, most, int64(budget))
+		require.Greater(t, now, int64(budget/3), "and it is used")
+		mu.Unlock()
+		// Neither a neighbor in the same namespace nor another tenant waits for a
+		// sink that hangs, with large events or small ones.
+		for _, namespace := range []string{"shop", "other"} {
+			sub := subscription("fast-" + namespace)
+			sub.Namespace, sub.Sink.URL = namespace, "http://fast-"+namespace+"/"
+			require.NoError(t, d.Set(t.Context(), sub))
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		mu.Lock()
+		require.Equal(t, map[string]int{"fast-shop": 40, "fast-other": 40}, fast)
+		mu.Unlock()
+		for i := range uint64(100) {
+			b.add(1000+i, "small")
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		mu.Lock()
+		require.Equal(t, map[string]int{"fast-shop": 140, "fast-other": 140}, fast)
+		mu.Unlock()
+		time.Sleep(10 * time.Minute)
+		mu.Lock()
+		require.LessOrEqual(t, most, int64(budget), "also after retries")
+		mu.Unlock()
+		cancel()
+		require.NoError(t, <-done)
 	})
 }

@@ -12,6 +12,16 @@ import (
 
 const (
 	fetchWait = 30 * time.Second
+	// largeWait is how long a fetch waits that has taken much of the budget: what it
+	// is for is there.
+	largeWait = time.Second
+	// pollBytes is what a fetch may bring without asking the budget, so that any
+	// number of subscriptions can wait for events.
+	pollBytes = 64 << 10
+	// maxFetchBytes bounds what one fetch brings at once. Many fetches of large
+	// events would otherwise fill the broker's buffer for this connection, and it
+	// drops a connection whose buffer is full.
+	maxFetchBytes = 4 << 20
 	// brokerPause is the pause after the broker failed.
 	brokerPause = time.Second
 	// storePause is the pause before a dead letter that could not be stored is
@@ -29,7 +39,8 @@ type runner struct {
 	ctx context.Context //nolint:containedctx // the life of the runner, not of a call
 	end context.CancelFunc
 
-	wake chan struct{} // something reserve waits for may have changed
+	wake    chan struct{} // something reserve waits for may have changed
+	account *account
 
 	mu       sync.Mutex
 	sub      Subscription
@@ -38,6 +49,9 @@ type runner struct {
 	unfetch  context.CancelFunc
 	demanded int // events asked of the broker and not yet here
 	inFlight int
+	backlog  bool                 // more is there than a fetch brings unasked
+	need     int64                // bytes the next event needs, when it did not fit
+	average  int64                // bytes of an event, lately
 	open     map[uint64]attempted // by sequence: what was tried and is not done
 	lanes    map[string]*lane     // by key of ordered events
 	stats    Stats
@@ -48,7 +62,19 @@ type runner struct {
 type attempted struct {
 	stored time.Time
 	last   outcome
+	idle   int // deliveries that were no attempt
 }
+
+// taken is a delivery that takes memory here.
+type taken struct {
+	event.Delivery
+	bytes   int64
+	attempt int
+}
+
+// Attempt counts the pushes and the one to come, as far as this process knows
+// which deliveries were none.
+func (t *taken) Attempt() int { return t.attempt }
 
 func newRunner(d *Dispatcher, sub Subscription, consumer event.Consumer) *runner {
 	r := &runner{
@@ -57,6 +83,7 @@ func newRunner(d *Dispatcher, sub Subscription, consumer event.Consumer) *runner
 		wake: make(chan struct{}, 1),
 		open: map[uint64]attempted{}, lanes: map[string]*lane{},
 	}
+	r.account = d.budget.account(sub.Namespace, r.signal)
 	r.ctx, r.end = context.WithCancel(d.pull)
 	r.fetching, r.unfetch = context.WithCancel(r.ctx)
 	return r
@@ -133,91 +160,155 @@ func (r *runner) change(fn func()) {
 // run asks the broker for as many events as can be pushed now, and again when
 // half of that is used up.
 func (r *runner) run() {
+	defer r.account.withdraw()
+	var work sync.WaitGroup
+	work.Go(r.sweep)
 	r.settle()
-	var fetches sync.WaitGroup
 	for {
-		n, consumer, ctx := r.reserve()
-		if n == 0 {
+		f, ok := r.reserve()
+		if !ok {
 			break
 		}
-		fetches.Go(func() { r.fetch(ctx, consumer, n) })
+		work.Go(func() { r.fetch(&f) })
 	}
-	fetches.Wait()
+	work.Wait()
 }
 
-// reserve waits until events may be fetched and returns how many; 0 when the
-// runner is to end.
-func (r *runner) reserve() (int, event.Consumer, context.Context) {
+// fetch is a question to the broker for events.
+type fetch struct {
+	ctx      context.Context //nolint:containedctx // ends when the fetch is to stop
+	consumer event.Consumer
+	window   event.Window
+	reserved int64 // of the window, in the budget
+}
+
+// reserve waits until events may be fetched; it returns false when the runner is
+// to end.
+func (r *runner) reserve() (fetch, bool) {
 	for {
-		r.mu.Lock()
-		free := r.sub.MaxInFlight - r.inFlight - r.demanded
-		most := r.sub.MaxInFlight / 2
-		if r.sub.OrderBy != "" {
-			most = 0 // two fetches at a time could overtake each other
+		if f, ok := r.tryReserve(); ok {
+			return f, true
 		}
-		if free > 0 && r.demanded <= most && !r.sub.Hold && r.ctx.Err() == nil {
-			r.demanded += free
-			consumer, ctx := r.consumer, r.fetching
-			r.mu.Unlock()
-			return free, consumer, ctx
-		}
-		r.mu.Unlock()
 		select {
 		case <-r.wake:
 		case <-r.ctx.Done():
-			return 0, nil, nil
+			return fetch{}, false
 		}
 	}
 }
 
-func (r *runner) fetch(ctx context.Context, consumer event.Consumer, n int) {
-	missing := n
-	err := consumer.Fetch(ctx, n, fetchWait, func(delivery event.Delivery) {
+func (r *runner) tryReserve() (f fetch, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	free := r.sub.MaxInFlight - r.inFlight - r.demanded
+	most := r.sub.MaxInFlight / 2
+	if r.sub.OrderBy != "" {
+		most = 0 // two fetches at a time could overtake each other
+	}
+	if free <= 0 || r.demanded > most || r.sub.Hold || r.ctx.Err() != nil {
+		r.account.withdraw()
+		return f, false
+	}
+	f = fetch{ctx: r.fetching, consumer: r.consumer, window: event.Window{Events: free, Bytes: pollBytes}}
+	if r.backlog || !r.account.idle() {
+		least, want := max(pollBytes, r.need), int64(pollBytes)
+		if r.backlog {
+			want = max(least, min(int64(free)*r.average, maxFetchBytes))
+		}
+		if f.reserved = r.account.reserve(want, least); f.reserved == 0 {
+			return f, false
+		}
+		f.window.Bytes = int(max(f.reserved, r.need))
+	}
+	r.demanded += free
+	return f, true
+}
+
+func (r *runner) fetch(f *fetch) {
+	missing, left := f.window.Events, f.reserved
+	wait := fetchWait
+	if f.reserved > pollBytes {
+		wait = largeWait
+	}
+	more, err := f.consumer.Fetch(f.ctx, f.window, wait, func(delivery event.Delivery) {
 		missing--
-		r.accept(delivery)
+		left -= r.accept(delivery, left)
 	})
-	if err != nil && ctx.Err() == nil {
+	r.account.release(left)
+	if err != nil && f.ctx.Err() == nil {
 		r.log.Warn("fetching events failed; trying again", "error", err)
 		r.change(func() { r.stats.LastError = err.Error() })
 		// What is demanded stays so during the pause: reserve asks for no more.
 		select {
 		case <-time.After(brokerPause):
-		case <-ctx.Done():
+		case <-f.ctx.Done():
 		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.demanded -= missing
+	r.need = 0
+	if missing > 0 { // else there may be more, or not
+		r.backlog = more
+	}
+	if more && missing == f.window.Events { // not even one did fit
+		r.need = maxMessage
+		if f.window.Bytes >= maxMessage { // nor will it then: not written by this bus
+			r.need = 2 * int64(f.window.Bytes)
+		}
+	}
 	r.signal()
 }
 
-// accept takes a delivery that was demanded on its way.
-func (r *runner) accept(d event.Delivery) {
+// accept takes a delivery that was demanded on its way. It returns how much of
+// what was reserved it takes.
+func (r *runner) accept(d event.Delivery, reserved int64) (used int64) {
 	e := d.Event()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.demanded--
-	r.inFlight++
-	r.open[d.Sequence()] = attempted{stored: d.Stored(), last: r.open[d.Sequence()].last}
+	bytes := size(r.sub.Format, e, d.Unreadable())
+	r.average += (bytes - r.average) / 8
+	used = min(bytes, reserved)
+	r.account.charge(bytes - used)
+	t := r.takeLocked(d, bytes)
 	if r.sub.OrderBy != "" {
 		if key, ok := e.Attribute(r.sub.OrderBy); ok {
 			// Before mu is released: when nothing is demanded any more the next
 			// fetch begins, and its events would overtake this one.
-			r.queue(key, d)
-			return
+			r.queue(key, t)
+			return used
 		}
 	}
-	r.d.work.Go(func() { r.process(d) })
+	r.d.work.Go(func() { r.process(t) })
+	return used
+}
+
+// take counts a delivery among those in flight.
+func (r *runner) take(d event.Delivery, bytes int64) *taken {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.takeLocked(d, bytes)
+}
+
+// takeLocked is take with mu held.
+func (r *runner) takeLocked(d event.Delivery, bytes int64) *taken {
+	r.inFlight++
+	known := r.open[d.Sequence()]
+	known.stored = d.Stored()
+	r.open[d.Sequence()] = known
+	return &taken{Delivery: d, bytes: bytes, attempt: max(1, d.Attempt()-known.idle)}
 }
 
 // process brings one delivery to its end.
-func (r *runner) process(d event.Delivery) {
+func (r *runner) process(d *taken) {
 	sub, _ := r.current()
 	r.finish(d, r.handle(&sub, d))
 }
 
 // finish gives the place of a delivery back.
-func (r *runner) finish(d event.Delivery, done bool) {
+func (r *runner) finish(d *taken, done bool) {
+	r.account.release(d.bytes)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.inFlight--
@@ -231,28 +322,35 @@ func (r *runner) finish(d event.Delivery, done bool) {
 // handle returns whether the event is done with.
 func (r *runner) handle(sub *Subscription, d event.Delivery) (done bool) {
 	e := d.Event()
-	if sub.Hold { // came while the fetch was being taken back
-		r.answer("give back", d.Retry(brokerPause))
-		return false
+	if bad := d.Unreadable(); bad != nil {
+		return r.handleUnreadable(sub, d, bad)
 	}
 	// The broker's filters may be wider than the selectors, and a selector that
 	// is gone leaves events behind that wait for a retry.
-	if !event.Selects(sub.Selectors, e.Source, e.Type) || (sub.Filter != nil && !sub.Filter(e)) {
+	if !sub.selects(e) {
 		return r.answer("acknowledge", d.Ack())
 	}
 	if r.last(d).delivered() { // its acknowledgement did not get through
 		return r.answer("acknowledge", d.Ack())
 	}
 	attempt := d.Attempt()
-	if attempt > 1 {
-		r.change(func() { r.stats.Redelivered++ })
-	}
-	expires := later(d.Stored(), sub.Created).Add(sub.Retry.MaxAge)
+	expires := sub.expires(d.Stored())
 	switch {
 	case attempt > sub.Retry.MaxAttempts: // its dead letter could not be stored or acknowledged
 		return r.bury(sub, d, event.ReasonAttemptsExhausted, sub.Retry.MaxAttempts)
-	case attempt > 1 && time.Now().After(expires):
+	case !time.Now().Before(expires):
 		return r.bury(sub, d, event.ReasonExpired, attempt-1)
+	case sub.Hold: // came while the fetch was being taken back
+		r.change(func() {
+			known := r.open[d.Sequence()]
+			known.idle++
+			r.open[d.Sequence()] = known
+		})
+		r.answer("give back", d.Retry(brokerPause))
+		return false
+	}
+	if attempt > 1 {
+		r.change(func() { r.stats.Redelivered++ })
 	}
 
 	stopExtending := r.extend(d)
@@ -263,7 +361,7 @@ func (r *runner) handle(sub *Subscription, d event.Delivery) (done bool) {
 		r.change(func() {
 			r.stats.Delivered++
 			r.stats.Failing = false
-			r.open[d.Sequence()] = attempted{stored: d.Stored(), last: result}
+			r.note(d, result)
 		})
 		return r.answer("acknowledge", d.Ack())
 	}
@@ -273,7 +371,7 @@ func (r *runner) handle(sub *Subscription, d event.Delivery) (done bool) {
 	}
 	r.change(func() {
 		r.stats.Failing = true
-		r.open[d.Sequence()] = attempted{stored: d.Stored(), last: result}
+		r.note(d, result)
 		r.stats.LastError = fmt.Sprintf("event %s, attempt %d of %d: %s", e.ID, attempt, sub.Retry.MaxAttempts, result.text())
 	})
 	if attempt >= sub.Retry.MaxAttempts {
@@ -285,6 +383,23 @@ func (r *runner) handle(sub *Subscription, d event.Delivery) (done bool) {
 	}
 	r.answer("retry", d.Retry(pause))
 	return false
+}
+
+// handleUnreadable makes a dead letter of what is no event, unless what could be
+// read of it says that it is not for this subscription.
+func (r *runner) handleUnreadable(sub *Subscription, d event.Delivery, bad *event.Unreadable) (done bool) {
+	if e := d.Event(); e.Source != "" && e.Type != "" && sub.Selectors != nil && !event.Selects(sub.Selectors, e.Source, e.Type) {
+		return r.answer("acknowledge", d.Ack())
+	}
+	r.log.Error("a stored message cannot be read as an event", "sequence", d.Sequence(), "error", bad.Err)
+	return r.bury(sub, d, event.ReasonUnreadable, 0)
+}
+
+// note remembers the outcome of an attempt. Call it with mu held.
+func (r *runner) note(d event.Delivery, last outcome) {
+	known := r.open[d.Sequence()]
+	known.stored, known.last = d.Stored(), last
+	r.open[d.Sequence()] = known
 }
 
 // last is the outcome of the attempt before, if this process made it.
@@ -308,6 +423,13 @@ func (r *runner) bury(sub *Subscription, d event.Delivery, reason string, attemp
 		LastStatus:   last.status,
 		LastError:    last.text(),
 		Event:        *d.Event(),
+	}
+	switch bad := d.Unreadable(); {
+	case bad != nil:
+		letter.Raw, letter.LastError = &bad.Raw, bad.Err.Error()
+		letter.Event.Data = nil
+	case reason == event.ReasonExpired && letter.LastError == "":
+		letter.LastError = fmt.Sprintf("it was not delivered within %s", sub.Retry.MaxAge)
 	}
 	// Not cut off by the drain timeout: an event that is given up must not be
 	// tried once more only because we stop now. The store has a timeout.
@@ -374,11 +496,4 @@ func (r *runner) observe(sub *Subscription, result outcome) {
 	}
 	m.pushes.WithLabelValues(sub.Namespace, sub.Name, label).Inc()
 	m.seconds.Observe(result.took.Seconds())
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }

@@ -34,6 +34,8 @@ type Subscription struct {
 	// Created bounds the age of events: those stored before count from then on.
 	Created time.Time
 
+	// Selectors of the events; nil when it is not known what is selected, while
+	// the subscription is held.
 	Selectors []event.Selector
 	Start     event.Start
 	// Filter decides further which events are pushed; nil: all selected ones.
@@ -52,8 +54,26 @@ type Subscription struct {
 	Retry       Retry
 
 	// Hold keeps the position and pushes nothing: paused, or the sink is not
-	// there.
+	// there. What gets older than Retry.MaxAge becomes a dead letter all the same.
 	Hold bool
+}
+
+// selects reports whether an event that the broker offers is for the subscription.
+func (s *Subscription) selects(e *event.Event) bool {
+	if s.Selectors != nil && !event.Selects(s.Selectors, e.Source, e.Type) {
+		return false
+	}
+	return s.Filter == nil || s.Filter(e)
+}
+
+// expires is when an event that was stored at a time is given up. What was there
+// before the subscription counts from its creation, so that nothing it asked for
+// is too old from the beginning.
+func (s *Subscription) expires(stored time.Time) time.Time {
+	if s.Created.After(stored) {
+		stored = s.Created
+	}
+	return stored.Add(s.Retry.MaxAge)
 }
 
 // Retry says how hard to try.
@@ -62,8 +82,7 @@ type Retry struct {
 	MinBackoff  time.Duration
 	MaxBackoff  time.Duration
 	// MaxAge is when an event is given up, counted from its acceptance or from
-	// the creation of the subscription, whichever is later. One attempt is always
-	// made.
+	// the creation of the subscription, whichever is later, tried or not.
 	MaxAge time.Duration
 }
 

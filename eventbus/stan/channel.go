@@ -238,7 +238,7 @@ var errEnough = errors.New("enough was read")
 
 // read calls handle for each message from a sequence on, up to what is there
 // now, in order.
-func (c *channel) read(ctx context.Context, conn stan.Conn, from uint64, handle func(sequence uint64, stored time.Time, m message) error) error {
+func (c *channel) read(ctx context.Context, conn stan.Conn, from uint64, handle func(sequence uint64, stored time.Time, payload []byte) error) error {
 	end, err := c.sync(ctx, conn)
 	if err != nil {
 		return err
@@ -284,15 +284,10 @@ func (c *channel) read(ctx context.Context, conn stan.Conn, from uint64, handle 
 				event.ErrUnavailable, last+1, msg.Sequence-1, c.name)
 		}
 		last = msg.Sequence
-		m, err := decode(msg.Data)
-		if err != nil {
-			c.log.Error("a message in the channel was not written by the bus: skipped", "channel", c.name, "sequence", msg.Sequence, "error", err)
+		if m, err := decode(msg.Data); err == nil && m.kind == kindMarker {
 			continue
 		}
-		if m.kind == kindMarker {
-			continue
-		}
-		if err := handle(msg.Sequence, time.Unix(0, msg.Timestamp).UTC(), m); err != nil {
+		if err := handle(msg.Sequence, time.Unix(0, msg.Timestamp).UTC(), msg.Data); err != nil {
 			if errors.Is(err, errEnough) {
 				return nil
 			}
@@ -303,7 +298,7 @@ func (c *channel) read(ctx context.Context, conn stan.Conn, from uint64, handle 
 }
 
 // readOne reads one message that was there, or says ErrNotFound.
-func (c *channel) readOne(ctx context.Context, conn stan.Conn, sequence uint64) (message, error) {
+func (c *channel) readOne(ctx context.Context, conn stan.Conn, sequence uint64) ([]byte, error) {
 	first := make(chan *stan.Msg, 1)
 	sub, err := conn.Subscribe(c.name, func(msg *stan.Msg) {
 		select {
@@ -312,7 +307,7 @@ func (c *channel) readOne(ctx context.Context, conn stan.Conn, sequence uint64) 
 		}
 	}, stan.StartAtSequence(sequence), stan.MaxInflight(1), stan.SetManualAckMode())
 	if err != nil {
-		return message{}, translate(err)
+		return nil, translate(err)
 	}
 	defer func() {
 		if err := sub.Unsubscribe(); err != nil {
@@ -324,13 +319,13 @@ func (c *channel) readOne(ctx context.Context, conn stan.Conn, sequence uint64) 
 	select {
 	case msg := <-first:
 		if msg.Sequence != sequence {
-			return message{}, fmt.Errorf("message %d of %s: %w", sequence, c.name, event.ErrNotFound)
+			return nil, fmt.Errorf("message %d of %s: %w", sequence, c.name, event.ErrNotFound)
 		}
-		return decode(msg.Data)
+		return msg.Data, nil
 	case <-timer.C:
-		return message{}, fmt.Errorf("%w: NATS Streaming did not send message %d of %s", event.ErrUnavailable, sequence, c.name)
+		return nil, fmt.Errorf("%w: NATS Streaming did not send message %d of %s", event.ErrUnavailable, sequence, c.name)
 	case <-ctx.Done():
-		return message{}, fmt.Errorf("%w: %w", event.ErrUnavailable, ctx.Err())
+		return nil, fmt.Errorf("%w: %w", event.ErrUnavailable, ctx.Err())
 	}
 }
 

@@ -3,6 +3,7 @@ package stan
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -55,21 +56,24 @@ func decode(payload []byte) (message, error) {
 		return m, fmt.Errorf("it does not begin with %q and headers", magic)
 	}
 	m.header = make(map[string]string, len(lines)-1)
+	var errs []error
 	for _, line := range lines[1:] {
 		name, encoded, ok := strings.Cut(line, ": ")
 		value, err := event.DecodeHeaderValue(encoded)
-		if err != nil {
-			return m, fmt.Errorf("header %s %w", name, err)
+		_, twice := m.header[name]
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("header %s %w", name, err))
+		case !ok || twice:
+			errs = append(errs, fmt.Errorf("header %q is incomplete or given twice", name))
+		default:
+			m.header[name] = value
 		}
-		if _, twice := m.header[name]; !ok || twice {
-			return m, fmt.Errorf("header %q is incomplete or given twice", name)
-		}
-		m.header[name] = value
 	}
 	if len(data) > 0 {
 		m.data = data
 	}
-	return m, nil
+	return m, errors.Join(errs...)
 }
 
 func eventMessage(e *event.Event) *message {
@@ -80,18 +84,38 @@ func eventMessage(e *event.Event) *message {
 	return m
 }
 
-// event reads the event that the message is, or that is in the dead letter.
+// event reads the event that the message is, or that is in the dead letter. It
+// does not validate: what was accepted once is delivered, whatever the rules are
+// by then. With an error it returns what could be read.
 func (m *message) event() (event.Event, error) {
 	var e event.Event
+	var errs []error
 	for key, value := range m.header {
 		if name, ok := strings.CutPrefix(key, attributePrefix); ok {
 			if wrong := e.SetAttribute(name, value); wrong != "" {
-				return e, fmt.Errorf("header %s %s", key, wrong)
+				errs = append(errs, fmt.Errorf("header %s %s", key, wrong))
 			}
 		}
 	}
 	e.Data = m.data
-	return e, e.Validate()
+	if len(errs) == 0 {
+		errs = append(errs, e.CheckStored())
+	}
+	return e, errors.Join(errs...)
+}
+
+// readEvent reads the event in a payload. With an error it returns what could be
+// read; marker says that it is none and was not meant to be one.
+func readEvent(payload []byte) (e event.Event, marker bool, err error) {
+	m, err := decode(payload)
+	if err == nil && m.kind == kindMarker {
+		return e, true, nil
+	}
+	e, eventErr := m.event()
+	if err == nil {
+		err = eventErr
+	}
+	return e, false, err
 }
 
 // key tells messages of a channel apart: those with the same key are the same

@@ -35,7 +35,7 @@ type Config struct {
 	DedupWindow time.Duration
 	// MaxInflight is how many events of one consumer may be in flight, wait for
 	// their next attempt, or are held ready; default 1000. In memory are at most
-	// 16 MiB of them, and those in flight.
+	// 32 MiB of them, of all consumers together, and those in flight.
 	MaxInflight int
 	// AckWait is when an unanswered delivery comes again; default 10 s.
 	AckWait time.Duration

@@ -19,9 +19,9 @@ import (
 // again and again.
 const minServerAckWait = 5 * time.Minute
 
-// maxHeldBytes bounds what a consumer holds in memory. Above it only sequences
-// are held, and an event is read again when it is handed out.
-const maxHeldBytes = 16 << 20
+// maxHeldBytes bounds what all consumers together hold in memory. Above it only
+// sequences are held, and an event is read again when it is handed out.
+const maxHeldBytes = 32 << 20
 
 // startMargin is how much earlier a consumer that starts at a time asks the
 // server to begin: the request names a time by how long ago it was, which moves
@@ -45,6 +45,18 @@ func (s *Store) Subscribe(_ context.Context, spec event.ConsumerSpec) (event.Con
 		return nil, err
 	}
 	s.consumers[spec.Name] = c
+	return c, nil
+}
+
+// Consumer returns a consumer that this process subscribed. NATS Streaming tells
+// nobody which others there are.
+func (s *Store) Consumer(_ context.Context, name string) (event.Consumer, error) {
+	s.subscribing.Lock()
+	defer s.subscribing.Unlock()
+	c, ok := s.consumers[name]
+	if !ok {
+		return nil, fmt.Errorf("consumer %s: %w", name, event.ErrNotFound)
+	}
 	return c, nil
 }
 
@@ -148,7 +160,6 @@ type consumer struct {
 	selectors []event.Selector
 	received  uint64 // the highest sequence sent for the first time on this link
 	held      map[uint64]*held
-	bytes     int      // of the events held in memory
 	ready     []uint64 // sequences to hand out, lowest first
 	changed   chan struct{}
 
@@ -176,8 +187,9 @@ const (
 // held is an event that the server waits to be acknowledged.
 type held struct {
 	msg     *stan.Msg    // to acknowledge; without its data
+	size    int          // of the message
 	event   *event.Event // nil when there was no room for it
-	bytes   int
+	bytes   int          // held in memory
 	attempt int
 	state   state
 	timer   *time.Timer
@@ -196,6 +208,7 @@ func (c *consumer) end() {
 	c.ended = true
 	for _, h := range c.held {
 		h.stopTimer()
+		c.s.held.Add(-int64(h.bytes))
 	}
 	clear(c.held)
 	c.ready = nil
@@ -228,9 +241,8 @@ func (c *consumer) receive(msg *stan.Msg) {
 		return
 	}
 	e, wanted, err := c.wants(msg)
-	if err != nil {
-		// Not written by this bus; no attempt would read it any better.
-		log.Error("a message in the event channel is no event: skipped", "error", err)
+	if err != nil && wanted {
+		log.Error("a message in the event channel is no event: it becomes a dead letter", "error", err)
 	}
 	if !wanted || c.done[msg.Sequence] {
 		if err := msg.Ack(); err != nil { // else it comes again
@@ -238,28 +250,38 @@ func (c *consumer) receive(msg *stan.Msg) {
 		}
 		return
 	}
-	h := &held{msg: msg}
-	if size := len(msg.Data); c.bytes+size <= maxHeldBytes {
-		h.event, h.bytes = &e, size
-		c.bytes += size
+	h := &held{msg: msg, size: len(msg.Data)}
+	if err == nil && c.s.hold(len(msg.Data)) {
+		h.event, h.bytes = &e, len(msg.Data)
 	}
 	msg.Data = nil
 	c.held[msg.Sequence] = h
 	c.push(msg.Sequence)
 }
 
-func (c *consumer) wants(msg *stan.Msg) (e event.Event, wanted bool, err error) {
-	m, err := decode(msg.Data)
-	if err != nil || m.kind == kindMarker {
-		return e, false, err
+// hold takes memory for an event, if there is some.
+func (s *Store) hold(bytes int) bool {
+	if s.held.Add(int64(bytes)) <= maxHeldBytes {
+		return true
 	}
+	s.held.Add(-int64(bytes))
+	return false
+}
+
+// wants tells whether a message is for this consumer. One that cannot be read is,
+// unless what could be read of it says otherwise.
+func (c *consumer) wants(msg *stan.Msg) (e event.Event, wanted bool, err error) {
 	if time.Unix(0, msg.Timestamp).Before(c.start.Time) {
 		return e, false, nil
 	}
-	if e, err = m.event(); err != nil {
-		return e, false, err
+	e, marker, err := readEvent(msg.Data)
+	if marker {
+		return e, false, nil
 	}
-	return e, event.Selects(c.selectors, e.Source, e.Type), nil
+	if err != nil && (e.Source == "" || e.Type == "") {
+		return e, true, err
+	}
+	return e, event.Selects(c.selectors, e.Source, e.Type), err
 }
 
 // push makes a held event ready. Call it with mu held.
@@ -295,39 +317,46 @@ func (h *held) stopTimer() {
 	}
 }
 
-// pop hands out the next event, if there is one, perhaps without the event
-// itself. Otherwise the channel is closed when there may be.
-func (c *consumer) pop() (*delivery, <-chan struct{}) {
+// pop hands out the next event, if there is one that is not larger than room,
+// perhaps without the event itself. Otherwise the channel is closed when there may
+// be one; it is nil when the next event is too large.
+func (c *consumer) pop(room int) (*delivery, <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.ready) == 0 {
 		return nil, c.changed
 	}
 	sequence := c.ready[0]
-	c.ready = c.ready[1:]
 	h := c.held[sequence]
+	if h.size > room {
+		return nil, nil
+	}
+	c.ready = c.ready[1:]
 	h.attempt++
 	c.pushAfter(sequence, c.s.config.AckWait, handed)
-	return &delivery{c: c, sequence: sequence, stored: time.Unix(0, h.msg.Timestamp).UTC(), attempt: h.attempt, event: h.event}, nil
+	return &delivery{
+		c: c, sequence: sequence, stored: time.Unix(0, h.msg.Timestamp).UTC(), attempt: h.attempt, event: h.event, bytes: h.size,
+	}, nil
 }
 
-// load reads the event of a delivery if it is not held in memory. It returns
-// false when the event is not there any more.
-func (d *delivery) load(ctx context.Context, l *link) (bool, error) {
+// load reads the event of a delivery if it is not held in memory.
+func (d *delivery) load(ctx context.Context, l *link) error {
 	if d.event != nil {
-		return true, nil
+		return nil
 	}
-	m, err := d.c.s.events.readOne(ctx, l, d.sequence)
+	payload, err := d.c.s.events.readOne(ctx, l, d.sequence)
 	if err == nil {
 		var e event.Event
-		if e, err = m.event(); err == nil {
-			d.event = &e
-			return true, nil
+		if e, _, err = readEvent(payload); err != nil {
+			d.unreadable = &event.Unreadable{Raw: event.Raw{Data: payload}, Err: err}
 		}
+		d.event = &e
+		return nil
 	}
 	if errors.Is(err, event.ErrNotFound) {
-		d.c.s.log.Error("the server removed an event before it was delivered, because of its limits", "consumer", d.c.name, "sequence", d.sequence)
-		return false, d.Ack()
+		d.event = &event.Event{}
+		d.unreadable = &event.Unreadable{Err: errors.New("NATS Streaming removed the event before it was delivered, because of its limits")}
+		return nil
 	}
 	d.answer(func() { // no attempt was made
 		h := d.c.held[d.sequence]
@@ -335,46 +364,44 @@ func (d *delivery) load(ctx context.Context, l *link) (bool, error) {
 		h.stopTimer()
 		d.c.push(d.sequence)
 	})
-	return false, err
+	return err
 }
 
 // Fetch implements [event.Consumer].
-func (c *consumer) Fetch(ctx context.Context, n int, wait time.Duration, handle func(event.Delivery)) error {
+func (c *consumer) Fetch(ctx context.Context, window event.Window, wait time.Duration, handle func(event.Delivery)) (more bool, err error) {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
-	for range n {
-		var d *delivery
-		for d == nil {
-			l, err := c.attached()
-			if err != nil {
-				return err
-			}
-			var changed <-chan struct{}
-			if d, changed = c.pop(); d != nil {
-				loaded, err := d.load(ctx, l)
-				if err != nil {
-					return err
-				}
-				if !loaded {
-					d = nil
-				}
-				continue
-			}
-			select {
-			case <-changed:
-			case <-l.lost:
-			case <-timer.C:
-				return nil
-			case <-ctx.Done():
-				return nil
-			}
+	for window.Events > 0 {
+		l, err := c.attached()
+		if err != nil {
+			return false, err
 		}
-		handle(d)
-		if ctx.Err() != nil {
-			return nil
+		d, changed := c.pop(window.Bytes)
+		if d != nil {
+			if err := d.load(ctx, l); err != nil {
+				return false, err
+			}
+			window.Events--
+			window.Bytes -= d.bytes
+			handle(d)
+			if ctx.Err() != nil {
+				return false, nil
+			}
+			continue
+		}
+		if changed == nil {
+			return true, nil
+		}
+		select {
+		case <-changed:
+		case <-l.lost:
+		case <-timer.C:
+			return false, nil
+		case <-ctx.Done():
+			return false, nil
 		}
 	}
-	return nil
+	return false, nil
 }
 
 // attached returns the link the consumer is subscribed on, a new one when the
@@ -421,18 +448,34 @@ func (c *consumer) Info(context.Context) (event.ConsumerInfo, error) {
 	return info, nil
 }
 
-type delivery struct {
-	c        *consumer
-	sequence uint64
-	stored   time.Time
-	attempt  int
-	event    *event.Event
+// Oldest implements [event.Consumer]. What the server has not sent yet is younger
+// than what is held.
+func (c *consumer) Oldest(context.Context) (oldest time.Time, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, h := range c.held {
+		if at := time.Unix(0, h.msg.Timestamp); oldest.IsZero() || at.Before(oldest) {
+			oldest = at
+		}
+	}
+	return oldest, nil
 }
 
-func (d *delivery) Event() *event.Event { return d.event }
-func (d *delivery) Sequence() uint64    { return d.sequence }
-func (d *delivery) Stored() time.Time   { return d.stored }
-func (d *delivery) Attempt() int        { return d.attempt }
+type delivery struct {
+	c          *consumer
+	sequence   uint64
+	stored     time.Time
+	attempt    int
+	bytes      int
+	event      *event.Event
+	unreadable *event.Unreadable
+}
+
+func (d *delivery) Event() *event.Event           { return d.event }
+func (d *delivery) Unreadable() *event.Unreadable { return d.unreadable }
+func (d *delivery) Sequence() uint64              { return d.sequence }
+func (d *delivery) Stored() time.Time             { return d.stored }
+func (d *delivery) Attempt() int                  { return d.attempt }
 
 // Ack counts even when the event was handed out again meanwhile, and when the
 // server cannot be told now: it will send the event again, and is told then.
@@ -452,7 +495,7 @@ func (d *delivery) Ack() error {
 		c.ready = slices.Delete(c.ready, at, at+1)
 	}
 	delete(c.held, d.sequence)
-	c.bytes -= h.bytes
+	c.s.held.Add(-int64(h.bytes))
 	c.done[d.sequence] = true
 	c.doneOrder = append(c.doneOrder, d.sequence)
 	if len(c.doneOrder) > c.s.config.MaxInflight {

@@ -2,6 +2,7 @@ package stan
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -21,7 +22,13 @@ const (
 	headerAttempts     = "lambdamesh-attempts"
 	headerLastStatus   = "lambdamesh-last-status"
 	headerLastError    = "lambdamesh-last-error"
+	// headerRawBytes is there when the data is a message that could not be read:
+	// its size, which may be more than what did fit.
+	headerRawBytes = "lambdamesh-raw-bytes"
 )
+
+// maxPageBytes bounds the data of the dead letters that are in memory at once.
+const maxPageBytes = 4 << 20
 
 // StoreDeadLetter returns when the dead letter is on disk. The same event of the
 // same consumer is stored once inside the dedup window.
@@ -31,6 +38,14 @@ func (s *Store) StoreDeadLetter(ctx context.Context, letter *event.DeadLetter) e
 		return err
 	}
 	m := eventMessage(&letter.Event)
+	if raw := letter.Raw; raw != nil {
+		data, err := rawData(raw)
+		if err != nil {
+			return err
+		}
+		m.header = map[string]string{headerRawBytes: strconv.Itoa(max(raw.Bytes, len(data)))}
+		m.data = data[:min(len(data), l.maxPayload-headroom)]
+	}
 	m.kind = kindDeadLetter
 	m.header[headerSubscription] = letter.Subscription
 	m.header[headerConsumer] = letter.Consumer
@@ -51,8 +66,22 @@ func (s *Store) StoreDeadLetter(ctx context.Context, letter *event.DeadLetter) e
 	return nil
 }
 
+// rawData is what is kept of a message that could not be read. One that came from
+// a store whose messages have headers is kept in JSON, with them.
+func rawData(raw *event.Raw) ([]byte, error) {
+	if len(raw.Header) == 0 {
+		return raw.Data, nil
+	}
+	data, err := json.Marshal(raw)
+	if err != nil {
+		return nil, fmt.Errorf("headers of an unreadable message: %w", err)
+	}
+	return data, nil
+}
+
 // DeadLetters returns at most limit dead letters with an ID of after+1 or
-// higher, oldest first; of one consumer, or of all when consumer is empty.
+// higher, oldest first; of one consumer, or of all when consumer is empty. It
+// returns fewer when they are large, and none only when there are no more.
 func (s *Store) DeadLetters(ctx context.Context, consumer string, after uint64, limit int) ([]event.DeadLetter, error) {
 	l, err := s.connected()
 	if err != nil {
@@ -62,17 +91,15 @@ func (s *Store) DeadLetters(ctx context.Context, consumer string, after uint64, 
 	if limit <= 0 {
 		return letters, nil
 	}
-	err = s.dead.read(ctx, l, after+1, func(sequence uint64, stored time.Time, m message) error {
-		letter, err := decodeDeadLetter(&m)
-		if err != nil {
-			s.log.Error("a message in the dead-letter channel is no dead letter: skipped", "sequence", sequence, "error", err)
-			return nil
-		}
+	bytes := 0
+	err = s.dead.read(ctx, l, after+1, func(sequence uint64, stored time.Time, payload []byte) error {
+		letter := decodeDeadLetter(payload)
 		letter.ID, letter.Died = sequence, stored
 		if consumer == "" || letter.Consumer == consumer {
 			letters = append(letters, letter)
+			bytes += len(payload)
 		}
-		if len(letters) == limit {
+		if len(letters) == limit || bytes >= maxPageBytes {
 			return errEnough
 		}
 		return nil
@@ -83,21 +110,40 @@ func (s *Store) DeadLetters(ctx context.Context, consumer string, after uint64, 
 	return letters, nil
 }
 
-func decodeDeadLetter(m *message) (event.DeadLetter, error) {
+// decodeDeadLetter reads a dead letter. One that cannot be read is shown as it is:
+// it is all that is left of an event.
+func decodeDeadLetter(payload []byte) event.DeadLetter {
+	m, err := decode(payload)
+	errs := [6]error{err}
 	letter := event.DeadLetter{
 		Subscription: m.header[headerSubscription],
 		Consumer:     m.header[headerConsumer],
 		Reason:       m.header[headerReason],
 		LastError:    m.header[headerLastError],
 	}
-	var errs [6]error
 	if m.kind != kindDeadLetter {
-		errs[0] = fmt.Errorf("it is a message of kind %q", m.kind)
+		errs[1] = fmt.Errorf("it is a message of kind %q", m.kind)
 	}
-	letter.Event, errs[1] = m.event()
 	letter.Sequence, errs[2] = strconv.ParseUint(m.header[headerSequence], 10, 64)
 	letter.Attempts, errs[3] = strconv.Atoi(m.header[headerAttempts])
 	letter.LastStatus, errs[4] = strconv.Atoi(m.header[headerLastStatus])
 	letter.Stored, errs[5] = time.Parse(time.RFC3339Nano, m.header[headerStored])
-	return letter, errors.Join(errs[:]...)
+	if size, ok := m.header[headerRawBytes]; ok {
+		letter.Raw = &event.Raw{Data: m.data}
+		if n, err := strconv.Atoi(size); err == nil && n > len(m.data) {
+			letter.Raw.Bytes = n
+		}
+		// What could not be read when it died may be readable now.
+		letter.Event, _, _ = readEvent(m.data)
+	} else {
+		letter.Event, err = m.event()
+	}
+	if err := errors.Join(append(errs[:], err)...); err != nil {
+		letter.Reason, letter.LastError = event.ReasonUnreadable, err.Error()
+		letter.Raw = &event.Raw{Data: payload}
+	}
+	if letter.Raw != nil {
+		letter.Event.Data = nil
+	}
+	return letter
 }

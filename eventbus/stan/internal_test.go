@@ -74,7 +74,7 @@ func TestWhatTheServerSendsAgainWhileItIsHeldIsNoAttempt(t *testing.T) {
 	c := newConsumer(s, event.ConsumerSpec{Name: "c"})
 	c.selectOnly([]event.Selector{{Owner: "shop", Type: "**"}})
 	ready := func() (ids []string) {
-		for d, _ := c.pop(); d != nil; d, _ = c.pop() {
+		for d, _ := c.pop(1 << 20); d != nil; d, _ = c.pop(1 << 20) {
 			ids = append(ids, d.event.ID)
 		}
 		return ids
@@ -82,7 +82,7 @@ func TestWhatTheServerSendsAgainWhileItIsHeldIsNoAttempt(t *testing.T) {
 
 	c.receive(fromServer("1", 1, false))
 	c.receive(fromServer("1", 1, true)) // held, not handed out yet
-	d, _ := c.pop()
+	d, _ := c.pop(1 << 20)
 	require.Equal(t, 1, d.Attempt())
 	c.receive(fromServer("1", 1, true)) // handed out
 	require.Empty(t, ready())

@@ -35,6 +35,7 @@ type Store struct {
 
 	link    atomic.Pointer[link] // for publishing and reading along
 	failing atomic.Bool          // the server is there and does not store
+	held    atomic.Int64         // bytes of events in the memory of the consumers
 
 	// subscribing serializes what changes consumers at the server.
 	subscribing sync.Mutex
@@ -318,8 +319,8 @@ func (s *Store) Events(ctx context.Context, handle func(*event.Event) error) err
 	if err != nil {
 		return err
 	}
-	return s.events.read(ctx, l, 1, func(sequence uint64, _ time.Time, m message) error {
-		e, err := m.event()
+	return s.events.read(ctx, l, 1, func(sequence uint64, _ time.Time, payload []byte) error {
+		e, _, err := readEvent(payload)
 		if err != nil {
 			s.log.Error("a message in the event channel is no event: skipped", "sequence", sequence, "error", err)
 			return nil

@@ -65,7 +65,7 @@ func (s *Store) Publish(ctx context.Context, events []event.Event) ([]event.Rece
 		if out.err != nil {
 			return nil, out.err
 		}
-		for i := range out.receipts {
+		for i := range events {
 			out.receipts[i].ID = events[i].ID
 		}
 		return out.receipts, nil
@@ -154,7 +154,7 @@ func (s *Store) commit(ctx context.Context, group []*request) {
 		s.publishEach(l, msgs, results)
 	}
 
-	s.failing.Store(errors.Is(results[0].err, event.ErrUnavailable))
+	s.learn(results)
 
 	answered := make([]bool, len(msgs))
 	for _, r := range group {
@@ -163,9 +163,6 @@ func (s *Store) commit(ctx context.Context, group []*request) {
 			at := index[m.Header.Get(jetstream.MsgIDHeader)]
 			if results[at].err != nil {
 				out.err = results[at].err
-				if errors.Is(out.err, event.ErrFull) {
-					signal(s.full)
-				}
 				break
 			}
 			out.receipts[i] = results[at].receipt

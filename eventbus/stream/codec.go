@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -21,26 +22,35 @@ func encode(subject string, e *event.Event) *nats.Msg {
 	return msg
 }
 
+// decode reads an event. It does not validate: what was accepted once is
+// delivered, whatever the rules are by then. With an error it returns what could
+// be read.
 func decode(header nats.Header, data []byte) (event.Event, error) {
 	var e event.Event
+	var errs []error
 	for key, values := range header {
 		name, ok := strings.CutPrefix(key, attributePrefix)
 		if !ok {
 			continue
 		}
 		if len(values) != 1 {
-			return e, fmt.Errorf("header %s is given %d times", key, len(values))
+			errs = append(errs, fmt.Errorf("header %s is given %d times", key, len(values)))
+			continue
 		}
 		value, err := event.DecodeHeaderValue(values[0])
 		if err != nil {
-			return e, fmt.Errorf("header %s %w", key, err)
+			errs = append(errs, fmt.Errorf("header %s %w", key, err))
+			continue
 		}
 		if wrong := e.SetAttribute(name, value); wrong != "" {
-			return e, fmt.Errorf("header %s %s", key, wrong)
+			errs = append(errs, fmt.Errorf("header %s %s", key, wrong))
 		}
 	}
 	if len(data) > 0 {
 		e.Data = data
 	}
-	return e, e.Validate()
+	if len(errs) == 0 {
+		errs = append(errs, e.CheckStored())
+	}
+	return e, errors.Join(errs...)
 }

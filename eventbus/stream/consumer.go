@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"time"
 
@@ -36,7 +35,7 @@ func (s *Store) Subscribe(ctx context.Context, spec event.ConsumerSpec) (event.C
 	if err == nil {
 		config := existing.CachedInfo().Config
 		if slices.Equal(config.FilterSubjects, filters) && config.AckWait == s.config.AckWait && config.MaxAckPending == maxUnacknowledged {
-			return &consumer{Consumer: existing, log: s.log}, nil
+			return &consumer{Consumer: existing, store: s}, nil
 		}
 		config.FilterSubject, config.FilterSubjects = "", filters
 		config.AckWait, config.MaxAckPending = s.config.AckWait, maxUnacknowledged
@@ -71,7 +70,20 @@ func (s *Store) apply(ctx context.Context, l *link, config jetstream.ConsumerCon
 	if err != nil {
 		return nil, fmt.Errorf("consumer %s: %w", config.Durable, translate(err))
 	}
-	return &consumer{Consumer: c, log: s.log}, nil
+	return &consumer{Consumer: c, store: s}, nil
+}
+
+// Consumer returns a consumer that exists, or fails with [event.ErrNotFound].
+func (s *Store) Consumer(ctx context.Context, name string) (event.Consumer, error) {
+	l, err := s.connected()
+	if err != nil {
+		return nil, err
+	}
+	c, err := l.events.Consumer(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("consumer %s: %w", name, translate(err))
+	}
+	return &consumer{Consumer: c, store: s}, nil
 }
 
 // Unsubscribe deletes the consumer and with it its position. One that is not
@@ -87,48 +99,46 @@ func (s *Store) Unsubscribe(ctx context.Context, name string) error {
 	return nil
 }
 
-// maxFetchBytes bounds what one fetch brings at once. Many fetches of large
-// events would otherwise fill the server's buffer for this connection, and the
-// server drops a connection whose buffer is full.
-const maxFetchBytes = 4 << 20
-
 // heartbeat is how often the server says that a fetch still waits. Two of them
 // missing end it: a server that was restarted does not know of it any more.
 const heartbeat = 2 * time.Second
 
 type consumer struct {
 	jetstream.Consumer
-	log *slog.Logger
+	store *Store
 }
 
 // Fetch implements [event.Consumer].
-func (c *consumer) Fetch(ctx context.Context, n int, wait time.Duration, handle func(event.Delivery)) error {
+func (c *consumer) Fetch(ctx context.Context, window event.Window, wait time.Duration, handle func(event.Delivery)) (more bool, err error) {
+	begin := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	opts := []jetstream.FetchOpt{jetstream.FetchContext(ctx), jetstream.FetchMaxBytes(maxFetchBytes)}
+	opts := []jetstream.FetchOpt{jetstream.FetchContext(ctx), jetstream.FetchMaxBytes(window.Bytes)}
 	if wait > 4*heartbeat {
 		opts = append(opts, jetstream.FetchHeartbeat(heartbeat))
 	}
-	batch, err := c.Consumer.Fetch(n, opts...)
+	batch, err := c.Consumer.Fetch(window.Events, opts...)
 	if err != nil {
-		return translate(err)
+		return false, translate(err)
 	}
+	n := 0
 	for msg := range batch.Messages() {
 		d, err := newDelivery(msg)
 		if err != nil {
-			// Not written by this bus; no attempt would read it any better.
-			c.log.Error("a message in the event stream is no event: skipped", "subject", msg.Subject(), "error", err)
-			if err := msg.TermWithReason("no event"); err != nil {
-				return translate(err)
-			}
-			continue
+			return false, fmt.Errorf("%w: %w", event.ErrUnavailable, err) // it comes again
 		}
+		n++
 		handle(d)
 	}
-	if err := batch.Error(); err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
-		return translate(err)
+	if err := batch.Error(); err != nil {
+		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+			return false, nil
+		}
+		return false, translate(err)
 	}
-	return nil
+	// The library does not tell why a fetch ended without an error. The server
+	// ends it for lack of events at nine tenths of the wait or later.
+	return n < window.Events && ctx.Err() == nil && time.Since(begin) < wait*8/10, nil
 }
 
 // Info implements [event.Consumer].
@@ -140,10 +150,55 @@ func (c *consumer) Info(ctx context.Context) (event.ConsumerInfo, error) {
 	return event.ConsumerInfo{Pending: info.NumPending, Unacknowledged: uint64(max(0, info.NumAckPending))}, nil
 }
 
+// Oldest implements [event.Consumer].
+func (c *consumer) Oldest(ctx context.Context) (time.Time, error) {
+	l, err := c.store.connected()
+	if err != nil {
+		return time.Time{}, err
+	}
+	info, err := c.Consumer.Info(ctx)
+	if err != nil {
+		return time.Time{}, translate(err)
+	}
+	msg, err := firstWanted(ctx, l, info)
+	if err != nil || msg == nil {
+		return time.Time{}, err
+	}
+	return msg.Time, nil
+}
+
+// firstWanted returns the oldest message that a consumer is not done with, nil
+// if there is none.
+func firstWanted(ctx context.Context, l *link, info *jetstream.ConsumerInfo) (*jetstream.RawStreamMsg, error) {
+	if info.NumPending == 0 && info.NumAckPending == 0 {
+		return nil, nil //nolint:nilnil // there is none
+	}
+	filters := info.Config.FilterSubjects
+	if len(filters) == 0 {
+		filters = []string{info.Config.FilterSubject}
+	}
+	var first *jetstream.RawStreamMsg
+	for _, filter := range filters {
+		// All up to the floor is done with; what comes next and is selected is not.
+		msg, err := l.events.GetMsg(ctx, info.AckFloor.Stream+1, jetstream.WithGetMsgSubject(filter))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the backlog of consumer %s: %w", info.Name, translate(err))
+		}
+		if first == nil || msg.Sequence < first.Sequence {
+			first = msg
+		}
+	}
+	return first, nil
+}
+
 type delivery struct {
-	msg   jetstream.Msg
-	meta  *jetstream.MsgMetadata
-	event event.Event
+	msg        jetstream.Msg
+	meta       *jetstream.MsgMetadata
+	event      event.Event
+	unreadable *event.Unreadable
 }
 
 func newDelivery(msg jetstream.Msg) (*delivery, error) {
@@ -151,19 +206,20 @@ func newDelivery(msg jetstream.Msg) (*delivery, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := decode(msg.Headers(), msg.Data())
-	if err != nil {
-		return nil, err
+	d := &delivery{msg: msg, meta: meta}
+	if d.event, err = decode(msg.Headers(), msg.Data()); err != nil {
+		d.unreadable = &event.Unreadable{Raw: event.Raw{Header: msg.Headers(), Data: msg.Data()}, Err: err}
 	}
-	return &delivery{msg: msg, meta: meta, event: e}, nil
+	return d, nil
 }
 
-func (d *delivery) Event() *event.Event { return &d.event }
-func (d *delivery) Sequence() uint64    { return d.meta.Sequence.Stream }
-func (d *delivery) Stored() time.Time   { return d.meta.Timestamp }
-func (d *delivery) Attempt() int        { return int(d.meta.NumDelivered) }
-func (d *delivery) Ack() error          { return translate(d.msg.Ack()) }
-func (d *delivery) Extend() error       { return translate(d.msg.InProgress()) }
+func (d *delivery) Event() *event.Event           { return &d.event }
+func (d *delivery) Unreadable() *event.Unreadable { return d.unreadable }
+func (d *delivery) Sequence() uint64              { return d.meta.Sequence.Stream }
+func (d *delivery) Stored() time.Time             { return d.meta.Timestamp }
+func (d *delivery) Attempt() int                  { return int(d.meta.NumDelivered) }
+func (d *delivery) Ack() error                    { return translate(d.msg.Ack()) }
+func (d *delivery) Extend() error                 { return translate(d.msg.InProgress()) }
 
 func (d *delivery) Retry(delay time.Duration) error {
 	if delay <= 0 {

@@ -2,12 +2,14 @@ package stream
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
@@ -23,7 +25,15 @@ const (
 	headerAttempts     = "lambdamesh-attempts"
 	headerLastStatus   = "lambdamesh-last-status"
 	headerLastError    = "lambdamesh-last-error"
+	// headerRaw says how many bytes of the payload are the headers, in JSON, of a
+	// message that could not be read; its own payload follows. headerRawBytes is
+	// their size when that did not fit.
+	headerRaw      = "lambdamesh-raw"
+	headerRawBytes = "lambdamesh-raw-bytes"
 )
+
+// maxPageBytes bounds the data of the dead letters that are in memory at once.
+const maxPageBytes = 4 << 20
 
 // StoreDeadLetter returns when the dead letter is on disk. The same event of the
 // same consumer is stored once inside the dedup window.
@@ -32,7 +42,12 @@ func (s *Store) StoreDeadLetter(ctx context.Context, letter *event.DeadLetter) e
 	if err != nil {
 		return err
 	}
-	msg := encode(deadLetterPrefix+letter.Consumer, &letter.Event)
+	msg := &nats.Msg{Subject: deadLetterPrefix + letter.Consumer, Header: nats.Header{}}
+	if letter.Raw == nil {
+		msg = encode(msg.Subject, &letter.Event)
+	} else if err := encodeRaw(msg, letter.Raw, int(l.nc.MaxPayload())-headroom); err != nil {
+		return err
+	}
 	for name, value := range map[string]string{
 		headerSubscription: letter.Subscription,
 		headerConsumer:     letter.Consumer,
@@ -54,8 +69,45 @@ func (s *Store) StoreDeadLetter(ctx context.Context, letter *event.DeadLetter) e
 	return nil
 }
 
+// encodeRaw puts a message that could not be read into the payload of another.
+func encodeRaw(msg *nats.Msg, raw *event.Raw, most int) error {
+	header, err := json.Marshal(raw.Header)
+	if err != nil {
+		return fmt.Errorf("headers of an unreadable message: %w", err)
+	}
+	size := max(raw.Bytes, len(header)+len(raw.Data))
+	if len(header) > most {
+		header = []byte("{}")
+	}
+	msg.Data = append(header, raw.Data[:min(len(raw.Data), most-len(header))]...)
+	msg.Header.Set(headerRaw, strconv.Itoa(len(header)))
+	if size > len(msg.Data) {
+		msg.Header.Set(headerRawBytes, strconv.Itoa(size))
+	}
+	return nil
+}
+
+// decodeRaw reverses encodeRaw.
+func decodeRaw(header nats.Header, data []byte) (*event.Raw, error) {
+	n, err := strconv.Atoi(header.Get(headerRaw))
+	if err != nil || n < 0 || n > len(data) {
+		return nil, fmt.Errorf("header %s: %q", headerRaw, header.Get(headerRaw))
+	}
+	raw := &event.Raw{Data: data[n:]}
+	if size := header.Get(headerRawBytes); size != "" {
+		if raw.Bytes, err = strconv.Atoi(size); err != nil {
+			return nil, fmt.Errorf("header %s: %w", headerRawBytes, err)
+		}
+	}
+	if err := json.Unmarshal(data[:n], &raw.Header); err != nil {
+		return nil, fmt.Errorf("headers of an unreadable message: %w", err)
+	}
+	return raw, nil
+}
+
 // DeadLetters returns at most limit dead letters with an ID of after+1 or
-// higher, oldest first; of one consumer, or of all when consumer is empty.
+// higher, oldest first; of one consumer, or of all when consumer is empty. It
+// returns fewer when they are large, and none only when there are no more.
 func (s *Store) DeadLetters(ctx context.Context, consumer string, after uint64, limit int) ([]event.DeadLetter, error) {
 	l, err := s.connected()
 	if err != nil {
@@ -66,7 +118,7 @@ func (s *Store) DeadLetters(ctx context.Context, consumer string, after uint64, 
 		filter = deadLetterPrefix + consumer
 	}
 	letters := []event.DeadLetter{}
-	for len(letters) < limit {
+	for bytes := 0; len(letters) < limit && bytes < maxPageBytes; {
 		msg, err := l.dead.GetMsg(ctx, after+1, jetstream.WithGetMsgSubject(filter))
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			break
@@ -75,17 +127,15 @@ func (s *Store) DeadLetters(ctx context.Context, consumer string, after uint64, 
 			return nil, fmt.Errorf("dead letters: %w", translate(err))
 		}
 		after = msg.Sequence
-		letter, err := decodeDeadLetter(msg)
-		if err != nil {
-			s.log.Error("a message in the dead-letter stream is no dead letter: skipped", "sequence", msg.Sequence, "error", err)
-			continue
-		}
-		letters = append(letters, letter)
+		bytes += len(msg.Data)
+		letters = append(letters, decodeDeadLetter(msg))
 	}
 	return letters, nil
 }
 
-func decodeDeadLetter(msg *jetstream.RawStreamMsg) (event.DeadLetter, error) {
+// decodeDeadLetter reads a dead letter. One that cannot be read is shown as it is:
+// it is all that is left of an event.
+func decodeDeadLetter(msg *jetstream.RawStreamMsg) event.DeadLetter {
 	letter := event.DeadLetter{ID: msg.Sequence, Died: msg.Time}
 	var errs []error
 	text := func(name string) string {
@@ -103,8 +153,6 @@ func decodeDeadLetter(msg *jetstream.RawStreamMsg) (event.DeadLetter, error) {
 		return n
 	}
 	var err error
-	letter.Event, err = decode(msg.Header, msg.Data)
-	errs = append(errs, err)
 	letter.Subscription = text(headerSubscription)
 	letter.Consumer = text(headerConsumer)
 	letter.Sequence = uint64(max(0, number(headerSequence)))
@@ -114,5 +162,18 @@ func decodeDeadLetter(msg *jetstream.RawStreamMsg) (event.DeadLetter, error) {
 	letter.LastError = text(headerLastError)
 	letter.Stored, err = time.Parse(time.RFC3339Nano, text(headerStored))
 	errs = append(errs, err)
-	return letter, errors.Join(errs...)
+	if _, ok := msg.Header[headerRaw]; ok {
+		if letter.Raw, err = decodeRaw(msg.Header, msg.Data); err == nil {
+			// What could not be read when it died may be readable now.
+			letter.Event, _ = decode(letter.Raw.Header, letter.Raw.Data)
+			letter.Event.Data = nil
+		}
+	} else {
+		letter.Event, err = decode(msg.Header, msg.Data)
+	}
+	if err := errors.Join(append(errs, err)...); err != nil {
+		letter.Reason, letter.LastError = event.ReasonUnreadable, err.Error()
+		letter.Raw, letter.Event.Data = &event.Raw{Header: msg.Header, Data: msg.Data}, nil
+	}
+	return letter
 }

@@ -3,7 +3,8 @@
 //	stream LAMBDAMESH_EVENTS       lambdamesh.events.<subject of the event>
 //	stream LAMBDAMESH_DEADLETTERS  lambdamesh.deadletters.<consumer>
 //
-// Both are files that refuse new messages when full. An event is a message whose
+// Both are files that refuse new messages when full, and nothing goes by age alone
+// (trim.go). What is read is not validated again. An event is a message whose
 // headers are its attributes (as in the CloudEvents NATS binding, values
 // percent-encoded) and whose payload is its data. Each subscription has a durable
 // pull consumer of its own; the source and id of an event make its Nats-Msg-Id.

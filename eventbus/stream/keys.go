@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -13,12 +14,12 @@ func (s *Store) Keys(ctx context.Context, handle func(key string) error) error {
 	if err != nil {
 		return err
 	}
-	info, err := l.events.Info(ctx)
+	last, err := l.events.GetLastMsgForSubject(ctx, eventPrefix+">")
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("stream %s: %w", EventStream, translate(err))
-	}
-	if info.State.Msgs == 0 {
-		return nil
 	}
 	consumer, err := l.js.OrderedConsumer(ctx, EventStream, jetstream.OrderedConsumerConfig{
 		DeliverPolicy: jetstream.DeliverAllPolicy, HeadersOnly: true,
@@ -40,10 +41,12 @@ func (s *Store) Keys(ctx context.Context, handle func(key string) error) error {
 		if err != nil {
 			return fmt.Errorf("read %s: %w", EventStream, err)
 		}
-		if err := handle(msg.Headers().Get(jetstream.MsgIDHeader)); err != nil {
-			return err
+		if key := msg.Headers().Get(jetstream.MsgIDHeader); key != "" {
+			if err := handle(key); err != nil {
+				return err
+			}
 		}
-		if meta.NumPending == 0 || meta.Sequence.Stream >= info.State.LastSeq {
+		if meta.NumPending == 0 || meta.Sequence.Stream >= last.Sequence {
 			return nil
 		}
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 )
 
-// envVictim makes the test binary the process that TestKillLosesNothing kills.
+// envVictim makes the test binary the process that TestAKilledProcessLosesNothingItAccepted kills.
 const envVictim = "LAMBDAMESH_TEST_VICTIM_DIR"
 
 // TestVictim publishes as fast as it can with 32 publishers, and says on its
@@ -27,7 +27,7 @@ const envVictim = "LAMBDAMESH_TEST_VICTIM_DIR"
 func TestVictim(t *testing.T) {
 	dir := os.Getenv(envVictim)
 	if dir == "" {
-		t.Skip("runs as a child of TestKillLosesNothing only")
+		t.Skip("runs as a child of TestAKilledProcessLosesNothingItAccepted only")
 	}
 	round := os.Getenv(envVictim + "_ROUND")
 	_, store, _ := open(t, natsserver.Config{Dir: dir}, stream.Config{})
@@ -50,7 +50,7 @@ func TestVictim(t *testing.T) {
 	publishers.Wait()
 }
 
-func TestKillLosesNothing(t *testing.T) {
+func TestAKilledProcessLosesNothingItAccepted(t *testing.T) {
 	dir := t.TempDir()
 	accepted := map[string]bool{}
 	const rounds = 3
@@ -80,12 +80,13 @@ func TestKillLosesNothing(t *testing.T) {
 	stored := map[string]bool{}
 	for {
 		n := 0
-		require.NoError(t, c.Fetch(t.Context(), 500, time.Second, func(d event.Delivery) {
+		_, err := c.Fetch(t.Context(), event.Window{Events: 500, Bytes: 1 << 20}, time.Second, func(d event.Delivery) {
 			n++
 			require.False(t, stored[d.Event().ID], "stored once")
 			stored[d.Event().ID] = true
 			require.NoError(t, d.Ack())
-		}))
+		})
+		require.NoError(t, err)
 		if n == 0 {
 			break
 		}

@@ -42,7 +42,8 @@ type Config struct {
 	// CredentialsFile is a NATS credentials file; empty for none.
 	CredentialsFile string
 
-	// MaxAge is how long events are kept; default 7 days.
+	// MaxAge is how long events are kept that every subscription is done with;
+	// default 7 days. Others stay until they are delivered or dead letters.
 	MaxAge time.Duration
 	// MaxBytes is the space for events; default 1 GiB.
 	MaxBytes int64
@@ -106,7 +107,7 @@ func (c Config) Validate() error {
 		errs = append(errs, errors.New("event stream: no NATS server: set its URL"))
 	}
 	if c.DedupWindow > c.MaxAge {
-		errs = append(errs, fmt.Errorf("event stream: the dedup window %s must not exceed the age %s events are kept for", c.DedupWindow, c.MaxAge))
+		errs = append(errs, fmt.Errorf("event stream: the dedup window %s must not exceed the age %s that events are kept to", c.DedupWindow, c.MaxAge))
 	}
 	if c.MaxBytes < 0 || c.DeadLetterMaxBytes < 0 {
 		errs = append(errs, errors.New("event stream: the space for events and dead letters must be limited"))
@@ -130,12 +131,14 @@ type Store struct {
 	requests chan *request // to the committer, see batch.go
 	link     atomic.Pointer[link]
 
-	// failing is set when NATS is there and does not store: JetStream is disabled
-	// after a disk was full, or a write failed.
-	failing atomic.Bool
+	// failing is why NATS is there and does not store: JetStream is disabled after
+	// a disk was full, a write failed, the space is used up. Nil while it stores.
+	failing atomic.Pointer[error]
 
 	reconnected chan struct{}
 	full        chan struct{} // something was refused for lack of space
+	doubt       chan struct{} // whether events can be stored
+	holder      string        // the consumer that keeps old events; of the trim loop
 }
 
 // link is an established connection whose streams exist.
@@ -159,6 +162,7 @@ func New(config Config) (*Store, error) {
 		requests:    make(chan *request, 1024),
 		reconnected: make(chan struct{}, 1),
 		full:        make(chan struct{}, 1),
+		doubt:       make(chan struct{}, 1),
 	}, nil
 }
 
@@ -173,8 +177,8 @@ func (s *Store) Check() error {
 	if _, err := s.connected(); err != nil {
 		return err
 	}
-	if s.failing.Load() {
-		return fmt.Errorf("%w: JetStream does not store events: look at the log and the disk of NATS", event.ErrUnavailable)
+	if why := s.failing.Load(); why != nil {
+		return fmt.Errorf("JetStream does not store events: look at the log and the disk of NATS: %w", *why)
 	}
 	return nil
 }
@@ -286,6 +290,7 @@ func (s *Store) establish(ctx context.Context, nc *nats.Conn, js jetstream.JetSt
 		l, err := s.ensureStreams(ctx, nc, js)
 		if err == nil {
 			s.link.Store(l)
+			s.probe(ctx, l)
 			if limit := s.MaxEventBytes(); limit < event.MaxEventBytes {
 				s.log.Warn("NATS takes smaller messages than the bus: events are limited accordingly", "bytes", limit)
 			}
@@ -313,8 +318,8 @@ func (s *Store) ensureStreams(ctx context.Context, nc *nats.Conn, js jetstream.J
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.config.PublishTimeout)
 	defer cancel()
-	// Limits retention with DiscardNew: what is accepted stays, what does not
-	// fit is refused.
+	// Limits retention with DiscardNew and without an age: what is accepted stays
+	// until trim removes it, what does not fit is refused.
 	events, err := ensureStream(ctx, js, jetstream.StreamConfig{
 		Name:               EventStream,
 		Description:        "Lambdamesh: accepted events",
@@ -322,7 +327,6 @@ func (s *Store) ensureStreams(ctx context.Context, nc *nats.Conn, js jetstream.J
 		Storage:            jetstream.FileStorage,
 		Retention:          jetstream.LimitsPolicy,
 		Discard:            jetstream.DiscardNew,
-		MaxAge:             s.config.MaxAge,
 		MaxBytes:           s.config.MaxBytes,
 		Duplicates:         s.config.DedupWindow,
 		Replicas:           s.config.Replicas,
@@ -364,27 +368,6 @@ func ensureStream(ctx context.Context, js jetstream.JetStream, config jetstream.
 	return s, nil
 }
 
-// probeLoop looks whether a JetStream that failed works again, so that a bus
-// that is not ready, and gets no events therefore, becomes ready again.
-func (s *Store) probeLoop(ctx context.Context) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-		l, err := s.connected()
-		if err != nil || !s.failing.Load() {
-			continue
-		}
-		if _, err := l.events.Info(ctx); err == nil {
-			s.failing.Store(false)
-		}
-	}
-}
-
 // connected returns the link, or ErrUnavailable.
 func (s *Store) connected() (*link, error) {
 	l := s.link.Load()
@@ -392,35 +375,4 @@ func (s *Store) connected() (*link, error) {
 		return nil, fmt.Errorf("%w: not connected to NATS", event.ErrUnavailable)
 	}
 	return l, nil
-}
-
-// JetStream error codes (nats-server, errors.json) and what they mean to us.
-const (
-	codeStreamFull           jetstream.ErrorCode = 10077
-	codeAccountExceeded      jetstream.ErrorCode = 10002
-	codeInsufficientStorage  jetstream.ErrorCode = 10047
-	codeMessageTooLarge      jetstream.ErrorCode = 10054
-	codeBatchHoldsDuplicates jetstream.ErrorCode = 10201
-)
-
-// translate maps an error of NATS to the vocabulary of package event.
-func translate(err error) error {
-	if err == nil {
-		return nil
-	}
-	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
-		switch api.ErrorCode {
-		case codeStreamFull, codeAccountExceeded, codeInsufficientStorage:
-			return fmt.Errorf("%w: %w", event.ErrFull, err)
-		case codeMessageTooLarge:
-			return fmt.Errorf("%w: %w", event.ErrTooLarge, err)
-		}
-	}
-	switch {
-	case errors.Is(err, nats.ErrMaxPayload):
-		return fmt.Errorf("%w: %w", event.ErrTooLarge, err)
-	case errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, jetstream.ErrMsgNotFound):
-		return fmt.Errorf("%w: %w", event.ErrNotFound, err)
-	}
-	return fmt.Errorf("%w: %w", event.ErrUnavailable, err)
 }

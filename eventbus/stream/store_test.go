@@ -8,6 +8,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/bustest"
@@ -18,10 +19,40 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	bustest.Run(t, func(t *testing.T, options bustest.Options) (bustest.Backend, func()) {
-		_, store, stop := open(t, natsserver.Config{Dir: options.Dir}, stream.Config{MaxBytes: options.MaxBytes, AckWait: options.AckWait})
-		return store, stop
+	bustest.Run(t, func(t *testing.T, options bustest.Options) (bustest.Tested, func()) {
+		server, store, stop := open(t, natsserver.Config{Dir: options.Dir}, stream.Config{MaxBytes: options.MaxBytes, AckWait: options.AckWait})
+		return tested{store, connect(t, server)}, stop
 	}, nil)
+}
+
+// tested is a store and another connection to its server.
+type tested struct {
+	*stream.Store
+	nats *nats.Conn
+}
+
+func connect(t *testing.T, server *natsserver.Server) *nats.Conn {
+	t.Helper()
+	nc, err := nats.Connect("", nats.InProcessServer(server))
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+func (b tested) WriteRaw(t *testing.T, attributes map[string]string, data []byte, broken bool) {
+	t.Helper()
+	msg := nats.NewMsg("lambdamesh.events." + event.SubjectOf(attributes["source"], attributes["type"]))
+	msg.Data = data
+	for name, value := range attributes {
+		msg.Header["ce-"+name] = []string{event.EncodeHeaderValue(value)}
+	}
+	if broken {
+		msg.Header["ce-time"] = []string{"yesterday", "%zz"}
+	}
+	js, err := jetstream.New(b.nats)
+	require.NoError(t, err)
+	_, err = js.PublishMsg(t.Context(), msg)
+	require.NoError(t, err)
 }
 
 // open runs an embedded server and a store on it until stop is called or the

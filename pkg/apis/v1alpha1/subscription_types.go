@@ -171,7 +171,8 @@ type Retry struct {
 	// +kubebuilder:default="5m"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('10ms') && duration(self) <= duration('24h')",message="maxBackoff must be between 10ms and 24h, such as 5m"
 	MaxBackoff *metav1.Duration `json:"maxBackoff,omitempty"`
-	// MaxAge of an event after it was accepted; older ones become dead letters.
+	// MaxAge of an event after it was accepted or, if later, the subscription was
+	// created; older ones become dead letters, also while nothing is pushed.
 	// +optional
 	// +kubebuilder:default="24h"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('144h')",message="maxAge must be between 1s and 144h, such as 24h"

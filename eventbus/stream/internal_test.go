@@ -1,0 +1,117 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
+)
+
+func TestErrorsOfTheServerSayWhatIsWrong(t *testing.T) {
+	for id, want := range map[server.ErrorIdentifier]error{
+		server.JSAccountResourcesExceededErr:    event.ErrFull,
+		server.JSInsufficientResourcesErr:       event.ErrFull,
+		server.JSMemoryResourcesExceededErr:     event.ErrFull,
+		server.JSStorageResourcesExceededErr:    event.ErrFull,
+		server.JSStreamStoreFailedF:             event.ErrFull,
+		server.JSStreamMessageExceedsMaximumErr: event.ErrTooLarge,
+		server.JSStreamHeaderExceedsMaximumErr:  event.ErrTooLarge,
+		server.JSNotEnabledErr:                  event.ErrUnavailable,
+		server.JSNotEnabledForAccountErr:        event.ErrUnavailable,
+		server.JSClusterNotAvailErr:             event.ErrUnavailable,
+		server.JSClusterNotLeaderErr:            event.ErrUnavailable,
+		server.JSNoAccountErr:                   event.ErrUnavailable,
+		server.JSStreamOfflineErr:               event.ErrUnavailable,
+		server.JSStreamNotMatchErr:              event.ErrUnavailable,
+		server.JSRaftGeneralErrF:                event.ErrUnavailable,
+		server.JSConsumerNotFoundErr:            event.ErrNotFound,
+		server.JSNoMessageFoundErr:              event.ErrNotFound,
+	} {
+		api := server.ApiErrors[id]
+		err := translate(&jetstream.APIError{Code: api.Code, ErrorCode: jetstream.ErrorCode(api.ErrCode), Description: api.Description})
+		require.ErrorIs(t, err, want, "%d %s", api.ErrCode, api.Description)
+	}
+	tooLarge := server.NewJSStreamStoreFailedError(server.ErrMsgTooLarge)
+	require.ErrorIs(t, translate(&jetstream.APIError{ErrorCode: jetstream.ErrorCode(tooLarge.ErrCode), Description: tooLarge.Description}), event.ErrTooLarge)
+	require.ErrorIs(t, translate(nats.ErrMaxPayload), event.ErrTooLarge)
+	require.ErrorIs(t, translate(nats.ErrNoResponders), event.ErrUnavailable)
+	require.NoError(t, translate(nil))
+}
+
+// running starts a server and a store on it, for the test.
+func running(t *testing.T, config Config) (*Store, jetstream.JetStream) {
+	t.Helper()
+	srv, err := server.NewServer(&server.Options{DontListen: true, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, MaxPayload: 2 << 20})
+	require.NoError(t, err)
+	srv.Start()
+	t.Cleanup(func() { srv.Shutdown(); srv.WaitForShutdown() })
+	nc, err := nats.Connect("", nats.InProcessServer(srv))
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	require.NoError(t, err)
+	// What an older version left: events go after a while, wanted or not.
+	_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{
+		Name: EventStream, Subjects: []string{eventPrefix + ">"}, Discard: jetstream.DiscardNew,
+		MaxAge: 7 * 24 * time.Hour, MaxBytes: 1 << 30, Duplicates: 10 * time.Minute,
+	})
+	require.NoError(t, err)
+	config.InProcess = srv
+	s, err := New(config)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() { cancel(); require.NoError(t, <-done) })
+	select {
+	case <-s.Ready():
+	case <-time.After(time.Minute):
+		t.Fatal("the store did not become ready")
+	}
+	return s, js
+}
+
+func TestOldEventsGoWhenEverySubscriptionIsDoneWithThem(t *testing.T) {
+	s, js := running(t, Config{MaxAge: time.Second, DedupWindow: 100 * time.Millisecond})
+	events, err := js.Stream(t.Context(), EventStream)
+	require.NoError(t, err)
+	require.Zero(t, events.CachedInfo().Config.MaxAge, "nothing goes by age alone")
+	subscribe := func(name, eventType string) event.Consumer {
+		c, err := s.Subscribe(t.Context(), event.ConsumerSpec{Name: name, Selectors: []event.Selector{{Source: "s", Type: eventType}}})
+		require.NoError(t, err)
+		return c
+	}
+	slow := subscribe("slow", "rare")
+	subscribe("deleted", "**") // never takes anything
+	for i := range 20 {
+		e := event.Event{ID: fmt.Sprint(i), Source: "s", Type: "often"}
+		if i == 10 {
+			e.Type = "rare"
+		}
+		_, err := s.Publish(t.Context(), []event.Event{e})
+		require.NoError(t, err)
+	}
+	left := func() uint64 {
+		_, err := s.trim(t.Context(), s.link.Load())
+		require.NoError(t, err)
+		info, err := events.Info(t.Context())
+		require.NoError(t, err)
+		return info.State.Msgs
+	}
+	require.Never(t, func() bool { return left() < 20 }, 2*time.Second, 50*time.Millisecond, "one waits for all of them")
+	require.NoError(t, s.Unsubscribe(t.Context(), "deleted"))
+	require.EqualValues(t, 10, left(), "what comes before the one that is waited for went: a subscription that is deleted holds nothing")
+	var d event.Delivery
+	_, err = slow.Fetch(t.Context(), event.Window{Events: 1, Bytes: 1 << 20}, 20*time.Second, func(got event.Delivery) { d = got })
+	require.NoError(t, err)
+	require.EqualValues(t, 10, left(), "delivered and not acknowledged")
+	require.NoError(t, d.Ack())
+	require.Eventually(t, func() bool { return left() == 0 }, 20*time.Second, 20*time.Millisecond)
+}
