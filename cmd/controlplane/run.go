@@ -103,7 +103,13 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 	if err != nil {
 		return err
 	}
-	if err := lambdas.Add(manager, lambdas.Config{Builder: o.images, Deploy: deploy.Options{SystemNamespace: o.namespace}, Log: log}); err != nil {
+	if err := lambdas.Add(manager, lambdas.Config{
+		Builder: o.images, Log: log,
+		Deploy: deploy.Options{
+			TrustDomain: o.trustDomain, SystemNamespace: o.namespace,
+			Gateways: []types.NamespacedName{p.settings.GatewayServiceAccount},
+		},
+	}); err != nil {
 		return err
 	}
 	adminListener, err := httpserver.Listen(ctx, o.adminAddress, "--admin-address")

@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -28,7 +30,11 @@ const (
 	appPort   = 8080
 	adminPort = 8081
 	uid       = 1000
-	sourceDir = "/lambda/source"
+
+	// injectedAnnotation is what Istio's injector writes into a pod that it gave
+	// a sidecar, and nobody else writes into ours.
+	injectedAnnotation = "sidecar.istio.io/status"
+	sourceDir          = "/lambda/source"
 
 	defaultTimeout      = 180 * time.Second
 	defaultMaxBodyBytes = 1 << 20
@@ -43,9 +49,13 @@ type Options struct {
 	// PublishURL and ConnectorURL default to the Services of the system
 	// namespace.
 	PublishURL, ConnectorURL string
-	// SystemNamespace of the gateway's and the event bus's pods; default
+	// SystemNamespace of the gateway, the event bus and the connector; default
 	// [v1alpha1.SystemNamespace].
 	SystemNamespace string
+	// TrustDomain and Gateways (service accounts) are how a lambda tells its
+	// callers apart; unset, they are those of wellknown.go.
+	TrustDomain string
+	Gateways    []types.NamespacedName
 }
 
 // Objects run one lambda.
@@ -215,12 +225,14 @@ func runtimeEnv(lambda *v1alpha1.Lambda, timeout time.Duration, options Options)
 	if lambda.Spec.MaxBodyBytes != nil {
 		limit = *lambda.Spec.MaxBodyBytes
 	}
-	publishURL, connectorURL := options.PublishURL, options.ConnectorURL
-	if publishURL == "" {
-		publishURL = "http://" + v1alpha1.ServiceEventBus + "." + v1alpha1.SystemNamespace + ".svc/publish"
-	}
-	if connectorURL == "" {
-		connectorURL = "http://" + v1alpha1.ServiceConnectorOutbound + "." + v1alpha1.SystemNamespace + ".svc"
+	system := cmp.Or(options.SystemNamespace, v1alpha1.SystemNamespace)
+	gateways := system + "/" + v1alpha1.ServiceAccountGateway
+	if len(options.Gateways) > 0 {
+		accounts := make([]string, 0, len(options.Gateways))
+		for _, account := range options.Gateways {
+			accounts = append(accounts, account.String())
+		}
+		gateways = strings.Join(accounts, ",")
 	}
 	return []corev1.EnvVar{
 		{Name: v1alpha1.EnvListen, Value: "tcp::" + strconv.Itoa(appPort)},
@@ -231,8 +243,14 @@ func runtimeEnv(lambda *v1alpha1.Lambda, timeout time.Duration, options Options)
 		{Name: v1alpha1.EnvTimeout, Value: timeout.String()},
 		{Name: v1alpha1.EnvMaxBodyBytes, Value: strconv.FormatInt(limit, 10)},
 		{Name: v1alpha1.EnvSource, Value: sourceDir},
-		{Name: v1alpha1.EnvPublishURL, Value: publishURL},
-		{Name: v1alpha1.EnvConnectorURL, Value: connectorURL},
+		{Name: v1alpha1.EnvPublishURL, Value: cmp.Or(options.PublishURL, "http://"+v1alpha1.ServiceEventBus+"."+system+".svc/publish")},
+		{Name: v1alpha1.EnvConnectorURL, Value: cmp.Or(options.ConnectorURL, "http://"+v1alpha1.ServiceConnectorOutbound+"."+system+".svc")},
+		// Empty without a sidecar: then a runtime believes nobody who says who
+		// calls. It needs no knowledge of namespaces' labels or of the mesh.
+		{Name: v1alpha1.EnvSidecar, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.annotations['" + injectedAnnotation + "']"}}},
+		{Name: v1alpha1.EnvTrustDomain, Value: cmp.Or(options.TrustDomain, v1alpha1.DefaultTrustDomain)},
+		{Name: v1alpha1.EnvSystemNamespace, Value: system},
+		{Name: v1alpha1.EnvGateways, Value: gateways},
 	}
 }
 

@@ -45,6 +45,7 @@ func (n *Node) environment(ctx context.Context, r *replica, container corev1.Con
 		v1alpha1.EnvListen:                     "unix:" + filepath.Join(dir, appSocket),
 		v1alpha1.EnvAdminListen:                "unix:" + filepath.Join(dir, adminSocket),
 		v1alpha1.EnvSource:                     sourceDir,
+		v1alpha1.EnvSidecar:                    "localnode", // every replica has one, before a socket of ours alone
 		v1alpha1.EnvHTTPProxy:                  proxy,
 		strings.ToLower(v1alpha1.EnvHTTPProxy): proxy,
 		v1alpha1.EnvNoProxy:                    "",
@@ -76,6 +77,9 @@ func (n *Node) valueFrom(ctx context.Context, r *replica, source *corev1.EnvVarS
 		data, has := configMap.Data[ref.Key]
 		return pick("ConfigMap", ref.Name, ref.Key, data, has, ref.Optional, err)
 	case source.FieldRef != nil:
+		if name, found := strings.CutPrefix(source.FieldRef.FieldPath, "metadata.annotations['"); found {
+			return r.deployment.Spec.Template.Annotations[strings.TrimSuffix(name, "']")], true, nil
+		}
 		fields := map[string]string{
 			"metadata.name": r.name, "metadata.namespace": namespace,
 			"spec.serviceAccountName": r.deployment.Spec.Template.Spec.ServiceAccountName, "status.podIP": "127.0.0.1",

@@ -39,6 +39,7 @@ const structured = "application/cloudevents+json"
 
 // request and answer of one row; the same for every language.
 type behavior struct {
+	from               string // the caller's identity, as the sidecar tells it
 	method, path, body string
 	header             map[string]string
 	status             int
@@ -69,30 +70,30 @@ func behaviors() map[string]behavior {
 			want: `{"isEvent":false,"type":"","source":"","id":"","subject":"","extensions":{},"data":"bytes:4","method":"POST","path":"/","q":"","header":"","size":4}`,
 		},
 		"a binary CloudEvent": {
-			path: "/", method: "POST", body: `{"orderCode":"4711"}`, status: 200, contentType: "application/json",
+			from: eventBus, path: "/", method: "POST", body: `{"orderCode":"4711"}`, status: 200, contentType: "application/json",
 			header: map[string]string{
 				"Content-Type": "application/json", "Ce-Specversion": "1.0", "Ce-Type": "order.created.v1", "Ce-Source": "commerce", "Ce-Id": "1", "Ce-Subject": "gr%C3%BCezi", "Ce-Region": "zh",
 			},
 			want: `{"isEvent":true,"type":"order.created.v1","source":"commerce","id":"1","subject":"grüezi","extensions":{"region":"zh"},"data":{"orderCode":"4711"},"method":"POST","path":"/","q":"","header":"","size":20}`,
 		},
 		"a structured CloudEvent": {
-			path: "/", method: "POST", header: map[string]string{"Content-Type": structured + "; charset=utf-8"}, status: 200, contentType: "application/json",
+			from: eventBus, path: "/", method: "POST", header: map[string]string{"Content-Type": structured + "; charset=utf-8"}, status: 200, contentType: "application/json",
 			body: `{"specversion":"1.0","type":"t","source":"/s","id":"2","region":"zh","data":{"n":1.5}}`,
 			want: `{"isEvent":true,"type":"t","source":"/s","id":"2","subject":"","extensions":{"region":"zh"},"data":{"n":1.5},"method":"POST","path":"/","q":"","header":"","size":86}`,
 		},
 		"a structured CloudEvent with binary data": {
-			path: "/", method: "POST", header: map[string]string{"Content-Type": structured}, status: 200, contentType: "application/json",
+			from: eventBus, path: "/", method: "POST", header: map[string]string{"Content-Type": structured}, status: 200, contentType: "application/json",
 			body: `{"specversion":"1.0","type":"t","source":"/s","id":"2","datacontenttype":"image/png","data_base64":"AAEC"}`,
 			want: `{"isEvent":true,"type":"t","source":"/s","id":"2","subject":"","extensions":{},"data":"bytes:3","method":"POST","path":"/","q":"","header":"","size":106}`,
 		},
 		"a legacy event": {
-			path: "/", method: "POST", body: `{"orderCode":"4711"}`, status: 200, contentType: "application/json",
+			from: eventBus, path: "/", method: "POST", body: `{"orderCode":"4711"}`, status: 200, contentType: "application/json",
 			header: map[string]string{"Content-Type": "application/json", "KYMA-Event-Type": "order.created", "KYMA-Event-Type-Version": "v1", "KYMA-Source-ID": "commerce", "KYMA-Event-ID": "3"},
 			want:   `{"isEvent":true,"type":"order.created.v1","source":"commerce","id":"3","subject":"","extensions":{},"data":{"orderCode":"4711"},"method":"POST","path":"/","q":"","header":"","size":20}`,
 		},
 		"a body that is not the JSON it says is 400": {path: "/", method: "POST", header: map[string]string{"Content-Type": "application/json"}, body: `{`, status: 400, contentType: "application/problem+json"},
-		"a broken structured event is 400":           {path: "/", method: "POST", header: map[string]string{"Content-Type": structured}, body: `{"type":"t"}`, status: 400, contentType: "application/problem+json"},
-		"a batch is 415":                             {path: "/", method: "POST", header: map[string]string{"Content-Type": "application/cloudevents-batch+json"}, body: `[]`, status: 415, contentType: "application/problem+json"},
+		"a broken structured event is 400":           {from: eventBus, path: "/", method: "POST", header: map[string]string{"Content-Type": structured}, body: `{"type":"t"}`, status: 400, contentType: "application/problem+json"},
+		"a batch from the event bus is 415":          {from: eventBus, path: "/", method: "POST", header: map[string]string{"Content-Type": "application/cloudevents-batch+json"}, body: `[]`, status: 415, contentType: "application/problem+json"},
 		"a body over the limit is 413":               {path: "/", method: "POST", body: strings.Repeat("x", 5000), status: 413, contentType: "application/problem+json"},
 	}
 }
@@ -110,6 +111,7 @@ func TestEveryLanguageBehavesAlike(t *testing.T) {
 			for name, row := range behaviors() {
 				t.Run(name, func(t *testing.T) { server.check(t, row) })
 			}
+			t.Run("who calls", func(t *testing.T) { server.checkCallers(t) })
 			t.Run("a chunked body over the limit is 413", func(t *testing.T) {
 				response, err := server.client.Post("http://lambda/", "text/plain", io.MultiReader(strings.NewReader(strings.Repeat("x", 5000))))
 				require.NoError(t, err)
@@ -352,7 +354,7 @@ func start(t *testing.T, toolchain *build.Toolchain, runtime v1alpha1.Runtime, s
 	return startHandler(t, toolchain, runtime, "", source, mesh)
 }
 
-func startHandler(t *testing.T, toolchain *build.Toolchain, runtime v1alpha1.Runtime, handler, source string, mesh *fakeMesh) *runningLambda {
+func startHandler(t *testing.T, toolchain *build.Toolchain, runtime v1alpha1.Runtime, handler, source string, mesh *fakeMesh, more ...string) *runningLambda {
 	t.Helper()
 	command := buildCommand(t, toolchain, runtime, handler, source)
 
@@ -365,10 +367,12 @@ func startHandler(t *testing.T, toolchain *build.Toolchain, runtime v1alpha1.Run
 		v1alpha1.EnvPublishURL + "=http://eventbus.lambdamesh-system.svc/publish",
 		v1alpha1.EnvConnectorURL + "=http://connector-outbound.lambdamesh-system.svc",
 		v1alpha1.EnvHTTPProxy + "=" + mesh.server.URL, "PATH=" + os.Getenv("PATH"),
+		v1alpha1.EnvSidecar + "=test",
 	}
 	if handler != "" {
 		env = append(env, v1alpha1.EnvHandler+"="+handler)
 	}
+	env = append(more, env...) // the first of a name counts
 	running := &runningLambda{client: unixClient(app), adminClient: unixClient(admin)}
 	var err error
 	running.process, err = process.Start(t.Context(), process.Spec{
@@ -427,6 +431,9 @@ func (r *runningLambda) check(t *testing.T, row behavior) {
 	require.NoError(t, err)
 	for name, value := range row.header {
 		request.Header.Set(name, value)
+	}
+	if row.from != "" {
+		request.Header.Set(clientCert, certOf(row.from))
 	}
 	response, err := r.client.Do(request)
 	require.NoError(t, err)

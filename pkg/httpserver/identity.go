@@ -19,16 +19,15 @@ func ClientIdentity(r *http.Request) (spiffeID string, ok bool) {
 	if !ok {
 		return "", false
 	}
+	uris := 0
 	for _, pair := range element {
 		if !strings.EqualFold(pair.key, "URI") {
 			continue
 		}
-		if spiffeID != "" {
-			return "", false
-		}
 		spiffeID = pair.value
+		uris++
 	}
-	return spiffeID, strings.HasPrefix(spiffeID, "spiffe://")
+	return spiffeID, uris == 1 && strings.HasPrefix(spiffeID, "spiffe://")
 }
 
 // Workload takes the namespace and the service account out of a SPIFFE ID of

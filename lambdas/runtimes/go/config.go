@@ -24,6 +24,11 @@ const (
 	envMaxBodyBytes = "LAMBDAMESH_MAX_BODY_BYTES"
 	envPublishURL   = "LAMBDAMESH_PUBLISH_URL"
 	envConnectorURL = "LAMBDAMESH_CONNECTOR_URL"
+
+	envSidecar         = "LAMBDAMESH_SIDECAR"
+	envTrustDomain     = "LAMBDAMESH_TRUST_DOMAIN"
+	envSystemNamespace = "LAMBDAMESH_SYSTEM_NAMESPACE"
+	envGateways        = "LAMBDAMESH_GATEWAYS"
 )
 
 type config struct {
@@ -32,15 +37,21 @@ type config struct {
 	timeout                  time.Duration
 	maxBodyBytes             int64
 	publishURL, connectorURL string
+	identities               identities
 }
 
 func configFromEnv() (config, error) {
+	systemNamespace := firstOf(os.Getenv(envSystemNamespace), "lambdamesh-system")
 	c := config{
 		listen:      firstOf(os.Getenv(envListen), "tcp::"+firstOf(os.Getenv("PORT"), "8080")),
 		adminListen: firstOf(os.Getenv(envAdminListen), "tcp::8081"),
 		lambda:      firstOf(os.Getenv(envLambda), "lambda"), namespace: firstOf(os.Getenv(envNamespace), "default"),
 		timeout: 180 * time.Second, maxBodyBytes: 1 << 20,
 		publishURL: os.Getenv(envPublishURL), connectorURL: os.Getenv(envConnectorURL),
+		identities: identities{
+			sidecar: os.Getenv(envSidecar) != "", trustDomain: firstOf(os.Getenv(envTrustDomain), "cluster.local"), systemNamespace: systemNamespace,
+			gateways: strings.Split(firstOf(os.Getenv(envGateways), systemNamespace+"/gateway"), ","),
+		},
 	}
 	var problems []error
 	if text := os.Getenv(envTimeout); text != "" {
@@ -64,7 +75,7 @@ func configFromEnv() (config, error) {
 
 func (c config) newContext(logger *slog.Logger, client *http.Client) *Context {
 	return &Context{
-		Lambda: c.lambda, Namespace: c.namespace, Timeout: c.timeout, Logger: logger,
+		Lambda: c.lambda, Namespace: c.namespace, Timeout: c.timeout, Logger: logger, Caller: Caller{Kind: CallerOther},
 		publishURL: c.publishURL, connectorURL: c.connectorURL, client: client,
 	}
 }

@@ -28,6 +28,11 @@ type Context struct {
 	Timeout time.Duration
 	// Logger writes JSON lines that carry the invocation's id.
 	Logger *slog.Logger
+	// Caller is who calls, proven by the mesh.
+	Caller Caller
+	// Claims are those of the token that let the request in, verified by the
+	// mesh; nil when no rule asked for one.
+	Claims map[string]any
 
 	publishURL, connectorURL string
 	traceparent              string

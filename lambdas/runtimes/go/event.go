@@ -14,8 +14,8 @@ import (
 	"unicode/utf8"
 )
 
-// Event is what a handler is called with: one HTTP request, and when the
-// request carries a CloudEvent, its attributes. A handler that returns an Event
+// Event is what a handler is called with: one HTTP request, and when the event
+// bus sent it, its CloudEvents attributes. A handler that returns an Event
 // publishes it; then only the attributes, Extensions and Data count, and what
 // is empty gets a default (see [Context.Publish]).
 type Event struct {
@@ -31,7 +31,8 @@ type Event struct {
 	// bytes otherwise, nil when there is none. Use [Event.Decode] to read JSON
 	// into a type of yours.
 	Data any
-	// IsEvent tells whether the request carried an event.
+	// IsEvent tells whether the call is an event: whether the event bus made it.
+	// Anybody else's is a plain request, whatever its headers or body say.
 	IsEvent bool
 
 	// Method, Path, Query, Header and Body are the HTTP request as it came.
@@ -74,14 +75,18 @@ type requestError struct {
 
 func (e *requestError) Error() string { return e.detail }
 
-// parseEvent reads the CloudEvents HTTP binding (binary and structured mode),
-// the legacy KYMA-* headers, or a plain request.
-func parseEvent(r *http.Request, body []byte) (*Event, error) {
+// parseEvent reads a plain request or, when the event bus sent it, the CloudEvents
+// HTTP binding (binary and structured mode) or the legacy KYMA-* headers.
+func parseEvent(r *http.Request, body []byte, fromEventBus bool) (*Event, error) {
 	e := &Event{
 		Method: r.Method, Path: r.URL.Path, Query: r.URL.Query(), Headers: r.Header, Body: body,
-		Extensions: map[string]string{}, DataContentType: r.Header.Get("Content-Type"),
+		Extensions: map[string]string{},
 	}
-	switch mediaType := mediaTypeOf(e.DataContentType); {
+	contentType := r.Header.Get("Content-Type")
+	if !fromEventBus {
+		return e, e.setPayload(body, contentType)
+	}
+	switch mediaType := mediaTypeOf(contentType); {
 	case mediaType == batchType:
 		return nil, &requestError{http.StatusUnsupportedMediaType, "a lambda takes one event at a time; batches go to the event bus"}
 	case mediaType == structuredType:
@@ -94,7 +99,10 @@ func parseEvent(r *http.Request, body []byte) (*Event, error) {
 	case r.Header.Get("Kyma-Event-Type") != "":
 		e.readLegacy(r.Header)
 	}
-	return e, e.setPayload(body)
+	if e.IsEvent {
+		e.DataContentType = firstOf(e.DataContentType, contentType)
+	}
+	return e, e.setPayload(body, contentType)
 }
 
 func (e *Event) readBinary(header http.Header) {
@@ -152,7 +160,7 @@ func (e *Event) readStructured(body []byte) error {
 	if err := json.Unmarshal(body, &fields); err != nil {
 		return err
 	}
-	e.IsEvent, e.DataContentType = true, ""
+	e.IsEvent = true
 	for name, raw := range fields {
 		if name == "data" || name == "data_base64" {
 			continue
@@ -175,7 +183,7 @@ func (e *Event) readStructured(body []byte) error {
 		if err != nil {
 			return fmt.Errorf("data_base64: %w", err)
 		}
-		return e.setPayload(decoded)
+		return e.setPayload(decoded, e.DataContentType)
 	}
 	data, found := fields["data"]
 	if !found || bytes.Equal(data, []byte("null")) {
@@ -186,12 +194,12 @@ func (e *Event) readStructured(body []byte) error {
 }
 
 // setPayload makes Data from the payload's bytes and media type.
-func (e *Event) setPayload(payload []byte) error {
+func (e *Event) setPayload(payload []byte, contentType string) error {
 	if len(payload) == 0 {
 		return nil
 	}
 	e.payload = payload
-	mediaType := mediaTypeOf(e.DataContentType)
+	mediaType := mediaTypeOf(contentType)
 	switch {
 	case isJSON(mediaType) || mediaType == "" && e.IsEvent && json.Valid(payload):
 		if err := json.Unmarshal(payload, &e.Data); err != nil {

@@ -39,7 +39,7 @@ func TestDecodeReadsWhatEveryFormOfEventCarries(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			body, err := io.ReadAll(request.Body)
 			require.NoError(t, err)
-			event, err := parseEvent(request, body)
+			event, err := parseEvent(request, body, true)
 			require.NoError(t, err)
 			var got order
 			require.NoError(t, event.Decode(&got))

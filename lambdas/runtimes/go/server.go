@@ -137,7 +137,10 @@ func (s *server) invoke(w http.ResponseWriter, r *http.Request) {
 	begin := time.Now()
 	c := s.config.newContext(s.logger, s.client)
 	c.Invocation = firstOf(r.Header.Get("X-Request-Id"), newID())
-	c.traceparent = firstOf(r.Header.Get("Traceparent"), r.Header.Get("Ce-Traceparent"))
+	c.traceparent = r.Header.Get("Traceparent")
+	c.Caller = s.config.identities.caller(r.Header)
+	c.Claims = claimsOf(c.Caller, r.Header)
+	hideIdentity(r.Header)
 	c.Logger = s.logger.With("invocation", c.Invocation)
 	ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), contextKey{}, c), s.config.timeout)
 	defer cancel()
@@ -198,7 +201,7 @@ func (s *server) handle(ctx context.Context, c *Context, w http.ResponseWriter, 
 			writeProblem(w, c, http.StatusBadRequest, "the body could not be read")
 			return
 		}
-		event, err := parseEvent(r, body)
+		event, err := parseEvent(r, body, c.Caller.Kind == CallerEventBus)
 		if refused := (*requestError)(nil); errors.As(err, &refused) {
 			writeProblem(w, c, refused.status, refused.detail)
 			return

@@ -22,6 +22,7 @@ export function parseAddress(text) {
 
 export function readConfig(env) {
   const timeout = env.LAMBDAMESH_TIMEOUT || '180s';
+  const systemNamespace = env.LAMBDAMESH_SYSTEM_NAMESPACE || 'lambdamesh-system';
   const maxBodyBytes = Number(env.LAMBDAMESH_MAX_BODY_BYTES || 1048576);
   if (!Number.isSafeInteger(maxBodyBytes) || maxBodyBytes <= 0) throw new Error(`LAMBDAMESH_MAX_BODY_BYTES=${JSON.stringify(env.LAMBDAMESH_MAX_BODY_BYTES)}: want a positive number of bytes`);
   return Object.freeze({
@@ -36,6 +37,10 @@ export function readConfig(env) {
     source: env.LAMBDAMESH_SOURCE || process.cwd(),
     publishURL: env.LAMBDAMESH_PUBLISH_URL,
     connectorURL: env.LAMBDAMESH_CONNECTOR_URL,
+    sidecar: Boolean(env.LAMBDAMESH_SIDECAR),
+    trustDomain: env.LAMBDAMESH_TRUST_DOMAIN || 'cluster.local',
+    systemNamespace,
+    gateways: (env.LAMBDAMESH_GATEWAYS || `${systemNamespace}/gateway`).split(','),
     proxy: env.HTTP_PROXY || env.http_proxy,
   });
 }

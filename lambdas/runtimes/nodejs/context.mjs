@@ -15,11 +15,13 @@ const agent = new http.Agent({ keepAlive: true, maxSockets: 256 });
 function send(target, { method, headers, body, signal, proxy }) {
   const url = new URL(target);
   const via = proxy && url.protocol === 'http:' ? new URL(proxy) : undefined;
+  // What the listener asks for before it lets anybody use this lambda's identity.
+  const credentials = via?.username ? { 'proxy-authorization': `Basic ${Buffer.from(`${decodeURIComponent(via.username)}:${decodeURIComponent(via.password)}`).toString('base64')}` } : {};
   const options = via
     ? { host: via.hostname, port: via.port || 80, path: url.href, agent }
     : { host: url.hostname, port: url.port || undefined, path: url.pathname + url.search, agent: url.protocol === 'http:' ? agent : undefined };
   return new Promise((resolve, reject) => {
-    const request = (url.protocol === 'https:' ? https : http).request({ ...options, method, headers: { ...headers, host: url.host }, signal }, (answer) => {
+    const request = (url.protocol === 'https:' ? https : http).request({ ...options, method, headers: { ...headers, host: url.host, ...credentials }, signal }, (answer) => {
       const answerHeaders = new Headers();
       for (let i = 0; i < answer.rawHeaders.length; i += 2) answerHeaders.append(answer.rawHeaders[i], answer.rawHeaders[i + 1]);
       const empty = method === 'HEAD' || [204, 205, 304].includes(answer.statusCode);
@@ -58,7 +60,7 @@ function connectorTarget(base, application, service, path, query) {
 }
 
 /** What a handler gets as its second argument. */
-export function newContext(config, logger, { invocation, signal, deadline, traceparent }) {
+export function newContext(config, logger, { invocation, signal, deadline, traceparent, caller, claims }) {
   const trace = traceparent ? { traceparent } : {};
 
   async function publish(type, data, options = {}) {
@@ -85,7 +87,7 @@ export function newContext(config, logger, { invocation, signal, deadline, trace
   }
 
   return Object.freeze({
-    lambda: config.lambda, namespace: config.namespace, timeout: config.timeoutMs, invocation, signal, deadline, logger, publish,
+    lambda: config.lambda, namespace: config.namespace, timeout: config.timeoutMs, invocation, signal, deadline, logger, caller, claims, publish,
     application: (name) => ({
       fetch: async (service, path = '/', options = {}) => {
         const target = connectorTarget(config.connectorURL, name, service, path, options.query);

@@ -42,24 +42,31 @@ function decodeHeader(value) {
   }
 }
 
-/** The event a handler gets: a CloudEvent (binary or structured), a legacy event, or a plain request. */
-export function parseEvent(request, body) {
+/**
+ * The event a handler gets. Only a call of the event bus is a CloudEvent (binary
+ * or structured) or a legacy event; anybody else's is a plain request, whatever
+ * its headers or body say.
+ */
+export function parseEvent(request, headers, body, fromEventBus) {
   const url = new URL(request.url, 'http://lambda');
   const query = {};
   for (const name of new Set(url.searchParams.keys())) {
     const values = url.searchParams.getAll(name);
     query[name] = values.length > 1 ? values : values[0];
   }
-  const headers = request.headers;
   const event = {
     isEvent: false, data: undefined, type: undefined, source: undefined, id: undefined, subject: undefined, time: undefined,
-    specversion: undefined, datacontenttype: headers['content-type'], dataschema: undefined, extensions: {},
+    specversion: undefined, datacontenttype: undefined, dataschema: undefined, extensions: {},
     method: request.method, path: decodeHeader(url.pathname), query, headers, body,
   };
   const set = (name, value) => {
     if (ATTRIBUTES.has(name)) event[name] = value;
     else event.extensions[name] = value;
   };
+  if (!fromEventBus) {
+    event.data = decode(body, headers['content-type'], false);
+    return event;
+  }
   const type = mediaTypeOf(headers['content-type']);
   if (type === 'application/cloudevents-batch+json') throw new RequestError(415, 'a lambda takes one event at a time; batches go to the event bus');
   if (type === 'application/cloudevents+json') {
@@ -71,7 +78,6 @@ export function parseEvent(request, body) {
     }
     if (!fields?.specversion || !fields?.type) throw new RequestError(400, 'not a CloudEvent: specversion and type are required');
     event.isEvent = true;
-    event.datacontenttype = undefined;
     for (const [name, value] of Object.entries(fields)) {
       if (name !== 'data' && name !== 'data_base64') set(name, typeof value === 'string' ? value : JSON.stringify(value));
     }
@@ -93,6 +99,7 @@ export function parseEvent(request, body) {
     event.id = headers['kyma-event-id'];
     event.time = headers['kyma-event-time'];
   }
-  event.data = decode(body, event.datacontenttype, event.isEvent);
+  if (event.isEvent) event.datacontenttype ??= headers['content-type'];
+  event.data = decode(body, headers['content-type'], event.isEvent);
   return event;
 }

@@ -9,6 +9,7 @@ import { randomUUID } from 'node:crypto';
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { pathToFileURL } from 'node:url';
 import { parseEvent, RequestError } from './event.mjs';
+import { callerOf, claimsOf, hideIdentity, HEADER_CLAIMS, HEADER_CLIENT_CERT } from './identity.mjs';
 import { newContext } from './context.mjs';
 import { respond, sendProblem } from './response.mjs';
 import { newMetrics } from './metrics.mjs';
@@ -74,12 +75,15 @@ function newServer(config, handler, logger, metrics) {
         sendProblem(response, 413, `the body is over the limit of ${config.maxBodyBytes} bytes`, invocation);
         return;
       }
-      const event = parseEvent(request, body);
+      const caller = callerOf(config, request.headersDistinct[HEADER_CLIENT_CERT]);
+      const event = parseEvent(request, hideIdentity(request.headers), body, caller.kind === 'eventbus');
       const context = newContext(config, log, {
         invocation,
         signal: controller.signal,
         deadline: new Date(Date.now() + config.timeoutMs),
         traceparent: request.headers.traceparent || event.extensions.traceparent,
+        caller,
+        claims: claimsOf(caller, request.headersDistinct[HEADER_CLAIMS]),
       });
       await invocations.run(log, () => invoke(config, handler, event, context, controller, response, log));
     } catch (error) {

@@ -56,6 +56,10 @@ func Main(ctx context.Context, event *lambda.Event) (any, error) {
 	case "/climb":
 		_, err := c.Application("commerce").Fetch(ctx, "orders", "/../../other/secret", nil)
 		return map[string]bool{"refused": err != nil}, nil
+	case "/caller":
+		return map[string]any{"caller": c.Caller, "claims": c.Claims, "isEvent": event.IsEvent}, nil
+	case "/headers":
+		return event.Headers, nil
 	case "/log":
 		c.Logger.Info("hello from the lambda", "answer", 42)
 		return nil, nil

@@ -33,6 +33,10 @@ export async function main(event, context) {
     }
     case '/climb':
       return context.application('commerce').fetch('orders', '/../../other/secret').then(() => ({ refused: false }), () => ({ refused: true }));
+    case '/caller':
+      return { caller: context.caller, claims: context.claims, isEvent: event.isEvent };
+    case '/headers':
+      return event.headers;
     case '/log':
       context.logger.info('hello from the lambda', { answer: 42 });
       return;

@@ -38,6 +38,10 @@ def main(event, context):
             return {"refused": False}
         except ValueError:
             return {"refused": True}
+    if path == "/caller":
+        return {"caller": context.caller, "claims": context.claims, "isEvent": event.isEvent}
+    if path == "/headers":
+        return event.headers
     if path == "/log":
         context.logger.info("hello from the lambda", extra={"answer": 42})
         return None

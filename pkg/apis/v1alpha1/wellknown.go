@@ -106,8 +106,21 @@ const (
 	// EnvConnectorURL is the base for context.application(name).fetch:
 	// <url>/<application>/<service>/<path>.
 	EnvConnectorURL = "LAMBDAMESH_CONNECTOR_URL"
+	// EnvSidecar is not empty when a sidecar of the mesh stands before EnvListen
+	// and nothing else reaches that listener. Only then does a runtime believe
+	// the headers that tell who calls; otherwise nobody is known and no call is
+	// an event. In a cluster it is what the sidecar injector wrote into the pod.
+	EnvSidecar = "LAMBDAMESH_SIDECAR"
+	// EnvTrustDomain of the mesh's identities; unset: [DefaultTrustDomain].
+	EnvTrustDomain = "LAMBDAMESH_TRUST_DOMAIN"
+	// EnvSystemNamespace of event bus and connector; unset: [SystemNamespace].
+	EnvSystemNamespace = "LAMBDAMESH_SYSTEM_NAMESPACE"
+	// EnvGateways are the service accounts of the gateways, "namespace/name",
+	// separated by commas; unset: the account gateway of the system namespace.
+	EnvGateways = "LAMBDAMESH_GATEWAYS"
 	// EnvHTTPProxy is the sidecar's egress listener; runtimes use it for both
-	// URLs and as the default proxy for http.
+	// URLs and as the default proxy for http. Locally its userinfo holds the
+	// secret without which the listener answers 407.
 	EnvHTTPProxy = "HTTP_PROXY"
 	EnvNoProxy   = "NO_PROXY"
 )

@@ -41,10 +41,15 @@ class Config:
     publish_url: str
     connector_url: str
     proxy: str
+    sidecar: bool
+    trust_domain: str
+    system_namespace: str
+    gateways: tuple
 
 
 def read_config(env=os.environ):
     timeout = env.get("LAMBDAMESH_TIMEOUT") or "180s"
+    system_namespace = env.get("LAMBDAMESH_SYSTEM_NAMESPACE") or "lambdamesh-system"
     limit = env.get("LAMBDAMESH_MAX_BODY_BYTES") or "1048576"
     if not limit.isdigit() or int(limit) == 0:
         raise ValueError(f"LAMBDAMESH_MAX_BODY_BYTES={limit!r}: want a positive number of bytes")
@@ -61,4 +66,8 @@ def read_config(env=os.environ):
         publish_url=env.get("LAMBDAMESH_PUBLISH_URL", ""),
         connector_url=env.get("LAMBDAMESH_CONNECTOR_URL", ""),
         proxy=env.get("HTTP_PROXY") or env.get("http_proxy") or "",
+        sidecar=bool(env.get("LAMBDAMESH_SIDECAR")),
+        trust_domain=env.get("LAMBDAMESH_TRUST_DOMAIN") or "cluster.local",
+        system_namespace=system_namespace,
+        gateways=tuple((env.get("LAMBDAMESH_GATEWAYS") or f"{system_namespace}/gateway").split(",")),
     )

@@ -49,6 +49,10 @@ def send(url, method, headers, body, proxy, timeout):
         via = urlsplit(proxy)
         connection = http.client.HTTPConnection(via.hostname, via.port or 80, timeout=timeout)
         path = url
+        if via.username:
+            # What the listener asks for before it lets anybody use this lambda's identity.
+            credentials = f"{unquote(via.username)}:{unquote(via.password or '')}".encode("utf-8")
+            headers["Proxy-Authorization"] = "Basic " + base64.b64encode(credentials).decode("ascii")
     else:
         kind = http.client.HTTPSConnection if target.scheme == "https" else http.client.HTTPConnection
         connection = kind(target.hostname, target.port, timeout=timeout)
@@ -103,7 +107,7 @@ class Application:
 class Context:
     """The invocation: who runs, how long, and what it can do."""
 
-    def __init__(self, config, logger, invocation, traceparent):
+    def __init__(self, config, logger, invocation, traceparent, caller, claims):
         self._config = config
         self._trace = {"traceparent": traceparent} if traceparent else {}
         self._end = datetime.now(timezone.utc).timestamp() + config.timeout
@@ -111,6 +115,10 @@ class Context:
         self.timeout = config.timeout
         self.invocation = invocation
         self.logger = logger
+        #: Who calls, proven by the mesh: kind, namespace, name, identity.
+        self.caller = caller
+        #: The verified claims of the token that let the request in, or None.
+        self.claims = claims
         #: Set when the invocation timed out: a handler that loops should look at it.
         self.signal = threading.Event()
         # "lambda" is a keyword: context.lambda_ or getattr(context, "lambda").

@@ -19,7 +19,7 @@ class RequestError(Exception):
 
 @dataclass
 class Event:
-    """One HTTP request, and when it carries a CloudEvent, its attributes.
+    """One HTTP request, and when the event bus sent it, its CloudEvents attributes.
 
     data is the payload: parsed when it is JSON, str when it is text, bytes
     otherwise, None when there is none. query maps a name to a str, or to a
@@ -89,12 +89,18 @@ def _unquote(value):
         return value
 
 
-def parse_event(method, target, headers, body):
-    """Reads a CloudEvent (binary or structured), a legacy event, or a plain request."""
+def parse_event(method, target, headers, body, from_event_bus):
+    """The event a handler gets. Only a call of the event bus is a CloudEvent
+    (binary or structured) or a legacy event; anybody else's is a plain request,
+    whatever its headers or body say."""
     url = urlsplit(target)
     query = {k: v[0] if len(v) == 1 else v for k, v in parse_qs(url.query, keep_blank_values=True).items()}
-    event = Event(method=method, path=_unquote(url.path), query=query, headers=headers, body=body, datacontenttype=headers.get("content-type"))
-    kind = _media_type(event.datacontenttype)
+    event = Event(method=method, path=_unquote(url.path), query=query, headers=headers, body=body)
+    content_type = headers.get("content-type")
+    if not from_event_bus:
+        event.data = _decode(body, content_type, False)
+        return event
+    kind = _media_type(content_type)
     if kind == "application/cloudevents-batch+json":
         raise RequestError(415, "a lambda takes one event at a time; batches go to the event bus")
     if kind == "application/cloudevents+json":
@@ -112,7 +118,9 @@ def parse_event(method, target, headers, body):
         event.source = headers.get("kyma-source-id")
         event.id = headers.get("kyma-event-id")
         event.time = headers.get("kyma-event-time")
-    event.data = _decode(body, event.datacontenttype, event.isEvent)
+    if event.isEvent and event.datacontenttype is None:
+        event.datacontenttype = content_type
+    event.data = _decode(body, content_type, event.isEvent)
     return event
 
 
@@ -124,7 +132,6 @@ def _structured(event, body):
     if not isinstance(fields, dict) or not fields.get("specversion") or not fields.get("type"):
         raise RequestError(400, "not a CloudEvent: specversion and type are required")
     event.isEvent = True
-    event.datacontenttype = None
     for name, value in fields.items():
         if name not in ("data", "data_base64"):
             event._set(name, value if isinstance(value, str) else json.dumps(value))

@@ -26,6 +26,7 @@ from . import log
 from .config import parse_address, read_config
 from .context import AsyncContext, Context
 from .event import RequestError, parse_event
+from .identity import HEADER_CLAIMS, HEADER_CLIENT_CERT, caller_of, claims_of, hide_identity
 from .metrics import Metrics
 from .response import problem, render
 
@@ -64,16 +65,17 @@ class Lambda:
         self._loop.set_default_executor(self._threads)
         threading.Thread(target=self._loop.run_forever, name="event-loop", daemon=True).start()
 
-    def invoke(self, method, target, headers, body):
-        """(status, headers, body) of one invocation."""
+    def invoke(self, method, target, headers, body, values):
+        """(status, headers, body) of one invocation; values(name) are all of a header."""
+        caller = caller_of(self.config, values(HEADER_CLIENT_CERT))
         invocation = headers.get("x-request-id") or str(uuid.uuid4())
         log.invocation.set(invocation)
         try:
-            event = parse_event(method, target, headers, body)
+            event = parse_event(method, target, hide_identity(headers), body, caller.kind == "eventbus")
         except RequestError as error:
             return problem(error.status, str(error), invocation)
         kind = AsyncContext if self._is_async else Context
-        context = kind(self.config, self.logger, invocation, headers.get("traceparent") or event.extensions.get("traceparent"))
+        context = kind(self.config, self.logger, invocation, headers.get("traceparent") or event.extensions.get("traceparent"), caller, claims_of(caller, values(HEADER_CLAIMS)))
         future = self._start(event, context)
         try:
             return future.result(self.config.timeout)
@@ -141,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 answer = problem(400, "the body could not be read", headers.get("x-request-id") or str(uuid.uuid4()))
             else:
-                answer = function.invoke(self.command, self.path, headers, body)
+                answer = function.invoke(self.command, self.path, headers, body, lambda name: self.headers.get_all(name, []))
             status = answer[0]
             self._write(*answer)
         except (ConnectionError, socket.timeout):
