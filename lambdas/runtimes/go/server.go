@@ -20,6 +20,15 @@ import (
 // that it is never this side that closes one under a request.
 const idleTimeout = 65 * time.Minute
 
+const (
+	// mostAbandoned is how many handlers may run on beyond their time: more of
+	// them are a leak that only a new process ends. It is the number of threads
+	// that the Python server has.
+	mostAbandoned = 256
+	// abandonedGrace is how long there may be as many; the same in every language.
+	abandonedGrace = 5 * time.Second
+)
+
 // Handler is a function that can be a lambda.
 type Handler interface {
 	func(context.Context, *Event) (any, error) | func(http.ResponseWriter, *http.Request)
@@ -74,6 +83,9 @@ type server struct {
 	client  *http.Client
 	metrics *metrics
 	ready   atomic.Bool
+
+	abandoned atomic.Int64 // handlers that run beyond their time
+	fullSince atomic.Int64 // Unix time in ns; 0: there are not too many
 }
 
 func newServer(config config, handler any, logger *slog.Logger) *server {
@@ -120,7 +132,13 @@ func (s *server) run(ctx context.Context) error {
 
 func (s *server) adminHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if trouble := s.trouble(time.Now()); trouble != "" {
+			http.Error(w, trouble, http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = io.WriteString(w, "ok\n")
+	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !s.ready.Load() {
 			http.Error(w, "not ready", http.StatusServiceUnavailable)
@@ -130,6 +148,23 @@ func (s *server) adminHandler() http.Handler {
 	})
 	mux.HandleFunc("GET /metrics", s.metrics.serve)
 	return mux
+}
+
+// trouble tells why the process should be replaced, if it should. A goroutine
+// that computes does not keep others from running, so the number of those that
+// never end is what is looked at.
+func (s *server) trouble(now time.Time) string {
+	abandoned := s.abandoned.Load()
+	if abandoned < mostAbandoned {
+		s.fullSince.Store(0)
+		return ""
+	}
+	s.fullSince.CompareAndSwap(0, now.UnixNano())
+	since := now.Sub(time.Unix(0, s.fullSince.Load()))
+	if since <= abandonedGrace {
+		return ""
+	}
+	return fmt.Sprintf("%d handlers have been running beyond their time for %s: let them heed ctx.Done()", abandoned, since.Round(time.Second))
 }
 
 // invoke runs one invocation under its deadline.
@@ -177,6 +212,11 @@ func (s *server) invoke(w http.ResponseWriter, r *http.Request) {
 	if ended {
 		return
 	}
+	s.abandoned.Add(1)
+	go func() {
+		<-done
+		s.abandoned.Add(-1)
+	}()
 	c.Logger.Error("invocation timed out", "timeout", s.config.timeout.String())
 	if begun {
 		panic(http.ErrAbortHandler) // half a response is out: break it off

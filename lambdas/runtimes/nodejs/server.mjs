@@ -13,7 +13,8 @@ import { callerOf, claimsOf, hideIdentity, HEADER_CLAIMS, HEADER_CLIENT_CERT } f
 import { newContext } from './context.mjs';
 import { respond, sendProblem } from './response.mjs';
 import { newMetrics } from './metrics.mjs';
-import { readConfig, parseAddress } from './config.mjs';
+import { readConfig } from './config.mjs';
+import { listen, startAdmin } from './admin.mjs';
 import { newLogger, replaceConsole } from './log.mjs';
 
 const FAILED = 'the lambda failed; its log tells why under this invocation id';
@@ -57,7 +58,7 @@ function readBody(request, limit) {
   });
 }
 
-function newServer(config, handler, logger, metrics) {
+function newServer(config, handler, logger, metrics, admin) {
   return async (request, response) => {
     const begin = process.hrtime.bigint();
     const invocation = request.headers['x-request-id'] || randomUUID();
@@ -85,6 +86,7 @@ function newServer(config, handler, logger, metrics) {
         caller,
         claims: claimsOf(caller, request.headersDistinct[HEADER_CLAIMS]),
       });
+      admin.beat(); // however many handlers follow one another before the loop turns
       await invocations.run(log, () => invoke(config, handler, event, context, controller, response, log));
     } catch (error) {
       if (error instanceof RequestError) sendProblem(response, error.status, error.message, invocation);
@@ -126,25 +128,6 @@ async function invoke(config, handler, event, context, controller, response, log
   }
 }
 
-function listen(server, address) {
-  const target = parseAddress(address);
-  if (target.path && fs.lstatSync(target.path, { throwIfNoEntry: false })?.isSocket()) fs.rmSync(target.path);
-  return new Promise((resolve, reject) => {
-    server.once('error', reject);
-    server.listen(target, resolve);
-  });
-}
-
-function adminServer(state, metrics) {
-  return http.createServer((request, response) => {
-    const url = request.url.split('?')[0];
-    if (url === '/healthz') response.end('ok\n');
-    else if (url === '/readyz') response.writeHead(state.ready ? 200 : 503).end(state.ready ? 'ok\n' : 'not ready\n');
-    else if (url === '/metrics') response.writeHead(200, { 'content-type': 'text/plain; version=0.0.4; charset=utf-8' }).end(metrics.text());
-    else response.writeHead(404).end();
-  });
-}
-
 async function main() {
   let config;
   try {
@@ -159,22 +142,25 @@ async function main() {
       die(config, error);
     });
 
-    const state = { ready: false };
     const metrics = newMetrics(config);
-    const admin = adminServer(state, metrics);
-    await listen(admin, config.adminListen);
+    // The thread starts while the handler is loaded.
+    const starting = startAdmin(config, metrics, (error) => die(config, error));
     const handler = await loadHandler(config).catch((error) => {
       logger.error('cannot load the handler', { error: String(error?.message ?? error), stack: error?.stack });
       throw error;
     });
-    const server = http.createServer({ keepAliveTimeout: IDLE_TIMEOUT }, newServer(config, handler, logger, metrics));
+    const admin = await starting;
+    const server = http.createServer({ keepAliveTimeout: IDLE_TIMEOUT }, newServer(config, handler, logger, metrics, admin));
     await listen(server, config.listen);
-    state.ready = true;
+    let draining = false;
+    admin.beat();
+    admin.setReady(true);
     logger.info('ready', { listen: config.listen });
 
     const drain = () => {
-      if (!state.ready) return;
-      state.ready = false;
+      if (draining) return;
+      draining = true;
+      admin.setReady(false);
       logger.info('draining');
       server.prependListener('request', (request, response) => response.setHeader('connection', 'close'));
       server.close(() => process.exit(0));

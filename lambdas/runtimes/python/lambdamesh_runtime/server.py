@@ -23,6 +23,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 
 from . import log
+from .admin import Admin
 from .config import parse_address, read_config
 from .context import AsyncContext, Context
 from .event import RequestError, parse_event
@@ -51,19 +52,55 @@ def _load_handler(config):
     return handler
 
 
+class _Threads(concurrent.futures.ThreadPoolExecutor):
+    """Knows since when its threads run what they run."""
+
+    def __init__(self):
+        super().__init__(_MOST_THREADS, thread_name_prefix="invocation")
+        self._lock = threading.Lock()
+        self._begun = {}  # in the order of beginning
+
+    def submit(self, call, /, *args, **kwargs):
+        return super().submit(self._run, call, args, kwargs)
+
+    def _run(self, call, args, kwargs):
+        key = object()
+        with self._lock:
+            self._begun[key] = time.monotonic()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            with self._lock:
+                del self._begun[key]
+
+    def full(self, longer_than):
+        """Tells whether every thread has been running one thing for longer."""
+        with self._lock:
+            return len(self._begun) >= _MOST_THREADS and time.monotonic() - next(reversed(self._begun.values())) > longer_than
+
+
 class Lambda:
     """The handler with all that is around one invocation."""
 
-    def __init__(self, config, handler, logger, metrics):
+    def __init__(self, config, handler, logger, metrics, vitals):
         self.config = config
         self.logger = logger
         self.metrics = metrics
         self._handler = handler
         self._is_async = inspect.iscoroutinefunction(handler)
-        self._threads = concurrent.futures.ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="invocation")
+        self._vitals = vitals
+        self._threads = _Threads()
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(self._threads)
         threading.Thread(target=self._loop.run_forever, name="event-loop", daemon=True).start()
+
+    def pulse(self):
+        """Answers, where handlers run, that this server gets on."""
+        self._vitals.set_full(self._threads.full(self.config.timeout))
+        if self._is_async:
+            self._loop.call_soon_threadsafe(self._vitals.beat)
+        else:
+            self._vitals.beat()
 
     def invoke(self, method, target, headers, body, values):
         """(status, headers, body) of one invocation; values(name) are all of a header."""
@@ -97,10 +134,12 @@ class Lambda:
         return self._threads.submit(contextvars.copy_context().run, self._run, event, context)
 
     def _run(self, event, context):
+        self._vitals.beat()
         return render(self._handler(event, context), context)
 
     async def _run_async(self, event, context):
         log.invocation.set(context.invocation)
+        self._vitals.beat()  # however many handlers follow one another before the loop turns
         try:
             result = await self._handler(event, context)
         except (SystemExit, KeyboardInterrupt) as error:
@@ -206,35 +245,11 @@ class _Handler(BaseHTTPRequestHandler):
         pass  # the proxy in front writes the access log
 
 
-class _AdminHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    timeout = 60
-
-    def do_GET(self):  # noqa: N802
-        path = self.path.split("?")[0]
-        status, body, kind = 404, b"not found\n", "text/plain"
-        if path == "/healthz":
-            status, body = 200, b"ok\n"
-        elif path == "/readyz":
-            status, body = (200, b"ok\n") if self.server.ready else (503, b"not ready\n")
-        elif path == "/metrics":
-            status, body, kind = 200, self.server.metrics.text().encode("utf-8"), "text/plain; version=0.0.4; charset=utf-8"
-        self.send_response(status)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format, *args):  # noqa: A002
-        pass
-
-
 class _TCPServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
     allow_reuse_address = True
     daemon_threads = True
     request_queue_size = 512
     draining = False
-    ready = False
 
     def get_request(self):
         connection, address = super().get_request()
@@ -283,22 +298,21 @@ def main():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         metrics = Metrics(config)
-        admin = _bind(config.admin_listen, _AdminHandler)
-        admin.metrics = metrics
-        threading.Thread(target=admin.serve_forever, name="admin", daemon=True).start()
+        admin = Admin(config, metrics, _bind)  # forks: before there are threads, and code of the user
         try:
             handler = _load_handler(config)
         except BaseException:
             logger.error("cannot load the handler", exc_info=True)
             raise
         server = _bind(config.listen, _Handler)
-        server.function = Lambda(config, handler, logger, metrics)
+        server.function = Lambda(config, handler, logger, metrics, admin.vitals)
+        admin.pulse = server.function.pulse
         threading.Thread(target=server.serve_forever, args=(0.05,), name="accept", daemon=True).start()
-        admin.ready = True
+        admin.vitals.set_ready(True)
         logger.info("ready", extra={"listen": config.listen})
 
         stop.wait()
-        admin.ready = False
+        admin.vitals.set_ready(False)
         server.draining = True
         logger.info("draining")
         server.shutdown()
