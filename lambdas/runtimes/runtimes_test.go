@@ -118,6 +118,18 @@ func TestEveryLanguageBehavesAlike(t *testing.T) {
 				defer response.Body.Close()
 				require.Equal(t, http.StatusRequestEntityTooLarge, response.StatusCode)
 			})
+			t.Run("a body far over the limit is 413 every time", func(t *testing.T) {
+				for range 40 {
+					for name, body := range map[string]io.Reader{
+						"with its length": strings.NewReader(strings.Repeat("x", 2<<20)), "chunked": io.MultiReader(strings.NewReader(strings.Repeat("x", 2<<20))),
+					} {
+						response, err := server.client.Post("http://lambda/", "text/plain", body)
+						require.NoError(t, err, name)
+						require.Equal(t, http.StatusRequestEntityTooLarge, response.StatusCode, name)
+						require.Contains(t, readAll(t, response), "over the limit of 4096 bytes")
+					}
+				}
+			})
 			t.Run("a chunked body is read", func(t *testing.T) {
 				response, err := server.client.Post("http://lambda/", "text/plain", io.MultiReader(strings.NewReader("hallo")))
 				require.NoError(t, err)

@@ -78,10 +78,10 @@ func (t *transport) newHTTP(http2 bool) *http.Transport {
 	return &http.Transport{
 		Protocols: protocols,
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			return t.dial(ctx, addr)
+			return patient(http2)(t.dial(ctx, addr))
 		},
 		DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			return t.dialTLS(ctx, addr, http2)
+			return patient(http2)(t.dialTLS(ctx, addr, http2))
 		},
 		MaxIdleConnsPerHost: 256,
 		IdleConnTimeout:     t.cluster.idleTimeout,

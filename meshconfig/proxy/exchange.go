@@ -36,7 +36,8 @@ type exchange struct {
 	weighted *weightedCluster
 	cluster  string
 
-	upgrade    string // the protocol of a request to upgrade
+	sending    *requestBody // what goes to the upstream; nil without a body
+	upgrade    string       // the protocol of a request to upgrade
 	metadata   map[string]map[string]any
 	onResponse func(http.Header)
 	local      struct {
@@ -384,6 +385,10 @@ func (e *exchange) finishHeader(h http.Header) {
 	}
 	if e.hcm.via != "" {
 		h["Via"] = append(h["Via"], e.hcm.via)
+	}
+	if e.unfinished() {
+		// What is left of the body would be taken for the next request.
+		h["Connection"] = []string{"close"}
 	}
 	if e.onResponse != nil {
 		e.onResponse(h)

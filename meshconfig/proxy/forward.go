@@ -48,6 +48,7 @@ func (e *exchange) forward() {
 	if failed {
 		return
 	}
+	e.sending = body
 	traced, informed := e.informational(ctx)
 	resp, failure, h := e.attempts(traced, c, body, replay)
 	informed()
@@ -58,6 +59,7 @@ func (e *exchange) forward() {
 	defer h.active.Add(-1)
 	if failure != nil {
 		e.fail(failure, body)
+		e.linger()
 		return
 	}
 	defer resp.Body.Close()
@@ -66,6 +68,7 @@ func (e *exchange) forward() {
 		return
 	}
 	e.answer(ctx, resp, clock)
+	e.linger()
 }
 
 // body prepares the request's body: streamed, or read whole when a retry may

@@ -97,6 +97,11 @@ func (e *exchange) informational(ctx context.Context) (traced context.Context, d
 	var mu sync.Mutex
 	over := false
 	traced = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) {
+			if c, ok := info.Conn.(*earlyAnswerConn); ok {
+				c.begin()
+			}
+		},
 		Got1xxResponse: func(code int, header textproto.MIMEHeader) error {
 			mu.Lock()
 			defer mu.Unlock()
@@ -127,6 +132,7 @@ type requestBody struct {
 	io.ReadCloser
 	touched atomic.Bool
 	broken  atomic.Bool // the client sent what is no body
+	ended   atomic.Bool // its last byte was read
 	done    func()
 	active  func()
 	once    sync.Once
@@ -137,6 +143,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.active()
 	if err != nil {
+		b.ended.Store(errors.Is(err, io.EOF))
 		if malformed(err) {
 			b.broken.Store(true)
 		}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"strconv"
 	"sync"
 )
 
@@ -83,6 +84,7 @@ func writeProblem(w http.ResponseWriter, c *Context, status int, detail string) 
 		"type": "about:blank", "title": http.StatusText(status), "status": status, "detail": detail, "invocation": c.Invocation,
 	})
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
 	_, _ = w.Write(body)
 }

@@ -27,6 +27,10 @@ const (
 	mostAbandoned = 256
 	// abandonedGrace is how long there may be as many; the same in every language.
 	abandonedGrace = 5 * time.Second
+	// lingerBytes and lingerTime: how much of a body that is too large is read on
+	// after the answer, and for how long; the same in every language.
+	lingerBytes = 64 << 20
+	lingerTime  = 5 * time.Second
 )
 
 // Handler is a function that can be a lambda.
@@ -186,7 +190,7 @@ func (s *server) invoke(w http.ResponseWriter, r *http.Request) {
 	defer func() { s.metrics.end(guarded.statusCode(), time.Since(begin)) }()
 
 	if r.ContentLength > s.config.maxBodyBytes {
-		s.tooLarge(guarded, c)
+		s.tooLarge(guarded, r.Body, c)
 		return
 	}
 	done := make(chan struct{})
@@ -226,8 +230,9 @@ func (s *server) invoke(w http.ResponseWriter, r *http.Request) {
 
 // handle calls the handler and answers with what it returned. What it answers
 // after the deadline goes nowhere.
-func (s *server) handle(ctx context.Context, c *Context, w http.ResponseWriter, r *http.Request) {
-	r.Body = http.MaxBytesReader(w, r.Body, s.config.maxBodyBytes)
+func (s *server) handle(ctx context.Context, c *Context, w *guardedWriter, r *http.Request) {
+	whole := r.Body
+	r.Body = http.MaxBytesReader(w, whole, s.config.maxBodyBytes)
 	switch handler := s.handler.(type) {
 	case func(http.ResponseWriter, *http.Request):
 		handler(w, r.WithContext(ctx))
@@ -235,7 +240,7 @@ func (s *server) handle(ctx context.Context, c *Context, w http.ResponseWriter, 
 	case func(context.Context, *Event) (any, error):
 		body, err := io.ReadAll(r.Body)
 		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-			s.tooLarge(w, c)
+			s.tooLarge(w, whole, c)
 			return
 		} else if err != nil {
 			writeProblem(w, c, http.StatusBadRequest, "the body could not be read")
@@ -261,7 +266,15 @@ func (s *server) handle(ctx context.Context, c *Context, w http.ResponseWriter, 
 	}
 }
 
-func (s *server) tooLarge(w http.ResponseWriter, c *Context) {
+// tooLarge answers 413 and goes on reading for a while before the connection
+// ends: who is still sending when it is reset never reads the answer.
+func (s *server) tooLarge(w *guardedWriter, body io.Reader, c *Context) {
+	control := http.NewResponseController(w.inner)
+	_ = control.EnableFullDuplex() // else the answer waits for the body; HTTP/2 does not need it
 	w.Header().Set("Connection", "close")
 	writeProblem(w, c, http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is over the limit of %d bytes", s.config.maxBodyBytes))
+	w.Flush()
+	if control.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
+		_, _ = io.CopyN(io.Discard, body, lingerBytes) // it is over anyway
+	}
 }

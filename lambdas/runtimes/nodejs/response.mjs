@@ -1,14 +1,19 @@
 import { STATUS_CODES } from 'node:http';
 import { encodeBody } from './context.mjs';
 
-/** Answers with application/problem+json (RFC 9457). */
+/** application/problem+json (RFC 9457). */
+export function problemBody(status, detail, invocation) {
+  return JSON.stringify({ type: 'about:blank', title: STATUS_CODES[status], status, detail, invocation });
+}
+
+/** Answers with it. */
 export function sendProblem(response, status, detail, invocation) {
   if (response.headersSent) {
     response.destroy();
     return;
   }
   response.writeHead(status, { 'content-type': 'application/problem+json' });
-  response.end(JSON.stringify({ type: 'about:blank', title: STATUS_CODES[status], status, detail, invocation }));
+  response.end(problemBody(status, detail, invocation));
 }
 
 const RESPONSE_KEYS = new Set(['status', 'headers', 'body']);

@@ -11,7 +11,7 @@ import { pathToFileURL } from 'node:url';
 import { parseEvent, RequestError } from './event.mjs';
 import { callerOf, claimsOf, hideIdentity, HEADER_CLAIMS, HEADER_CLIENT_CERT } from './identity.mjs';
 import { newContext } from './context.mjs';
-import { respond, sendProblem } from './response.mjs';
+import { problemBody, respond, sendProblem } from './response.mjs';
 import { newMetrics } from './metrics.mjs';
 import { readConfig } from './config.mjs';
 import { listen, startAdmin } from './admin.mjs';
@@ -21,6 +21,10 @@ const FAILED = 'the lambda failed; its log tells why under this invocation id';
 // Longer than a proxy keeps an idle connection (Envoy: 1 h), so that it is never
 // this side that closes one under a request.
 const IDLE_TIMEOUT = 65 * 60_000;
+// How much of a body that is too large is read on after the answer, and for how
+// long; the same in every language.
+const LINGER_BYTES = 64 << 20;
+const LINGER_MS = 5000;
 const invocations = new AsyncLocalStorage();
 
 function die(config, error) {
@@ -38,24 +42,51 @@ async function loadHandler(config) {
   return found;
 }
 
-/** Reads the body; undefined when it is over the limit (the rest is discarded as it comes). */
+/** Reads the body; undefined when it is over the limit. */
 function readBody(request, limit) {
   return new Promise((resolve, reject) => {
     const chunks = [];
     let size = 0;
-    if (Number(request.headers['content-length']) > limit) resolve(undefined);
+    if (Number(request.headers['content-length']) > limit) {
+      resolve(undefined);
+      return;
+    }
     request.on('data', (chunk) => {
       size += chunk.length;
       if (size <= limit) {
         chunks.push(chunk);
         return;
       }
-      chunks.length = 0;
+      request.removeAllListeners('data');
       resolve(undefined);
     });
     request.on('end', () => resolve(Buffer.concat(chunks)));
     request.on('error', reject);
   });
+}
+
+/**
+ * Answers 413 and goes on reading for a while before the connection ends: who
+ * is still sending when it is reset never reads the answer.
+ */
+function sendTooLarge(request, response, limit, invocation) {
+  const body = problemBody(413, `the body is over the limit of ${limit} bytes`, invocation);
+  response.writeHead(413, { 'content-type': 'application/problem+json', 'content-length': Buffer.byteLength(body), connection: 'close' });
+  response.write(body);
+  let left = LINGER_BYTES;
+  const end = () => {
+    clearTimeout(timer);
+    response.end();
+  };
+  const timer = setTimeout(end, LINGER_MS);
+  request.on('data', (chunk) => {
+    left -= chunk.length;
+    if (left < 0) end();
+  });
+  request.on('end', end);
+  request.on('error', end);
+  if (request.readableEnded) end();
+  response.on('close', () => clearTimeout(timer));
 }
 
 function newServer(config, handler, logger, metrics, admin) {
@@ -72,8 +103,7 @@ function newServer(config, handler, logger, metrics, admin) {
     try {
       const body = await readBody(request, config.maxBodyBytes);
       if (body === undefined) {
-        response.setHeader('connection', 'close');
-        sendProblem(response, 413, `the body is over the limit of ${config.maxBodyBytes} bytes`, invocation);
+        sendTooLarge(request, response, config.maxBodyBytes, invocation);
         return;
       }
       const caller = callerOf(config, request.headersDistinct[HEADER_CLIENT_CERT]);

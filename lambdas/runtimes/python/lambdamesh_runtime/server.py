@@ -33,6 +33,10 @@ from .response import problem, render
 
 _FAILED = "the lambda failed; its log tells why under this invocation id"
 _MOST_THREADS = 256
+# How much of a body that is too large is read on after the answer, and for how
+# long; the same in every language.
+_LINGER_BYTES = 64 << 20
+_LINGER = 5.0
 
 
 class _TooLarge(Exception):
@@ -166,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         begin = time.monotonic()
         function = self.server.function
         function.metrics.begin()
-        status = 500
+        status, unread = 500, False
         try:
             headers = {}
             for name, value in self.headers.items():
@@ -175,20 +179,37 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 body = self._read_body(headers, function.config.max_body_bytes)
             except _TooLarge:
-                self.close_connection = True
+                self.close_connection = unread = True
                 detail = f"the body is over the limit of {function.config.max_body_bytes} bytes"
                 answer = problem(413, detail, headers.get("x-request-id") or str(uuid.uuid4()))
             except ValueError:
-                self.close_connection = True
+                self.close_connection = unread = True
                 answer = problem(400, "the body could not be read", headers.get("x-request-id") or str(uuid.uuid4()))
             else:
                 answer = function.invoke(self.command, self.path, headers, body, lambda name: self.headers.get_all(name, []))
             status = answer[0]
             self._write(*answer)
+            if unread:
+                self._linger()
         except (ConnectionError, socket.timeout):
             self.close_connection = True
         finally:
             function.metrics.end(status, time.monotonic() - begin)
+
+    def _linger(self):
+        """Goes on reading before the connection ends: who is still sending when
+        it is reset never reads the answer."""
+        left, until = _LINGER_BYTES, time.monotonic() + _LINGER
+        try:
+            self.connection.shutdown(socket.SHUT_WR)
+            while left > 0 and time.monotonic() < until:
+                self.connection.settimeout(max(until - time.monotonic(), 0.01))
+                data = self.rfile.read1(65536)
+                if not data:
+                    return
+                left -= len(data)
+        except OSError:
+            pass  # it is over anyway
 
     def _read_body(self, headers, limit):
         if headers.get("transfer-encoding", "").lower() == "chunked":
