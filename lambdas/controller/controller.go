@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -261,7 +262,14 @@ func (r *reconciler) observe(ctx context.Context, lambda *v1alpha1.Lambda) error
 		reconcile.False(lambda, v1alpha1.ConditionDeployed, ReasonProgressing, fmt.Sprintf("%d of %d replicas of this version are ready", min(status.UpdatedReplicas, status.ReadyReplicas), wanted))
 		return nil
 	}
-	reconcile.True(lambda, v1alpha1.ConditionDeployed, ReasonDeployed, withoutEffect(lambda.Spec.Scale, wanted))
+	notes := []string{withoutEffect(lambda.Spec.Scale, wanted)}
+	for _, condition := range status.Conditions {
+		if condition.Type == deploy.ConditionRestarted && condition.Status == corev1.ConditionTrue {
+			notes = append(notes, condition.Message)
+		}
+	}
+	notes = slices.DeleteFunc(notes, func(note string) bool { return note == "" })
+	reconcile.True(lambda, v1alpha1.ConditionDeployed, ReasonDeployed, strings.Join(notes, "; "))
 	return nil
 }
 

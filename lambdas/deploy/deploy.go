@@ -24,6 +24,9 @@ import (
 const (
 	// ContainerName of the lambda in its pod template.
 	ContainerName = "lambda"
+	// ConditionRestarted of a Deployment tells why processes of replicas that run
+	// were started again. The local node writes it; in a cluster, pods tell.
+	ConditionRestarted appsv1.DeploymentConditionType = "ReplicaRestarted"
 	// AdminPortName names the container port of /healthz, /readyz and /metrics.
 	AdminPortName = "http-admin"
 
@@ -157,6 +160,8 @@ func deployment(lambda *v1alpha1.Lambda, artifact build.Artifact, options Option
 		Name: ContainerName, Image: artifact.Image, Command: artifact.Command,
 		Env:   append(runtimeEnv(lambda, timeout, options), lambda.Spec.Env...),
 		Ports: []corev1.ContainerPort{{Name: v1alpha1.ServiceHTTPPort, ContainerPort: appPort, Protocol: corev1.ProtocolTCP}, {Name: AdminPortName, ContainerPort: adminPort, Protocol: corev1.ProtocolTCP}},
+		// The runtimes answer from off the handler's thread, and fail the liveness
+		// probe only once a handler has blocked it beyond an invocation's time.
 		// The start may take as long as loading the user's code takes.
 		StartupProbe:   probe("/readyz", 1, 120),
 		ReadinessProbe: probe("/readyz", 2, 2),

@@ -47,7 +47,7 @@ type Replica struct {
 	// Labels by which the Sidecar object selects it and its Service will.
 	Labels map[string]string
 	// InboundListener takes mutual TLS for the process at AppSocket;
-	// EgressListener is the process's HTTP proxy.
+	// EgressListener is the process's HTTP proxy; it lets nobody else in.
 	InboundListener, EgressListener net.Listener
 	// AppSocket is the path of the Unix socket that the process serves.
 	AppSocket string

@@ -3,6 +3,7 @@ package localnode
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,7 +19,7 @@ import (
 
 // environment is that of the container, with what the node decides in its
 // place. Secrets and ConfigMaps are read at every start.
-func (n *Node) environment(ctx context.Context, r *replica, container corev1.Container, dir, egress, sourceDir string) ([]string, error) {
+func (n *Node) environment(ctx context.Context, r *replica, container corev1.Container, dir string, egress *url.URL, sourceDir string) ([]string, error) {
 	values := map[string]string{"HOME": dir, "TMPDIR": dir}
 	for _, name := range []string{"PATH", "LANG"} {
 		if value, found := os.LookupEnv(name); found {
@@ -40,7 +41,7 @@ func (n *Node) environment(ctx context.Context, r *replica, container corev1.Con
 			values[variable.Name] = value
 		}
 	}
-	proxy := "http://" + egress
+	proxy := egress.String()
 	for name, value := range map[string]string{
 		v1alpha1.EnvListen:                     "unix:" + filepath.Join(dir, appSocket),
 		v1alpha1.EnvAdminListen:                "unix:" + filepath.Join(dir, adminSocket),

@@ -1,12 +1,15 @@
 package localnode
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -238,16 +241,32 @@ func (n *Node) removeStale(ctx context.Context) error {
 
 // statusOK tells whether an admin endpoint answers 200.
 func statusOK(ctx context.Context, client *http.Client, path string) bool {
+	status, _, err := ask(ctx, client, path)
+	return err == nil && status == http.StatusOK
+}
+
+// health asks a process whether it should be replaced, and why.
+func health(ctx context.Context, client *http.Client) (trouble string, err error) {
+	status, text, err := ask(ctx, client, "/healthz")
+	if err != nil || status == http.StatusOK {
+		return "", err
+	}
+	return cmp.Or(strings.TrimSpace(text), fmt.Sprintf("it answers %d to /healthz", status)), nil
+}
+
+// ask asks an admin endpoint.
+func ask(ctx context.Context, client *http.Client, path string) (status int, text string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://admin"+path, nil)
 	if err != nil {
-		return false
+		return 0, "", err
 	}
 	response, err := client.Do(request)
 	if err != nil {
-		return false
+		return 0, "", err
 	}
-	_ = response.Body.Close()
-	return response.StatusCode == http.StatusOK
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 300))
+	return response.StatusCode, string(body), err
 }

@@ -9,15 +9,18 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 
 	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
 	"github.com/lambdamesh/lambdamesh/pkg/process"
+	"github.com/lambdamesh/lambdamesh/pkg/proxyauth"
 )
 
 const (
@@ -36,6 +39,12 @@ const (
 	// failures in a row take it out.
 	livePoll   = 2 * time.Second
 	liveMisses = 3
+	// silentMost is how long a ready process may leave /healthz without an answer,
+	// as long as the probes of a pod bear with it.
+	silentMost = 30 * time.Second
+	// hungGrace is the time between SIGTERM and SIGKILL for a process that is
+	// replaced.
+	hungGrace = 2 * time.Second
 )
 
 // Reasons of the ReplicaFailure condition.
@@ -43,6 +52,7 @@ const (
 	reasonCrash       = "CrashLoopBackOff"
 	reasonStartFailed = "StartFailed"
 	reasonUnready     = "Unready"
+	reasonHung        = "Hung"
 )
 
 // replica is one pod's worth: an identity in the mesh that outlives the crashes
@@ -64,6 +74,9 @@ type replica struct {
 type replicaState struct {
 	ready, stopping        bool
 	failureReason, failure string
+	// lastFailure is why the process was started again last; it outlives the
+	// recovery, which may take less time than a look at the status.
+	lastFailure string
 }
 
 func newReplica(ctx context.Context, w *workload, deployment *appsv1.Deployment, revision string) *replica {
@@ -140,8 +153,18 @@ func (r *replica) fail(reason string, err error) {
 			message += ": " + exit.Tail[len(exit.Tail)-1]
 		}
 	}
-	r.change(func(s *replicaState) { s.ready, s.failureReason, s.failure = false, reason, message })
+	r.change(func(s *replicaState) {
+		s.ready, s.failureReason, s.failure = false, reason, message
+		if reason == reasonHung || reason == reasonCrash {
+			s.lastFailure = fmt.Sprintf("%s started again at %s, %s: %s", r.name, time.Now().UTC().Format(time.TimeOnly+"Z"), reason, message)
+		}
+	})
 }
+
+// hungError is the end of a process that was replaced because it hung.
+type hungError struct{ why string }
+
+func (e *hungError) Error() string { return "the process hung and was ended: " + e.why }
 
 // live is one life: everything is made in order, and unmade in reverse.
 func (r *replica) live(ctx context.Context) (err error) {
@@ -162,6 +185,8 @@ func (r *replica) live(ctx context.Context) (err error) {
 		return fmt.Errorf("bind the egress listener: %w", err)
 	}
 	defer egress.Close()
+	// Whoever may use it has the replica's identity: the process alone.
+	secret := proxyauth.NewSecret()
 
 	membership := newMembership(node.client, node.cached, r.name, r.deployment, portOf(inbound), portOf(egress), filepath.Join(dir, appSocket))
 	if err := membership.join(ctx); err != nil {
@@ -171,7 +196,7 @@ func (r *replica) live(ctx context.Context) (err error) {
 
 	sidecar, err := node.config.Sidecars.Start(ctx, Replica{
 		Name: r.name, Namespace: r.deployment.Namespace, ServiceAccount: r.deployment.Spec.Template.Spec.ServiceAccountName,
-		Labels: membership.entry.Labels, InboundListener: inbound, EgressListener: egress, AppSocket: filepath.Join(dir, appSocket),
+		Labels: membership.entry.Labels, InboundListener: inbound, EgressListener: proxyauth.Listen(egress, secret), AppSocket: filepath.Join(dir, appSocket),
 	})
 	if err != nil {
 		return fmt.Errorf("start the sidecar: %w", err)
@@ -189,29 +214,40 @@ func (r *replica) live(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, logFile.Close()) }()
 	pruneLogs(filepath.Dir(node.logPath(r)))
 
-	return r.runProcess(ctx, dir, egress, sidecar, membership, logFile)
+	return r.runProcess(ctx, dir, secret.URL(egress.Addr()), sidecar, membership, logFile)
 }
 
 // runProcess keeps the process running until the replica is to go, then
 // drains.
-func (r *replica) runProcess(ctx context.Context, dir string, egress net.Listener, sidecar Sidecar, membership *membership, logFile *process.Log) error {
+func (r *replica) runProcess(ctx context.Context, dir string, egress *url.URL, sidecar Sidecar, membership *membership, logFile *process.Log) error {
 	config := r.workload.node.config
 	processCtx, endProcess := context.WithCancel(context.WithoutCancel(ctx))
 	defer endProcess()
 	var watchers sync.WaitGroup
+	var hung atomic.Pointer[hungError] // of the process that ends
 	restarter := process.Restarter{
 		Min: config.MinBackoff, Max: config.MaxBackoff,
 		Next: func(ctx context.Context) (process.Spec, error) {
-			spec, err := r.spec(ctx, dir, egress.Addr().String())
+			spec, err := r.spec(ctx, dir, egress)
 			spec.Stdout, spec.Stderr = logFile, logFile
 			return spec, err
 		},
 		OnStart: func(p *process.Process) {
-			watchers.Go(func() { r.watch(ctx, p, dir, sidecar, membership) })
+			watchers.Go(func() {
+				var found *hungError
+				if errors.As(r.watch(ctx, p, dir, sidecar, membership), &found) {
+					hung.Store(found)
+					stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), hungGrace)
+					defer cancel()
+					_ = p.Stop(stop) // that it was killed is nothing new
+				}
+			})
 		},
 		OnFailure: func(err error, pause time.Duration) {
 			reason := reasonStartFailed
-			if exit := (*process.ExitError)(nil); errors.As(err, &exit) {
+			if found := hung.Swap(nil); found != nil {
+				reason, err = reasonHung, found
+			} else if exit := (*process.ExitError)(nil); errors.As(err, &exit) {
 				reason = reasonCrash
 			}
 			r.log.Warn("a lambda's process failed; it starts again", "error", err, "pause", pause)
@@ -247,8 +283,9 @@ func (r *replica) drain(sidecar Sidecar) {
 }
 
 // watch announces the process when it and its sidecar are ready, and takes the
-// endpoint out when it ends or stops answering.
-func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir string, sidecar Sidecar, membership *membership) {
+// endpoint out when it ends or stops answering. It returns a *hungError when the
+// process must be replaced.
+func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir string, sidecar Sidecar, membership *membership) error {
 	// It ends with the process or when the replica is to go.
 	ctx, cancel := context.WithCancel(replicaCtx)
 	defer cancel()
@@ -278,7 +315,7 @@ func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir stri
 	begin := time.Now()
 	for !statusOK(ctx, admin, "/readyz") {
 		if !pause(ctx, readyPoll) {
-			return
+			return nil
 		}
 		if time.Since(begin) > tellAfter {
 			r.fail(reasonUnready, errors.New("the process does not answer /readyz yet"))
@@ -289,12 +326,12 @@ func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir stri
 		case <-sidecar.Ready():
 			ready = true
 		case <-ctx.Done():
-			return
+			return nil
 		case <-time.After(tellAfter):
 			r.fail(reasonUnready, errors.New("the process is ready; its sidecar waits for the control plane's configuration"))
 		}
 	}
-	misses := 0
+	misses, heard := 0, time.Now()
 	for announced := false; ; {
 		switch {
 		case misses == 0 && !announced:
@@ -306,7 +343,9 @@ func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir stri
 			}
 			announced = true
 			r.log.Info("replica is ready")
-			r.change(func(s *replicaState) { *s = replicaState{ready: true, stopping: s.stopping} })
+			r.change(func(s *replicaState) {
+				*s = replicaState{ready: true, stopping: s.stopping, lastFailure: s.lastFailure}
+			})
 		case misses >= liveMisses && announced:
 			r.fail(reasonUnready, errors.New("the process does not answer /readyz"))
 			if _, err := membership.withdraw(ctx, false); err == nil {
@@ -319,7 +358,15 @@ func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir stri
 			}
 		}
 		if !pause(ctx, livePoll) {
-			return
+			return nil
+		}
+		switch trouble, err := health(ctx, admin); {
+		case trouble != "":
+			return &hungError{trouble}
+		case err == nil:
+			heard = time.Now()
+		case time.Since(heard) > silentMost && ctx.Err() == nil:
+			return &hungError{fmt.Sprintf("it has not answered /healthz for %s", silentMost)}
 		}
 		if statusOK(ctx, admin, "/readyz") {
 			misses = 0
@@ -330,7 +377,7 @@ func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir stri
 }
 
 // spec is the process of the pod template's container.
-func (r *replica) spec(ctx context.Context, dir, egress string) (process.Spec, error) {
+func (r *replica) spec(ctx context.Context, dir string, egress *url.URL) (process.Spec, error) {
 	node := r.workload.node
 	pod := r.deployment.Spec.Template.Spec
 	for _, container := range pod.Containers {

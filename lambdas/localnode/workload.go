@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,6 +17,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
 )
 
 // workload keeps one Deployment running. One goroutine owns its replicas; it
@@ -175,6 +178,7 @@ func statusOf(desired *appsv1.Deployment, replicas []*replica) appsv1.Deployment
 	revision := revisionOf(desired)
 	status := appsv1.DeploymentStatus{ObservedGeneration: desired.Generation}
 	updatedReady, crashReason, crash := 0, "", ""
+	var restarts []string
 	for _, r := range replicas {
 		state := r.observe()
 		if state.stopping {
@@ -189,6 +193,9 @@ func statusOf(desired *appsv1.Deployment, replicas []*replica) appsv1.Deployment
 			continue
 		}
 		status.UpdatedReplicas++
+		if state.lastFailure != "" {
+			restarts = append(restarts, state.lastFailure)
+		}
 		if state.ready {
 			updatedReady++
 		} else if state.failure != "" {
@@ -211,6 +218,10 @@ func statusOf(desired *appsv1.Deployment, replicas []*replica) appsv1.Deployment
 	status.Conditions = append(status.Conditions, progressing)
 	if crash != "" {
 		status.Conditions = append(status.Conditions, appsv1.DeploymentCondition{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Reason: crashReason, Message: crash})
+	}
+	if len(restarts) > 0 {
+		slices.Sort(restarts)
+		status.Conditions = append(status.Conditions, appsv1.DeploymentCondition{Type: deploy.ConditionRestarted, Status: corev1.ConditionTrue, Reason: "ProcessEnded", Message: strings.Join(restarts, "; ")})
 	}
 	return status
 }

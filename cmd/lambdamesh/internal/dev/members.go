@@ -15,6 +15,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
+	"github.com/lambdamesh/lambdamesh/pkg/proxyauth"
 )
 
 // member is a workload of the system that stands behind a sidecar as lambdas
@@ -24,13 +25,16 @@ type member struct {
 	// selects by.
 	name, service   string
 	inbound, egress net.Listener
+	// secret is what egress asks for: through it everything has the identity of
+	// the member.
+	secret proxyauth.Secret
 	// app is the socket that the workload serves: only its sidecar and this
 	// user reach it, so what the sidecar says of the caller can be trusted.
 	app net.Listener
 }
 
 func newMember(ctx context.Context, name, service, privateDir string) (*member, error) {
-	m := &member{name: name, service: service}
+	m := &member{name: name, service: service, secret: proxyauth.NewSecret()}
 	var err error
 	if m.inbound, err = httpserver.Listen(ctx, "127.0.0.1:0", ""); err != nil {
 		return nil, err
@@ -38,14 +42,15 @@ func newMember(ctx context.Context, name, service, privateDir string) (*member, 
 	if m.egress, err = httpserver.Listen(ctx, "127.0.0.1:0", ""); err != nil {
 		return nil, errors.Join(err, m.inbound.Close())
 	}
+	m.egress = proxyauth.Listen(m.egress, m.secret)
 	if m.app, err = httpserver.Listen(ctx, "unix:"+filepath.Join(privateDir, name+".sock"), ""); err != nil {
 		return nil, errors.Join(err, m.inbound.Close(), m.egress.Close())
 	}
 	return m, nil
 }
 
-// proxyURL is the workload's way into the mesh.
-func (m *member) proxyURL() string { return "http://" + m.egress.Addr().String() }
+// proxyURL is the workload's way into the mesh; it holds the secret.
+func (m *member) proxyURL() string { return m.secret.URL(m.egress.Addr()).String() }
 
 func (m *member) labels() map[string]string {
 	return map[string]string{v1alpha1.LabelMember: m.name, v1alpha1.LabelManagedBy: v1alpha1.ManagedBy}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
+	"github.com/lambdamesh/lambdamesh/pkg/proxyauth"
 )
 
 // sockets are all listeners of the mesh, bound before anything is started: a
@@ -80,13 +81,18 @@ func socketDir(dataDir string) (string, error) {
 type handOut struct {
 	mu    sync.Mutex
 	bound map[string]net.Listener // by key, until handed out
-	at    map[string]string       // by key, the real address
+	again map[string]func(context.Context) (net.Listener, error)
 }
 
 func newHandOut(listeners map[string]net.Listener) *handOut {
-	h := &handOut{bound: listeners, at: map[string]string{}}
+	h := &handOut{bound: listeners, again: map[string]func(context.Context) (net.Listener, error){}}
 	for key, l := range listeners {
-		h.at[key] = l.Addr().String()
+		if own, ok := l.(*proxyauth.Listener); ok {
+			h.again[key] = own.Again // with the same secret
+			continue
+		}
+		address := l.Addr().String()
+		h.again[key] = func(ctx context.Context) (net.Listener, error) { return httpserver.Listen(ctx, address, "") }
 	}
 	return h
 }
@@ -102,11 +108,11 @@ func (h *handOut) listen(key func(address string) string) func(context.Context, 
 			delete(h.bound, k)
 			return l, nil
 		}
-		at, ok := h.at[k]
+		again, ok := h.again[k]
 		if !ok {
 			return nil, fmt.Errorf("no socket is set aside for %s %s: `lambdamesh dev` serves a Gateway's ports %d and %d", network, address, gatewayPort, gatewayTLSPort)
 		}
-		return httpserver.Listen(ctx, at, "")
+		return again(ctx)
 	}
 }
 
