@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
-	"fmt"
+	"io"
 	"maps"
 	"net/http"
+	"net/url"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -89,8 +92,7 @@ func lambdaObject(namespace, name, runtime, code string, spec object) object {
 	return object{"apiVersion": "lambdamesh.dev/v1alpha1", "kind": "Lambda", "metadata": object{"namespace": namespace, "name": name}, "spec": all}
 }
 
-// exposed routes everything of the host named like the lambda to it, /token only
-// with a token of the demo's issuer.
+// exposed routes everything of the host named like the lambda to it.
 func exposed(namespace, name string) object {
 	return object{
 		"apiVersion": "lambdamesh.dev/v1alpha1", "kind": "APIRule", "metadata": object{"namespace": namespace, "name": name},
@@ -234,5 +236,168 @@ func sawAll(events []witnessed, language string, formats []string) bool {
 	return true
 }
 
-var _ = fmt.Sprint
-var _ = strings.Repeat
+// A rule that asks for a token tells the lambda whose it is.
+func TestHostileClaimsAreThoseOfTheVerifiedToken(t *testing.T) {
+	m := shared(t)
+	const namespace = "hostile-claims"
+	objects := []object{namespaceObject(namespace), {
+		"apiVersion": "v1", "kind": "Secret", "metadata": object{"namespace": namespace, "name": "jwks"},
+		"stringData": object{"jwks.json": m.mustKubectl(t, "", "get", "secret", "-n", "shop", "demo-jwks", "-o", `go-template={{index .data "jwks.json" | base64decode}}`)},
+	}}
+	for language, code := range witnesses() {
+		name := "claims-" + language
+		rule := exposed(namespace, name)
+		rule["spec"] = object{"hosts": []string{name}, "rules": []object{
+			{"path": "/token", "lambda": name, "jwt": object{"authentications": []object{{"issuer": "https://issuer.lambdas.localhost", "jwksSecret": "jwks", "audiences": []string{"shop"}}}}},
+			{"path": "/*", "lambda": name, "noAuth": true},
+		}}
+		objects = append(objects, lambdaObject(namespace, name, language, code, nil), rule)
+	}
+	m.applyObjects(t, objects...)
+	token := demoToken(t, m, "orders:read")
+	forged := append([]string{"X-Lambdamesh-Claims", "eyJzdWIiOiJtYWxsb3J5In0"}, token...)
+	for language := range witnesses() {
+		t.Run(language, func(t *testing.T) {
+			name := "claims-" + language
+			m.awaitRoute(t, namespace, name)
+			ask := func(path string) (got witnessed) {
+				answer, err := m.get(t.Context(), name+".lambdas.localhost", path, forged...)
+				require.NoError(t, err)
+				require.Equal(t, http.StatusOK, answer.status, answer.body)
+				require.NoError(t, json.Unmarshal([]byte(answer.body), &got), answer.body)
+				return got
+			}
+			got := ask("/token")
+			require.Equal(t, "alice", got.Claims["sub"])
+			require.Equal(t, "https://issuer.lambdas.localhost", got.Claims["iss"])
+			require.Equal(t, "gateway", got.Caller.Kind)
+			require.Nil(t, ask("/open").Claims, "a rule that asks for no token vouches for none, not even a good one")
+		})
+	}
+}
+
+const (
+	hangNode   = "exports.main = (event) => { if (event.path === '/hang') while (true); return String(process.pid); };\n"
+	hangPython = "import os, re\n\n\ndef main(event, context):\n    if event.path == '/hang':\n        re.match('(a*)*b', 'a' * 64)\n    return str(os.getpid())\n"
+)
+
+func TestHostileAHungLambdaIsReplacedAndSaysSo(t *testing.T) {
+	m := shared(t)
+	const namespace = "hostile-hung"
+	sources := map[string]string{"nodejs": hangNode, "python": hangPython}
+	objects := []object{namespaceObject(namespace)}
+	for language, code := range sources {
+		objects = append(objects, lambdaObject(namespace, "hung-"+language, language, code, object{"timeout": "1s"}), exposed(namespace, "hung-"+language))
+	}
+	m.applyObjects(t, objects...)
+	for language := range sources {
+		t.Run(language, func(t *testing.T) {
+			t.Parallel()
+			name := "hung-" + language
+			host := name + ".lambdas.localhost"
+			m.awaitRoute(t, namespace, name)
+			before, err := m.get(t.Context(), host, "/")
+			require.NoError(t, err)
+			require.Equal(t, http.StatusOK, before.status, before.body)
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			_, _ = m.get(ctx, host, "/hang")
+			eventually(t, 2*time.Minute, func() error {
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+				defer cancel()
+				after, err := m.get(ctx, host, "/")
+				if err == nil && (after.status != http.StatusOK || after.body == before.body) {
+					err = errorf("%d %s, before it was process %s", after.status, after.body, before.body)
+				}
+				return err
+			})
+			m.waitFor(t, namespace, "lambda/"+name, "Ready")
+			eventually(t, time.Minute, func() error {
+				told := m.mustKubectl(t, "", "get", "lambda", "-n", namespace, name, "-o", `jsonpath={.status.conditions[?(@.type=="Deployed")].message}`)
+				if !strings.Contains(told, "Hung") || !strings.Contains(told, "a handler has blocked the") {
+					return errorf("Deployed says %q", told)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// Through gateway and sidecar, with every runtime.
+func TestHostileABodyOverTheLimitIs413EveryTime(t *testing.T) {
+	m := shared(t)
+	const namespace = "hostile-bodies"
+	objects := []object{namespaceObject(namespace)}
+	for language, code := range witnesses() {
+		objects = append(objects, lambdaObject(namespace, "bodies-"+language, language, code, object{"maxBodyBytes": 4096}), exposed(namespace, "bodies-"+language))
+	}
+	m.applyObjects(t, objects...)
+	large := strings.Repeat("x", 3<<20)
+	for language := range witnesses() {
+		name := "bodies-" + language
+		m.awaitRoute(t, namespace, name)
+		for framing, body := range map[string]func() io.Reader{
+			"with its length": func() io.Reader { return strings.NewReader(large) },
+			"chunked":         func() io.Reader { return io.MultiReader(strings.NewReader(large)) },
+		} {
+			t.Run(language+" "+framing, func(t *testing.T) {
+				for range 40 {
+					request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, m.Gateway+"/", body())
+					require.NoError(t, err)
+					request.Host = name + ".lambdas.localhost"
+					answer, err := do(http.DefaultClient, request)
+					require.NoError(t, err)
+					require.Equal(t, http.StatusRequestEntityTooLarge, answer.status, answer.body)
+				}
+			})
+		}
+	}
+}
+
+// What a lambda's sidecar lets out has the lambda's identity: its egress listener
+// is on loopback, where every user of the machine is.
+func TestHostileEgressIsTheLambdasAlone(t *testing.T) {
+	m := shared(t)
+	const namespace = "hostile-egress"
+	m.applyObjects(t, namespaceObject(namespace),
+		lambdaObject(namespace, "egress", "nodejs", "exports.main = () => process.env.HTTP_PROXY;\n", nil), exposed(namespace, "egress"))
+	m.awaitRoute(t, namespace, "egress")
+	answer, err := m.get(t.Context(), "egress.lambdas.localhost", "/")
+	require.NoError(t, err)
+	proxy, err := url.Parse(strings.TrimSpace(answer.body))
+	require.NoError(t, err)
+	secret, has := proxy.User.Password()
+	require.True(t, has)
+
+	publish := func(proxy *url.URL) response {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://eventbus.lambdamesh-system.svc/publish", strings.NewReader(`{}`))
+		require.NoError(t, err)
+		for name, value := range map[string]string{"Content-Type": "application/json", "Ce-Specversion": "1.0", "Ce-Id": "1", "Ce-Source": "/" + namespace + "/egress", "Ce-Type": "t"} {
+			request.Header.Set(name, value)
+		}
+		got, err := do(&http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(proxy), DisableKeepAlives: true}}, request)
+		require.NoError(t, err)
+		return got
+	}
+	require.Equal(t, http.StatusAccepted, publish(proxy).status, "with the secret")
+
+	// Every egress listener is in a Sidecar object: lambdas', the bus's and the
+	// connector's.
+	ports := strings.Fields(m.mustKubectl(t, "", "get", "sidecars.networking.istio.io", "-A", "-o", `jsonpath={range .items[*]}{.spec.egress[0].port.number}{" "}{end}`))
+	require.Greater(t, len(ports), 2)
+	for _, port := range ports {
+		got := publish(&url.URL{Scheme: "http", Host: "127.0.0.1:" + port})
+		require.Equal(t, http.StatusProxyAuthRequired, got.status, "port %s: %s", port, got.body)
+	}
+	for _, user := range []*url.Userinfo{nil, url.UserPassword(proxy.User.Username(), "guess"), url.User(secret)} {
+		require.Equal(t, http.StatusProxyAuthRequired, publish(&url.URL{Scheme: "http", Host: proxy.Host, User: user}).status)
+	}
+	// The secret is nowhere where another tenant or user could read it.
+	require.NotContains(t, m.output.String(), secret)
+	for _, kind := range []string{"lambdas.lambdamesh.dev", "deployments", "workloadentries.networking.istio.io", "sidecars.networking.istio.io"} {
+		require.NotContains(t, m.mustKubectl(t, "", "get", kind, "-A", "-o", "yaml"), secret, kind)
+	}
+	commands, err := exec.Command("ps", "-eo", "args").Output()
+	require.NoError(t, err)
+	require.NotContains(t, string(commands), secret)
+}

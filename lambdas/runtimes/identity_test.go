@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 )
@@ -55,6 +56,25 @@ func TestTheServersOfThisRepositoryReadTheClientCertificateAsRuntimesDo(t *testi
 	}
 }
 
+// The names are written in three languages; the mesh sets them in a fourth place.
+func TestEveryLanguageKnowsTheHeadersByTheirNames(t *testing.T) {
+	for file, pattern := range map[string]string{
+		"nodejs/identity.mjs":                   "HEADER_CLIENT_CERT = '%s'|HEADER_CLAIMS = '%s'|MESH_PREFIX = '%s'",
+		"python/lambdamesh_runtime/identity.py": `HEADER_CLIENT_CERT = "%s"|HEADER_CLAIMS = "%s"|MESH_PREFIX = "%s"`,
+	} {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for want := range strings.SplitSeq(fmt.Sprintf(pattern, headers.ClientCert, headers.Claims, headers.MeshPrefix), "|") {
+			require.Contains(t, string(text), want, file)
+		}
+	}
+	text, err := os.ReadFile("go/identity.go")
+	require.NoError(t, err)
+	for name, value := range map[string]string{"headerClientCert": headers.ClientCert, "headerClaims": headers.Claims, "meshPrefix": headers.MeshPrefix} {
+		require.Regexp(t, name+` += "`+http.CanonicalHeaderKey(value)+`"`, string(text))
+	}
+}
+
 // strangers are all who are not the event bus; empty is who proves nothing.
 func strangers() map[string]string {
 	return map[string]string{
@@ -89,11 +109,11 @@ type callerAnswer struct {
 	Claims map[string]any
 }
 
-func (r *runningLambda) caller(t *testing.T, headers http.Header) callerAnswer {
+func (r *runningLambda) caller(t *testing.T, header http.Header) callerAnswer {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://lambda/caller", http.NoBody)
 	require.NoError(t, err)
-	request.Header = headers
+	request.Header = header
 	response, err := r.client.Do(request)
 	require.NoError(t, err)
 	var got callerAnswer

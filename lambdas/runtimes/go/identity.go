@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Headers by which the mesh tells who calls; meshconfig/wire holds the contract.
+// Headers by which the mesh tells who calls; pkg/apis/headers holds the contract.
 const (
 	headerClientCert = "X-Forwarded-Client-Cert"
 	headerClaims     = "X-Lambdamesh-Claims"
