@@ -2,10 +2,12 @@ package build_test
 
 import (
 	"context"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/lambdas/build"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/process"
+	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
 func TestMain(m *testing.M) {
@@ -196,19 +199,56 @@ func Main(ctx context.Context, event *lambda.Event) (any, error) { return cmp.Eq
 	require.NoError(t, err)
 }
 
-func TestCancelingEndsABuild(t *testing.T) {
-	// A compiler that never ends.
-	program := filepath.Join(t.TempDir(), "python3")
-	script := "#!/bin/sh\ncase \"$*\" in *version*) echo \"$0\"; echo 3.11.0;; *) exec sleep 600;; esac\n"
-	require.NoError(t, os.WriteFile(program, []byte(script), 0o700)) //nolint:gosec // a program
-	toolchain := newToolchain(t, func(string) (string, error) { return program, nil })
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	begin := time.Now()
-	_, err := toolchain.Build(ctx, newLambda(v1alpha1.RuntimePython, "def main(event, context): pass\n"))
-	require.Error(t, err)
-	require.True(t, errors.Is(err, context.DeadlineExceeded) || build.ReasonOf(err) == build.ReasonBuildFailed)
-	require.Less(t, time.Since(begin), 10*time.Second)
+func TestABuildThatIsEndedEndsItsCompiler(t *testing.T) {
+	for name, test := range map[string]struct {
+		timeout time.Duration // of the build; long enough that the compiler begins
+		check   func(*testing.T, error)
+	}{
+		"canceled, it is nobody's fault": {time.Hour, func(t *testing.T, err error) {
+			require.ErrorIs(t, err, context.Canceled)
+			require.NotErrorAs(t, err, new(*build.Error), "it is not the source's fault, and tried again")
+		}},
+		"out of time, it is the source's": {10 * time.Second, func(t *testing.T, err error) {
+			require.Equal(t, build.ReasonBuildFailed, build.ReasonOf(err))
+			require.EqualError(t, err, "the Python syntax check did not end in time")
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			// A compiler that never ends.
+			dir := t.TempDir()
+			program, begun := filepath.Join(dir, "python3"), filepath.Join(dir, "begun")
+			script := "#!/bin/sh\ncase \"$*\" in *version*) echo \"$0\"; echo 3.11.0;; *) echo $$ >" + begun + ".new; mv " + begun + ".new " + begun + "; exec sleep 600;; esac\n"
+			require.NoError(t, os.WriteFile(program, []byte(script), 0o700)) //nolint:gosec // a program
+			toolchain, err := build.NewToolchain(build.ToolchainConfig{Dir: t.TempDir(), LookPath: func(string) (string, error) { return program, nil }, Timeout: test.timeout})
+			require.NoError(t, err)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			result := make(chan error, 1)
+			go func() {
+				_, err := toolchain.Build(ctx, newLambda(v1alpha1.RuntimePython, "def main(event, context): pass\n"))
+				result <- err
+			}()
+			var pid int
+			testkit.Eventually(t, time.Minute, func() error {
+				text, err := os.ReadFile(begun)
+				if err == nil {
+					pid, err = strconv.Atoi(strings.TrimSpace(string(text)))
+				}
+				return err
+			}, "the compiler runs")
+			if test.timeout == time.Hour {
+				cancel()
+			}
+			select {
+			case err := <-result:
+				test.check(t, err)
+			case <-time.After(time.Minute):
+				t.Fatal("the build goes on")
+			}
+			require.ErrorIs(t, syscall.Kill(pid, 0), syscall.ESRCH, "the compiler has ended, too")
+		})
+	}
 }
 
 func TestImagesOfAnotherStoreAreRefused(t *testing.T) {

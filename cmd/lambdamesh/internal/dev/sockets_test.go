@@ -2,12 +2,15 @@ package dev
 
 import (
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/lambdamesh/lambdamesh/pkg/proxyauth"
 )
 
 func TestAProxyGetsTheSocketSetAsideAndGetsItAgainAfterClosingIt(t *testing.T) {
@@ -33,6 +36,27 @@ func TestAProxyGetsTheSocketSetAsideAndGetsItAgainAfterClosingIt(t *testing.T) {
 
 	_, err = listen(t.Context(), "tcp", "0.0.0.0:81")
 	require.ErrorContains(t, err, "0.0.0.0:81")
+}
+
+// An egress listener that is asked for again must not be everybody's then.
+func TestAListenerWithASecretAsksForItAgain(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	address := inner.Addr().String()
+	listen := newHandOut(map[string]net.Listener{address: proxyauth.Listen(inner, proxyauth.NewSecret())}).listen(byAddress)
+	first, err := listen(t.Context(), "tcp", address)
+	require.NoError(t, err)
+	require.NoError(t, first.Close())
+	second, err := listen(t.Context(), "tcp", address)
+	require.NoError(t, err)
+	defer second.Close()
+	go func() { _, _ = second.Accept() }() // nobody comes through
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/", http.NoBody)
+	require.NoError(t, err)
+	response, err := (&http.Client{}).Do(request)
+	require.NoError(t, err)
+	defer response.Body.Close()
+	require.Equal(t, http.StatusProxyAuthRequired, response.StatusCode)
 }
 
 func TestAPortInUseNamesTheFlag(t *testing.T) {
