@@ -169,7 +169,9 @@ func (s *session) take(ctx context.Context, resp *discoveryv3.DiscoveryResponse)
 
 // subscribe asks for what clusters and listeners name, where that changed.
 func (s *session) subscribe() error {
+	s.proxy.applying.Lock()
 	wanted := s.proxy.resources.wanted()
+	s.proxy.applying.Unlock()
 	for _, typeURL := range []string{resource.SecretType, resource.EndpointType, resource.RouteType} {
 		names := wanted[typeURL]
 		if slices.Equal(names, s.names[typeURL]) {
@@ -185,6 +187,8 @@ func (s *session) subscribe() error {
 
 // accept takes a response whole or not at all.
 func (p *Proxy) accept(ctx context.Context, resp *discoveryv3.DiscoveryResponse) error {
+	p.applying.Lock()
+	defer p.applying.Unlock()
 	typeURL := resp.GetTypeUrl()
 	listeners, raw := p.resources.listeners, p.resources.raw[typeURL]
 	if err := p.resources.accept(typeURL, resp.GetResources()); err != nil {

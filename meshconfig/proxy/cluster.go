@@ -145,6 +145,7 @@ func (c *cluster) setSecrets(secrets map[string]*secret) {
 		config := &tls.Config{
 			MinVersion:   t.socket.tls.minVersion,
 			MaxVersion:   t.socket.tls.maxVersion,
+			CipherSuites: t.socket.tls.cipherSuites, CurvePreferences: t.socket.tls.curves,
 			Certificates: m.certificates,
 			ServerName:   t.socket.sni,
 			// The peer is known by its SANs, which the hook verifies with the

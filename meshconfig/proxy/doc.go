@@ -20,7 +20,9 @@
 // open while any listener has their address, and a filter chain whose TLS or
 // connection settings changed drains while its successor takes new connections.
 // A listener waits for its routes and secrets before it serves; its address is
-// bound before it is acknowledged.
+// bound before it is acknowledged. A certificate that does not come within its
+// initial_fetch_timeout leaves its filter chain refusing handshakes, and the
+// others serve.
 //
 // # What it covers
 //
@@ -41,6 +43,9 @@
 //   - Request trailers that tell who asks (pkg/apis/headers) are dropped.
 //   - A token that is given twice, in two places or in two headers, is refused
 //     (401), and so is one without a key id.
+//   - A secret without initial_fetch_timeout is waited for as long as it takes,
+//     where Envoy waits for 15 seconds.
+//   - Cipher suites and curves are those of the list; their order is Go's.
 //   - A request header must arrive within 5 seconds unless configured.
 //   - A cluster with TLS and without a validation context is refused; Envoy would
 //     trust any server.

@@ -36,13 +36,14 @@ type boundListener struct {
 }
 
 type boundChain struct {
-	tls    *tls.Config
+	tls    *tls.Config // nil for plain text, and while the certificate is missing
 	server *chainServer
 }
 
 // bind completes a listener: it is nil while a route table or secret is missing,
-// which waiting then names.
-func (s *socket) bind(config *listenerConfig, r *resources) (bound *boundListener, waiting string) {
+// which waiting then names. A certificate is waited for as long as its filter
+// chain says; then the chain refuses handshakes, so that the others can serve.
+func (s *socket) bind(config *listenerConfig, r *resources, missed *missedSecrets) (bound *boundListener, waiting string) {
 	bound = &boundListener{config: config, chains: map[*chainConfig]*boundChain{}}
 	servers := map[string]*chainServer{}
 	if old := s.current.Load(); old != nil {
@@ -57,10 +58,12 @@ func (s *socket) bind(config *listenerConfig, r *resources) (bound *boundListene
 		}
 		if chain.tls != nil {
 			m, missing := chain.tls.resolve(r.secrets)
-			if missing != "" {
+			switch {
+			case missing == "":
+				tlsConfigs[chain] = chain.serverTLS(m)
+			case missed.wait(missing, chain.tls.fetchTimeout):
 				return nil, "Secret " + missing
 			}
-			tlsConfigs[chain] = chain.serverTLS(m)
 		}
 	}
 	for _, chain := range config.chains {
@@ -77,6 +80,7 @@ func (s *socket) bind(config *listenerConfig, r *resources) (bound *boundListene
 func (c *chainConfig) serverTLS(m *material) *tls.Config {
 	config := &tls.Config{
 		MinVersion: c.tls.minVersion, MaxVersion: c.tls.maxVersion, Certificates: m.certificates,
+		CipherSuites: c.tls.cipherSuites, CurvePreferences: c.tls.curves,
 		// A resumed session would skip a change of what is trusted.
 		SessionTicketsDisabled: true,
 	}
@@ -163,8 +167,12 @@ func (s *socket) handshake(c net.Conn, bound *boundListener) {
 			if chain == nil || chain.requireSNI && hello.ServerName == "" {
 				return nil, errors.New("no filter chain is for the server name " + hello.ServerName)
 			}
+			config := bound.chains[chain].tls
+			if config == nil {
+				return nil, errors.New("there is no certificate for the server name " + hello.ServerName)
+			}
 			chosen = chain
-			return bound.chains[chain].tls, nil
+			return config, nil
 		},
 	})
 	if err := secured.HandshakeContext(ctx); err != nil {

@@ -23,9 +23,13 @@ type Proxy struct {
 	// stopping is closed when the proxy drains as a whole.
 	stopping chan struct{}
 
-	// What follows belongs to the goroutine of Run.
+	// applying guards what the control plane served and what is made of it.
+	applying  sync.Mutex
 	resources *resources
 	sockets   map[string]*socket
+	missed    missedSecrets
+	again     *time.Timer // applies when a wait for a secret ends
+	stopped   bool
 
 	mu       sync.Mutex
 	shutdown map[int]func() // ends of upgraded connections
@@ -40,6 +44,7 @@ func New(config Config) (*Proxy, error) {
 	}
 	p := &Proxy{
 		config: config, log: config.Log.With("component", "proxy", "node", config.NodeID), ready: make(chan struct{}),
+		missed:    missedSecrets{since: map[string]time.Time{}},
 		resources: newResources(), sockets: map[string]*socket{}, stopping: make(chan struct{}), shutdown: map[int]func(){},
 	}
 	p.metrics = newMetrics(p, config.Registry)
@@ -69,6 +74,11 @@ func (p *Proxy) Run(ctx context.Context) error {
 // stop closes the sockets and drains.
 func (p *Proxy) stop() {
 	var servers []*chainServer
+	p.applying.Lock()
+	p.stopped = true
+	if p.again != nil {
+		p.again.Stop()
+	}
 	for _, s := range p.sockets {
 		s.close()
 		if bound := s.current.Load(); bound != nil {
@@ -77,6 +87,7 @@ func (p *Proxy) stop() {
 			}
 		}
 	}
+	p.applying.Unlock()
 	p.mu.Lock()
 	close(p.stopping)
 	for _, end := range p.shutdown {
@@ -210,13 +221,14 @@ func (p *Proxy) apply() {
 	bound := map[*socket]*boundListener{}
 	inUse := map[string]bool{}
 	waits := 0
+	p.missed.begin()
 	for _, l := range r.listeners {
 		if !l.bind {
 			continue
 		}
 		inUse[l.address()] = true
 		s := p.sockets[l.address()]
-		b, waiting := s.bind(l, r)
+		b, waiting := s.bind(l, r, &p.missed)
 		if b == nil {
 			waits++
 			p.log.Debug("a listener waits", "listener", l.name, "for", waiting)
@@ -230,6 +242,8 @@ func (p *Proxy) apply() {
 			one.server.hcm.Store(chain.hcm)
 		}
 	}
+	p.missed.end()
+	p.applyAgain()
 	if waits == 0 {
 		r.prune(r.wanted())
 	}
@@ -257,6 +271,23 @@ func (p *Proxy) apply() {
 	if len(bound) > 0 && waits == 0 {
 		p.once.Do(func() { close(p.ready) })
 	}
+}
+
+// applyAgain applies once more when the next wait for a secret ends.
+func (p *Proxy) applyAgain() {
+	if p.again != nil {
+		p.again.Stop()
+	}
+	if p.missed.next.IsZero() {
+		return
+	}
+	p.again = time.AfterFunc(time.Until(p.missed.next), func() {
+		p.applying.Lock()
+		defer p.applying.Unlock()
+		if !p.stopped {
+			p.apply()
+		}
+	})
 }
 
 // update gives a cluster its current endpoints and secrets.

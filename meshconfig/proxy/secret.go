@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 )
@@ -102,6 +103,9 @@ type tlsContext struct {
 	validation         *validation
 	minVersion         uint16
 	maxVersion         uint16
+	cipherSuites       []uint16      // of TLS 1.2; nil: Go's
+	curves             []tls.CurveID // nil: Go's
+	fetchTimeout       time.Duration // to wait for a certificate; 0: as long as it takes
 	alpn               []string
 }
 
@@ -109,13 +113,34 @@ var tlsVersions = map[tlsv3.TlsParameters_TlsProtocol]uint16{ //nolint:gocheckno
 	tlsv3.TlsParameters_TLS_AUTO: 0, tlsv3.TlsParameters_TLSv1_2: tls.VersionTLS12, tlsv3.TlsParameters_TLSv1_3: tls.VersionTLS13,
 }
 
+// tlsCipherSuites of TLS 1.2 in OpenSSL's words, which Envoy takes. Those without
+// forward secrecy are offered only to who names them, as istiod does.
+var tlsCipherSuites = map[string]uint16{ //nolint:gochecknoglobals // read only
+	"ECDHE-ECDSA-AES128-GCM-SHA256": tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+	"ECDHE-RSA-AES128-GCM-SHA256":   tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+	"ECDHE-ECDSA-AES256-GCM-SHA384": tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+	"ECDHE-RSA-AES256-GCM-SHA384":   tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+	"ECDHE-ECDSA-CHACHA20-POLY1305": tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+	"ECDHE-RSA-CHACHA20-POLY1305":   tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+	"ECDHE-ECDSA-AES128-SHA":        tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA,
+	"ECDHE-RSA-AES128-SHA":          tls.TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA,
+	"ECDHE-ECDSA-AES256-SHA":        tls.TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA,
+	"ECDHE-RSA-AES256-SHA":          tls.TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA,
+	"AES128-GCM-SHA256":             tls.TLS_RSA_WITH_AES_128_GCM_SHA256,
+	"AES256-GCM-SHA384":             tls.TLS_RSA_WITH_AES_256_GCM_SHA384,
+	"AES128-SHA":                    tls.TLS_RSA_WITH_AES_128_CBC_SHA,
+	"AES256-SHA":                    tls.TLS_RSA_WITH_AES_256_CBC_SHA,
+}
+
+var tlsCurves = map[string]tls.CurveID{ //nolint:gochecknoglobals // read only
+	"X25519": tls.X25519, "P-256": tls.CurveP256, "P-384": tls.CurveP384, "P-521": tls.CurveP521, "X25519MLKEM768": tls.X25519MLKEM768,
+}
+
 func compileTLSContext(at string, c *tlsv3.CommonTlsContext) (*tlsContext, error) {
 	if err := allow(at, c, "tls_params", "tls_certificates", "tls_certificate_sds_secret_configs", "validation_context",
 		"validation_context_sds_secret_config", "combined_validation_context", "alpn_protocols"); err != nil {
 		return nil, err
 	}
-	// Cipher suites and curves are Go's own choice, which is within what Istio
-	// and Envoy allow by default; a configured list narrows nothing weaker in.
 	if err := allow(at+".tls_params", c.GetTlsParams(), "tls_minimum_protocol_version", "tls_maximum_protocol_version", "cipher_suites", "ecdh_curves"); err != nil {
 		return nil, err
 	}
@@ -126,6 +151,12 @@ func compileTLSContext(at string, c *tlsv3.CommonTlsContext) (*tlsContext, error
 		return nil, fmt.Errorf("%s.tls_params: TLS before 1.2 is not supported", at)
 	}
 	t.minVersion, t.maxVersion = max(t.minVersion, low), high
+	if t.maxVersion != 0 && t.maxVersion < t.minVersion {
+		return nil, fmt.Errorf("%s.tls_params: the maximum version is below the minimum", at)
+	}
+	if err := t.ciphers(at+".tls_params", c.GetTlsParams()); err != nil {
+		return nil, err
+	}
 	for i, cert := range c.GetTlsCertificates() {
 		compiled, err := compileCertificate(fmt.Sprintf("%s.tls_certificates[%d]", at, i), cert)
 		if err != nil {
@@ -139,6 +170,7 @@ func compileTLSContext(at string, c *tlsv3.CommonTlsContext) (*tlsContext, error
 			return nil, err
 		}
 		t.certificateSecrets = append(t.certificateSecrets, name)
+		t.fetchTimeout = max(t.fetchTimeout, duration(sds.GetSdsConfig().GetInitialFetchTimeout(), 0))
 	}
 	var err error
 	switch v := c.GetValidationContextType().(type) {
@@ -158,6 +190,28 @@ func compileTLSContext(at string, c *tlsv3.CommonTlsContext) (*tlsContext, error
 		t.validationSecret, err = sdsName(where+".validation_context_sds_secret_config", v.CombinedValidationContext.GetValidationContextSdsSecretConfig())
 	}
 	return t, err
+}
+
+// ciphers obeys the lists; Go decides about the order.
+func (t *tlsContext) ciphers(at string, params *tlsv3.TlsParameters) error {
+	for _, entry := range params.GetCipherSuites() {
+		// [A|B] are equal in preference.
+		for name := range strings.SplitSeq(strings.Trim(entry, "[]"), "|") {
+			suite, known := tlsCipherSuites[name]
+			if !known {
+				return fmt.Errorf("%s.cipher_suites: %q is not supported", at, name)
+			}
+			t.cipherSuites = append(t.cipherSuites, suite)
+		}
+	}
+	for _, name := range params.GetEcdhCurves() {
+		curve, known := tlsCurves[name]
+		if !known {
+			return fmt.Errorf("%s.ecdh_curves: %q is not supported", at, name)
+		}
+		t.curves = append(t.curves, curve)
+	}
+	return nil
 }
 
 func sdsName(at string, c *tlsv3.SdsSecretConfig) (string, error) {

@@ -24,8 +24,8 @@ type snapshot struct {
 	hcms     map[*chainServer]*hcm
 }
 
-// resources are what the control plane served and was accepted, compiled. They
-// belong to the goroutine of the xDS client.
+// resources are what the control plane served and was accepted, compiled.
+// Proxy.applying guards them.
 type resources struct {
 	clusters  map[string]*clusterConfig
 	endpoints map[string][]*endpoint
