@@ -36,6 +36,9 @@ type Config struct {
 	// MaxConnectionAge ends streams after a while, so that clients authenticate
 	// again; they keep their configuration. Default: 30 minutes.
 	MaxConnectionAge time.Duration
+	// MaxResponseBytes is what every receiver takes in one message. The embedded
+	// proxy takes 64 MiB; Envoy's own gRPC client sets no limit. Default: 60 MiB.
+	MaxResponseBytes int
 	// Log is where the server writes; default slog.Default().
 	Log *slog.Logger
 	// Registry takes the server's metrics. Optional.
@@ -54,6 +57,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.MaxConnectionAge <= 0 {
 		c.MaxConnectionAge = 30 * time.Minute
+	}
+	if c.MaxResponseBytes <= 0 {
+		c.MaxResponseBytes = 60 << 20
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()

@@ -31,10 +31,23 @@ var servedTypes = []resource.Type{ //nolint:gochecknoglobals // read only
 	resource.ClusterType, resource.EndpointType, resource.ListenerType, resource.RouteType, resource.SecretType,
 }
 
+// itemOverhead is the tag and length of a resource in a response.
+const itemOverhead = 8
+
+// sizeOf a response with all items, in bytes.
+func sizeOf(items map[string]item) int {
+	size := 1024 // of the rest of the message
+	for _, it := range items {
+		size += it.size
+	}
+	return size
+}
+
 // item is a resource ready to be sent.
 type item struct {
 	hash string
 	any  *anypb.Any
+	size int // in a response, in bytes
 	// refs are the names of the endpoints (for a cluster) or routes (for a
 	// listener) it needs, which their own discovery types serve.
 	refs []string
@@ -51,8 +64,11 @@ type typeSet struct {
 	items   map[string]item
 }
 
-// newSet checks and serializes resources.
-func newSet(resources Resources, gateway bool) (*set, error) {
+// newSet checks and serializes resources. What no message of at most maxBytes
+// could carry is refused: it would end the stream of every receiver, again and
+// again. Clusters and listeners always travel together; of clusters there are,
+// for a while, the former ones beside the new.
+func newSet(resources Resources, gateway bool, maxBytes int) (*set, error) {
 	s := &set{types: make(map[resource.Type]*typeSet, len(servedTypes))}
 	for _, typeURL := range servedTypes {
 		s.types[typeURL] = &typeSet{items: map[string]item{}}
@@ -81,10 +97,28 @@ func newSet(resources Resources, gateway bool) (*set, error) {
 	for _, typeURL := range servedTypes {
 		t := s.types[typeURL]
 		t.version = fingerprint(t.items)
+		if err := checkSize(typeURL, t.items, maxBytes); err != nil {
+			return nil, err
+		}
 		whole.Write([]byte(t.version))
 	}
 	s.version = hex.EncodeToString(whole.Sum(nil)[:12])
 	return s, nil
+}
+
+func checkSize(typeURL string, items map[string]item, maxBytes int) error {
+	if isFull(typeURL) {
+		if size := sizeOf(items); size > maxBytes/2 {
+			return fmt.Errorf("the %d resources of type %s take %d bytes, and a response has room for %d", len(items), shortType(typeURL), size, maxBytes/2)
+		}
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(items)) {
+		if size := items[name].size; size > maxBytes-1024 {
+			return fmt.Errorf("%s %q takes %d bytes, and a response has room for %d", shortType(typeURL), name, size, maxBytes)
+		}
+	}
+	return nil
 }
 
 func checkResource(typeURL, name string, r types.Resource, gateway bool) error {
@@ -120,6 +154,7 @@ func newItem(r types.Resource) (item, error) {
 		hash: hex.EncodeToString(sum[:12]),
 		any:  &anypb.Any{TypeUrl: "type.googleapis.com/" + string(proto.MessageName(r)), Value: value},
 	}
+	it.size = itemOverhead + proto.Size(it.any)
 	references := cache.GetResourceReferences(map[string]types.ResourceWithTTL{"": {Resource: r}})
 	switch c := r.(type) {
 	case *clusterv3.Cluster:

@@ -25,6 +25,10 @@ import (
 // firstRequestTimeout bounds the time to the first request, with the node id.
 const firstRequestTimeout = 10 * time.Second
 
+// maxRequestBytes of a subscription: the names of all endpoints of a proxy, which
+// are as many as its clusters.
+const maxRequestBytes = 32 << 20
+
 // stopTimeout is how long clients have to take what is being sent to them.
 const stopTimeout = 3 * time.Second
 
@@ -118,6 +122,7 @@ func (s *Server) Run(ctx context.Context) error {
 			MinVersion: tls.VersionTLS13, GetCertificate: s.certificate, NextProtos: []string{"h2"},
 		})),
 		grpc.MaxConcurrentStreams(16),
+		grpc.MaxRecvMsgSize(maxRequestBytes),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: 30 * time.Second, Timeout: 20 * time.Second,
@@ -136,7 +141,10 @@ func (s *Server) Run(ctx context.Context) error {
 		stop := time.AfterFunc(stopTimeout, server.Stop)
 		defer stop.Stop()
 		server.GracefulStop()
-		return <-served // nil after a stop
+		if err := <-served; !errors.Is(err, grpc.ErrServerStopped) { // stopped before it had begun
+			return err
+		}
+		return nil
 	case err := <-served:
 		return fmt.Errorf("serve ADS on %s: %w", s.config.Listener.Addr(), err)
 	}
@@ -164,10 +172,10 @@ func (s *Server) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 // SetResources replaces what a target ([GatewayTarget], [SidecarTarget]) is
 // served and returns the version of the set, a hash of its content: the same
 // resources have the same version and are not sent again. A set with an invalid
-// resource is refused as a whole with an error that names the resource, and
-// what was served before stays. The resources must not be changed afterwards.
+// resource, or one that no message could carry, is refused as a whole with an
+// error that names the resource, and what was served before stays. The resources must not be changed afterwards.
 func (s *Server) SetResources(target string, resources Resources) (string, error) {
-	next, err := newSet(resources, isGatewayTarget(target))
+	next, err := newSet(resources, isGatewayTarget(target), s.config.MaxResponseBytes)
 	if err != nil {
 		return "", fmt.Errorf("set the resources of %s: %w", target, err)
 	}

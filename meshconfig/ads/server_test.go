@@ -63,14 +63,14 @@ type fixture struct {
 	registry *prometheus.Registry
 }
 
-func start(t *testing.T) *fixture {
+func start(t *testing.T, change ...func(*ads.Config)) *fixture {
 	t.Helper()
 	authority, err := ca.Open(t.Context(), ca.Directory(t.TempDir()), ca.Config{})
 	require.NoError(t, err)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	f := &fixture{ca: authority, changed: make(chan string, 1000), registry: prometheus.NewRegistry()}
-	f.Server, err = ads.New(ads.Config{
+	config := ads.Config{
 		Listener: listener, CA: authority, Authenticator: tokens{}, Log: slog.New(slog.DiscardHandler), Registry: f.registry,
 		OnChange: func(target string) { f.changed <- target },
 		NodeIdentity: func(_ context.Context, id string) (ads.Identity, bool) {
@@ -81,7 +81,11 @@ func start(t *testing.T) *fixture {
 			identity, ok := known[id]
 			return identity, ok
 		},
-	})
+	}
+	for _, f := range change {
+		f(&config)
+	}
+	f.Server, err = ads.New(config)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -159,7 +163,7 @@ func (c *client) next(typeURL string) *discoveryv3.DiscoveryResponse {
 		return resp
 	case err := <-c.ended:
 		c.t.Fatalf("the stream ended: %v", err)
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		c.t.Fatalf("no %s came", typeURL)
 	}
 	return nil

@@ -17,9 +17,6 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// maxNames bounds what one request may subscribe to.
-const maxNames = 10_000
-
 type adsStream = discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer
 
 // stream is one connected node. Its watches belong to the goroutine of run;
@@ -115,19 +112,16 @@ func (s *stream) handle(req *discoveryv3.DiscoveryRequest) error {
 		s.server.log.Debug("ignoring a subscription", "node", s.nodeID, "type", typeURL)
 		return nil
 	}
-	if len(req.GetResourceNames()) > maxNames {
-		return status.Errorf(codes.ResourceExhausted, "at most %d names a request", maxNames)
-	}
 	w := s.watches[typeURL]
 	if w == nil {
-		w = &watch{typeURL: typeURL, held: map[string]item{}, refusedItems: map[string]string{}}
+		w = &watch{typeURL: typeURL, held: map[string]item{}, refusedItems: map[string]string{}, maxBytes: s.server.config.MaxResponseBytes}
 		s.watches[typeURL] = w
 	}
 	answered, before := w.pending, w.held
 	if !w.answer(req, s.server.now()) {
 		return nil
 	}
-	w.subscribe(req.GetResourceNames())
+	w.subscribe(req.GetResourceNames(), s.served(typeURL))
 	if answered == nil || w.pending != nil {
 		return nil
 	}
@@ -144,6 +138,15 @@ func (s *stream) handle(req *discoveryv3.DiscoveryRequest) error {
 		s.forget(resource.EndpointType, before, w.held)
 	case resource.ListenerType:
 		s.forget(resource.RouteType, before, w.held)
+	}
+	return nil
+}
+
+// served are the items of a type that the target has now. The node's own secrets
+// are not among them.
+func (s *stream) served(typeURL string) map[string]item {
+	if current := s.server.current(s.target); current != nil {
+		return current.types[typeURL].items
 	}
 	return nil
 }
@@ -183,6 +186,12 @@ func (s *stream) push() error {
 			if _, ok := wanted[name]; !ok {
 				wanted[name] = it
 			}
+		}
+		if size := sizeOf(wanted); size > s.server.config.MaxResponseBytes {
+			// They pile up while listeners or routes are refused. A request to one that
+			// goes fails; a response that nobody can receive fails all.
+			s.server.log.Warn("clusters go before the routes to them, together they are too large for a response", "node", s.nodeID, "bytes", size)
+			wanted = current.types[resource.ClusterType].items
 		}
 	}
 	endpointItems := current.types[resource.EndpointType].items

@@ -9,6 +9,13 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 )
 
+const (
+	// maxAbsent names that a client may wait for, of each type.
+	maxAbsent = 10_000
+	// maxPart is where responses of types that may come in parts are cut, in bytes.
+	maxPart = 4 << 20
+)
+
 // Nack is a refusal by a node.
 type Nack struct {
 	// Type is the type URL of what was refused, Version its version.
@@ -37,6 +44,8 @@ type watch struct {
 	refusedVersion string
 	refusedItems   map[string]string
 	split          bool
+
+	maxBytes int // of a response
 }
 
 type sent struct {
@@ -46,8 +55,10 @@ type sent struct {
 
 // full tells whether a response of the type always holds everything: what is
 // not in it is removed by the client.
-func (w *watch) full() bool {
-	return w.typeURL == resource.ClusterType || w.typeURL == resource.ListenerType
+func (w *watch) full() bool { return isFull(w.typeURL) }
+
+func isFull(typeURL string) bool {
+	return typeURL == resource.ClusterType || typeURL == resource.ListenerType
 }
 
 // answer notes an ACK or NACK. It returns false for an answer to anything but
@@ -91,11 +102,18 @@ func (w *watch) answer(req *discoveryv3.DiscoveryRequest, now time.Time) bool {
 
 // subscribe takes the names of a request. No names mean everything for the
 // types that are sent in full (xDS protocol, "How the client specifies what
-// resources to return").
-func (w *watch) subscribe(names []string) {
+// resources to return"). Of names that are not served now no more than maxAbsent
+// are remembered, so that what a stream holds is bounded by what there is.
+func (w *watch) subscribe(names []string, served map[string]item) {
 	w.wildcard = w.full() && (len(names) == 0 || slices.Contains(names, "*"))
 	w.names = make(map[string]bool, len(names))
+	absent := 0
 	for _, name := range names {
+		if _, ok := served[name]; !ok {
+			if absent++; absent > maxAbsent {
+				continue
+			}
+		}
 		w.names[name] = true
 	}
 	if !w.full() {
@@ -154,10 +172,14 @@ func (w *watch) due(items map[string]item) *sent {
 		return &sent{version: version, items: wanted}
 	}
 	part := map[string]item{}
+	room := min(w.maxBytes, maxPart)
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
 		it := wanted[name]
 		if w.held[name].hash == it.hash || w.refusedItems[name] == it.hash {
 			continue
+		}
+		if room -= it.size; room < 0 && len(part) > 0 {
+			break // the rest when this is answered
 		}
 		part[name] = it
 		if w.split {
