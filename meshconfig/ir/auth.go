@@ -1,9 +1,11 @@
 package ir
 
-// Alternative is one way to satisfy a [JWT]: the token is valid, its iss is
-// Issuer, its sub is not empty, and all of the rest holds.
+import "slices"
+
+// Alternative is one way to satisfy a [JWT]: the token is valid, its iss is one
+// of Issuers, its sub is not empty, and all of the rest holds.
 type Alternative struct {
-	Issuer string
+	Issuers []string
 	// AnyAudience: aud names one of these; empty: any.
 	AnyAudience []string
 	// AllAudiences: aud names each of these.
@@ -25,11 +27,11 @@ func (j *JWT) Alternatives() []Alternative {
 		authorizations = []JWTAuthorization{{}}
 	}
 	var all []Alternative
-	for _, p := range j.Providers {
+	for _, group := range j.byAudiences() {
 		for _, a := range authorizations {
 			alternative := Alternative{
-				Issuer:       p.Issuer,
-				AnyAudience:  p.Audiences,
+				Issuers:      group.issuers,
+				AnyAudience:  group.audiences,
 				AllAudiences: a.Audiences,
 				Claims:       a.Claims,
 			}
@@ -41,6 +43,25 @@ func (j *JWT) Alternatives() []Alternative {
 				alternative.ScopeClaim, alternative.Scopes = claim, a.Scopes
 				all = append(all, alternative)
 			}
+		}
+	}
+	return all
+}
+
+type issuers struct{ issuers, audiences []string }
+
+// byAudiences takes issuers together whose tokens are for the same audiences, so
+// that they do not multiply what follows.
+func (j *JWT) byAudiences() []issuers {
+	var all []issuers
+	for _, p := range j.Providers {
+		i := slices.IndexFunc(all, func(g issuers) bool { return slices.Equal(g.audiences, p.Audiences) })
+		if i < 0 {
+			all = append(all, issuers{audiences: p.Audiences})
+			i = len(all) - 1
+		}
+		if !slices.Contains(all[i].issuers, p.Issuer) {
+			all[i].issuers = append(all[i].issuers, p.Issuer)
 		}
 	}
 	return all

@@ -105,7 +105,22 @@ type Server struct {
 	Hosts []string `json:"hosts"`
 	// TLSSecret in the gateway's namespace with certificate and key; HTTPS only.
 	TLSSecret string `json:"tlsSecret,omitempty"`
+	// MinTLS and MaxTLS are the versions it speaks; empty: 1.2 and the newest.
+	MinTLS TLSVersion `json:"minTLS,omitempty"`
+	MaxTLS TLSVersion `json:"maxTLS,omitempty"`
+	// CipherSuites of TLS 1.2 in OpenSSL's words; none: the data plane's own. TLS
+	// 1.3 has no choice of them.
+	CipherSuites []string `json:"cipherSuites,omitempty"`
 }
+
+// TLSVersion of a server.
+type TLSVersion string
+
+// The versions that are spoken.
+const (
+	TLS12 TLSVersion = "1.2"
+	TLS13 TLSVersion = "1.3"
+)
 
 // Accepts says whether the server takes the whole of host (a name or *.name)
 // for a VirtualHost of namespace.
@@ -182,13 +197,21 @@ type KeySet struct {
 	// Name tells the source: "uri:https://..." or "secret:namespace/name". Two
 	// providers with different names have different sources.
 	Name string `json:"name"`
-	// JWKS is the set as JSON (RFC 7517). NoKeys when it could not be read: then
+	// JWKS is the set as JSON (RFC 7517), with a key at least. NoKeys when it could not be read: then
 	// no token is valid, and nobody is let in.
 	JWKS string `json:"jwks"`
 }
 
-// NoKeys is a JWK Set that verifies no token.
-const NoKeys = `{"keys":[]}`
+// NoKeys is a JWK Set that verifies no token: its one key is a point of P-256
+// whose x is a hash, so that nobody can have the private key. A set without keys
+// would say the same, but a data plane may take it for a configuration error and
+// refuse the whole listener with the rules of everybody.
+const NoKeys = `{"keys":[{"kty":"EC","kid":"none","alg":"ES256","use":"sig","crv":"P-256",` +
+	`"x":"oxUL_4U6f-CGaHGi9X0oyL2rZkUct3FhtwngjDp2rMU","y":"DW7P6IOQvSugorNr_obWZjl8Bkhih5xS8T6CgmEDGz4"}]}`
+
+// NoKeysSeed is what the x of the key in [NoKeys] is the SHA-256 of: a point that
+// was not chosen has no known private key.
+const NoKeysSeed = "lambdamesh: nobody has this key 1"
 
 // Destination is a port of a Service and its endpoints.
 type Destination struct {

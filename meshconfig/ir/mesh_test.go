@@ -1,7 +1,12 @@
 package ir_test
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
+	"slices"
 	"testing"
 	"time"
 
@@ -133,8 +138,29 @@ func TestAlternativesSpellOutWhatATokenNeeds(t *testing.T) {
 	all := jwt.Alternatives()
 	require.Len(t, all, 2*(3+1), "each issuer, each authorization, each claim that may hold scopes")
 	require.Empty(t, cmp.Diff(ir.Alternative{
-		Issuer: "a", AnyAudience: []string{"x"}, AllAudiences: []string{"y"}, ScopeClaim: "scope", Scopes: []string{"read", "write"},
+		Issuers: []string{"a"}, AnyAudience: []string{"x"}, AllAudiences: []string{"y"}, ScopeClaim: "scope", Scopes: []string{"read", "write"},
 	}, all[1]))
 	jwt.Authorizations = nil
 	require.Len(t, jwt.Alternatives(), 2, "without authorizations every valid token is one")
+	jwt.Providers = append(jwt.Providers, ir.JWTProvider{Issuer: "c", Audiences: jwt.Providers[0].Audiences})
+	require.Len(t, jwt.Alternatives(), 2, "issuers with the same audiences do not multiply")
+	require.Equal(t, []string{"a", "c"}, jwt.Alternatives()[0].Issuers)
+}
+
+// A set that is not read would refuse a listener, and a key that somebody chose
+// could be somebody's.
+func TestNoKeysIsASetWithAKeyThatNobodyHas(t *testing.T) {
+	var set struct {
+		Keys []struct{ KTY, KID, Crv, X, Y string }
+	}
+	require.NoError(t, json.Unmarshal([]byte(ir.NoKeys), &set))
+	require.Len(t, set.Keys, 1)
+	x, err := base64.RawURLEncoding.DecodeString(set.Keys[0].X)
+	require.NoError(t, err)
+	y, err := base64.RawURLEncoding.DecodeString(set.Keys[0].Y)
+	require.NoError(t, err)
+	hash := sha256.Sum256([]byte(ir.NoKeysSeed))
+	require.Equal(t, hash[:], x)
+	_, err = ecdsa.ParseUncompressedPublicKey(elliptic.P256(), slices.Concat([]byte{4}, x, y))
+	require.NoError(t, err, "it is a point of the curve")
 }

@@ -16,7 +16,7 @@ func (m *Mesh) Validate() error {
 	v.check(m.TrustDomain != "", "the trust domain is empty")
 	for _, k := range m.KeySets {
 		v.unique(v.keySets, "key set", k.Name)
-		v.check(k.JWKS != "", "key set %s is empty; NoKeys refuses every token", k.Name)
+		v.check(k.JWKS != "" && k.JWKS != `{"keys":[]}`, "key set %s is empty; NoKeys refuses every token", k.Name)
 	}
 	for i := range m.Workloads {
 		w := &m.Workloads[i]

@@ -75,10 +75,14 @@ func (w *writer) policyRules(workload *ir.Workload) []*security.Rule {
 				continue
 			}
 			for _, alternative := range r.JWT.Alternatives() {
+				var requestPrincipals []string
+				for _, issuer := range alternative.Issuers {
+					requestPrincipals = append(requestPrincipals, issuer+"/*")
+				}
 				rules = append(rules, &security.Rule{
 					From: from(&security.Source{
 						Principals:        []string{principal},
-						RequestPrincipals: []string{alternative.Issuer + "/*"},
+						RequestPrincipals: requestPrincipals,
 					}),
 					When: append([]*security.Condition{{Key: keyRule, Values: []string{id}}}, conditions(alternative)...),
 				})

@@ -102,7 +102,7 @@ func authorization(jwt *ir.JWT) *rbacv3.RBACPerRoute {
 
 func alternative(a ir.Alternative) *rbacconfigv3.Principal {
 	all := []*rbacconfigv3.Principal{
-		claim("iss", isString(exact(a.Issuer))),
+		oneIssuer(a.Issuers),
 		claim("sub", isString(regex(".+"))),
 	}
 	if len(a.AnyAudience) > 0 {
@@ -118,6 +118,17 @@ func alternative(a ir.Alternative) *rbacconfigv3.Principal {
 		all = append(all, oneOf(c.Name, c.Values))
 	}
 	return &rbacconfigv3.Principal{Identifier: &rbacconfigv3.Principal_AndIds{AndIds: &rbacconfigv3.Principal_Set{Ids: all}}}
+}
+
+func oneIssuer(issuers []string) *rbacconfigv3.Principal {
+	var either []*rbacconfigv3.Principal
+	for _, issuer := range issuers {
+		either = append(either, claim("iss", isString(exact(issuer))))
+	}
+	if len(either) == 1 {
+		return either[0]
+	}
+	return &rbacconfigv3.Principal{Identifier: &rbacconfigv3.Principal_OrIds{OrIds: &rbacconfigv3.Principal_Set{Ids: either}}}
 }
 
 // oneOf: the claim is one of the values, or an array with one of them.

@@ -12,7 +12,7 @@
 //   - HTTP filters in this order: envoy.filters.http.cors, .jwt_authn, .rbac,
 //     .router. CorsPolicy sits on virtual hosts.
 //   - jwt_authn: providers "<issuer>|<key set>" with issuer, local_jwks
-//     inline_string ({"keys":[]} refuses every token), from_headers
+//     inline_string (ir.NoKeys refuses every token), from_headers
 //     authorization "Bearer ", forward, payload_in_metadata "jwt",
 //     normalize_payload_in_metadata.space_delimited_claims [scp, scope, scopes];
 //     requirement_map by the names of the providers of which one is needed
