@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/config"
 )
@@ -69,6 +70,7 @@ for --xds-address.`,
 	f.StringVar(&o.trustDomain, "trust-domain", v1alpha1.DefaultTrustDomain, "trust domain of the mesh's identities")
 	f.StringSliceVar(&o.targets.Allow, "allow-target", nil, "CIDR, host or host:port that a jwksUri may name besides public addresses; repeatable")
 	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, allowed for a jwksUri; repeatable")
+	f.StringToIntVar(&o.limits, "limit", nil, "what APIRules may take of gateways: <apirule|namespace|gateway>.<bytes|matchers|keysets|hosts>=<number> or keyset.bytes=<number>; repeatable (default "+translate.Limits{}.String()+")")
 	f.StringVar(&o.images.Prefix, "runtime-image-prefix", "", "images with the language are <prefix><runtime>:<tag> (default: the official node and python images)")
 	f.StringVar(&o.images.Tag, "runtime-image-tag", version, "tag of the images when --runtime-image-prefix is set")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default $KUBECONFIG, or the pod's service account)")

@@ -62,6 +62,7 @@ func TestMistakesAreNamedBeforeAnythingStarts(t *testing.T) {
 	}{
 		"an unknown mesh":    {args: []string{"--mesh=linkerd"}, want: `--mesh "linkerd": use istio or envoy`},
 		"a bad target":       {args: []string{"--allow-target=10.0.0.0/99"}, want: "10.0.0.0/99"},
+		"a bad limit":        {args: []string{"--limit=namespace.hosts=1"}, want: "--limit: the limit apirule.hosts (16) is above namespace.hosts (1)"},
 		"a bad log level":    {args: []string{"--log-level=loud"}, want: "loud"},
 		"no such kubeconfig": {args: []string{"--kubeconfig=/nonexistent"}, want: "/nonexistent"},
 	}

@@ -47,6 +47,7 @@ type options struct {
 	namespace      string
 	trustDomain    string
 	targets        targets.Config
+	limits         map[string]int
 	images         build.Images
 	kubeconfig     string
 	log            telemetry.LogConfig
@@ -79,6 +80,10 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 	if err != nil {
 		return err
 	}
+	var limits translate.Limits
+	if err := limits.Set(o.limits); err != nil {
+		return fmt.Errorf("--limit: %w", err)
+	}
 	manager, err := newManager(o)
 	if err != nil {
 		return err
@@ -89,6 +94,7 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 		settings: translate.Settings{
 			TrustDomain: o.trustDomain, SystemNamespace: o.namespace,
 			GatewayServiceAccount: types.NamespacedName{Namespace: o.namespace, Name: v1alpha1.ServiceAccountGateway},
+			Limits:                limits,
 		},
 	}
 	output, servers, err := newMesh(ctx, p)

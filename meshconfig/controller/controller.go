@@ -76,6 +76,7 @@ func (c *Config) Validate() error {
 	if len(c.Outputs) == 0 {
 		errs = append(errs, errors.New("Outputs are required"))
 	}
+	errs = append(errs, c.Settings.Limits.Validate())
 	return errors.Join(errs...)
 }
 
@@ -94,6 +95,7 @@ type Controller struct {
 	secrets    *secrets
 	meshConfig *meshConfig
 	writer     *statusWriter
+	objects    *objectWriter
 
 	// statuses of the last rebuild; used by the loop only.
 	statuses []translate.APIRuleStatus
@@ -155,6 +157,7 @@ func New(config Config) (*Controller, error) {
 	c.secrets = newSecrets(config.Reader)
 	c.meshConfig = newMeshConfig(config.Reader, config.MeshConfig)
 	c.writer = newStatusWriter(config.Cache, config.Client, c.metrics, c.log)
+	c.objects = newObjectWriter(config.Cache, config.Client, c.log)
 	return c, nil
 }
 
@@ -170,6 +173,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	group.Go(func() error { return c.keySets.Run(ctx) })
 	group.Go(func() error { return c.meshConfig.run(ctx, c.markDirty) })
 	group.Go(func() error { return c.writer.run(ctx, c.config.Elected) })
+	group.Go(func() error { return c.objects.run(ctx, c.config.Elected) })
 	for _, output := range c.config.Outputs {
 		group.Go(func() error {
 			if err := output.Run(ctx, c.markProgress); err != nil {
@@ -209,7 +213,7 @@ func (c *Controller) first(ctx context.Context) {
 	if err != nil {
 		return // ctx has ended; the loop will see it
 	}
-	c.keySets.Keep(translate.JWKSURIs(rules))
+	c.keySets.Keep(translate.JWKSURIs(c.config.Settings.Limits, rules))
 	timeout := c.config.JWKS.Timeout
 	if timeout <= 0 {
 		timeout = 5 * time.Second
@@ -274,6 +278,7 @@ func (c *Controller) rebuild(ctx context.Context) error {
 	mesh, problems := translate.Translate(snapshot)
 	c.statuses = translate.Statuses(snapshot, mesh, problems)
 	c.metrics.rules.Set(float64(len(c.statuses)))
+	c.objects.want(translate.ObjectStatuses(snapshot, problems))
 	for _, output := range c.config.Outputs {
 		output.Update(ctx, Update{Mesh: &mesh, Secrets: snapshot.Secrets})
 	}

@@ -1,7 +1,8 @@
 // Package controller is where the mesh meets Kubernetes: it watches the objects
 // that describe the mesh, runs the pure stages on one [translate.Snapshot] of
 // them, hands the result to its outputs, and tells in every APIRule's status
-// what came of it. Nothing else in meshconfig talks to an API server.
+// what came of it, and in the statuses of Gateways and Sidecars what is wrong with
+// them. Nothing else in meshconfig talks to an API server.
 //
 //	informers --dirty--> snapshot -> translate -> Output.Update   (all of it, every time)
 //	jwks      --dirty--'                              |

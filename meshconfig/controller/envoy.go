@@ -68,6 +68,9 @@ type EnvoyOutput struct {
 	failed   map[string]error
 	// sidecars of the workloads that an APIRule routes to, by namespace/name.
 	sidecars map[string][]string
+	// certificates that gateways were served last, by target and Secret: they
+	// outlive a Secret that is deleted or broken.
+	certificates map[string]map[string]cachetypes.Resource
 }
 
 // NewEnvoyOutput makes the output and its ADS server, which the caller runs
@@ -84,6 +87,7 @@ func NewEnvoyOutput(config EnvoyConfig) (*EnvoyOutput, error) {
 		changed: func() {},
 		seen:    map[string]time.Time{}, states: map[string]Programmed{},
 		versions: map[string]string{}, failed: map[string]error{},
+		certificates: map[string]map[string]cachetypes.Resource{},
 	}
 	config.ADS.NodeIdentity = o.nodeIdentity
 	config.ADS.OnChange = o.onChange
@@ -216,7 +220,7 @@ func (o *EnvoyOutput) Update(_ context.Context, update Update) {
 		target := ads.GatewayTarget(gateway.Namespace, gateway.Name)
 		current[target] = true
 		o.noteGateway(target)
-		o.set(target, gatewaySecrets(gateway, update.Secrets), func() (xds.Resources, error) {
+		o.set(target, o.gatewaySecrets(gateway, update.Secrets), func() (xds.Resources, error) {
 			return xds.GatewayResources(update.Mesh, gateway.Namespace, gateway.Name)
 		})
 	}
@@ -224,6 +228,7 @@ func (o *EnvoyOutput) Update(_ context.Context, update Update) {
 		if !current[target] {
 			o.server.Remove(target)
 			delete(o.versions, target)
+			delete(o.certificates, target)
 			o.forgetTarget(target)
 		}
 	}
@@ -297,19 +302,26 @@ func (o *EnvoyOutput) set(target string, secrets []cachetypes.Resource, make fun
 	o.versions[target] = version
 }
 
-// gatewaySecrets are the certificates of a gateway's TLS servers.
-func gatewaySecrets(gateway *ir.Gateway, secrets []*corev1.Secret) []cachetypes.Resource {
-	names := map[string]bool{}
+// gatewaySecrets are the certificates of a gateway's TLS servers: those of the
+// Secrets as they are, or the last good ones. A certificate that this process
+// never saw is not served; proxies that have it keep it.
+func (o *EnvoyOutput) gatewaySecrets(gateway *ir.Gateway, secrets []*corev1.Secret) []cachetypes.Resource {
+	before, now := o.certificates[gateway.Key()], map[string]cachetypes.Resource{}
 	for i := range gateway.Servers {
-		names[gateway.Servers[i].TLSSecret] = true
-	}
-	var all []cachetypes.Resource
-	for _, secret := range secrets {
-		if secret.Namespace == gateway.Namespace && names[secret.Name] {
-			all = append(all, xds.Secret(secret.Name, secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey]))
+		if name := gateway.Servers[i].TLSSecret; before[name] != nil {
+			now[name] = before[name]
+		} else if name != "" {
+			now[name] = nil
 		}
 	}
-	return all
+	for _, secret := range secrets {
+		if _, named := now[secret.Name]; named && secret.Namespace == gateway.Namespace && translate.UsableCertificate(secret) == nil {
+			now[secret.Name] = xds.Secret(secret.Name, secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey])
+		}
+	}
+	maps.DeleteFunc(now, func(_ string, r cachetypes.Resource) bool { return r == nil })
+	o.certificates[gateway.Key()] = now
+	return slices.Collect(maps.Values(now))
 }
 
 // Programmed implements [Output]: every node of the rule's gateway, and those

@@ -84,8 +84,8 @@ func (c *Controller) watch(ctx context.Context) error {
 		{&v1alpha1.ApplicationBinding{}, c.onChange(sameGeneration, nil)},
 		{&corev1.Service{}, c.onChange(sameVersion, nil)},
 		{&discoveryv1.EndpointSlice{}, c.onChange(sameVersion, nil)},
-		{&networkingv1.Gateway{}, c.onChange(sameGeneration, nil)},
-		{&networkingv1.Sidecar{}, c.onChange(sameGeneration, nil)},
+		{&networkingv1.Gateway{}, c.onChange(sameGeneration, c.objectTouched("Gateway"))},
+		{&networkingv1.Sidecar{}, c.onChange(sameGeneration, c.objectTouched("Sidecar"))},
 		{&networkingv1.WorkloadEntry{}, c.onChange(sameGeneration, nil)},
 		{secretMetadata(), c.onSecret()},
 	}
@@ -146,6 +146,10 @@ func sameVersion(before, after client.Object) bool {
 // apiRuleTouched looks at a status that was written, by us or by somebody else.
 func (c *Controller) apiRuleTouched(rule client.Object) {
 	c.writer.check(client.ObjectKeyFromObject(rule))
+}
+
+func (c *Controller) objectTouched(kind string) func(client.Object) {
+	return func(o client.Object) { c.objects.check(objectKey{kind, client.ObjectKeyFromObject(o)}) }
 }
 
 // onSecret notes the versions of Secrets; only those that are named make the

@@ -66,8 +66,11 @@ func parents(host string) []string {
 }
 
 // hosts of an APIRule that it owns and its gateway serves; g is nil when there
-// is no such gateway. Every host that it claims first is its own from here on,
-// served or not, so that a repair elsewhere never moves a host to another team.
+// is no such gateway. A host that the Gateway's servers admit for the namespace
+// and that nobody has claimed is its own from here on, also when a server cannot
+// be served for now, so that a repair of it never moves a host to another team.
+// What the Gateway does not admit is not claimed: it would keep the host from
+// those whom it does admit.
 func (t *translator) hosts(r *v1alpha1.APIRule, g *gateway) []string {
 	var claimed, served []string
 	for i, written := range r.Spec.Hosts {
@@ -77,15 +80,20 @@ func (t *translator) hosts(r *v1alpha1.APIRule, g *gateway) []string {
 			t.report(problem.because(v1alpha1.ReasonInvalid, "%q is no host: write a label (last-order), a full name (orders.example.com) or *.name", written))
 			continue
 		}
+		if g == nil {
+			continue // spec.gateway says what is wrong
+		}
 		if !strings.Contains(host, ".") {
-			if g == nil {
-				continue // spec.gateway says what is wrong
-			}
 			if g.domain == "" {
 				t.report(problem.because(v1alpha1.ReasonInvalid, "%q cannot be completed: Gateway %s has no annotation %s; add it or write the full name", written, g.ir.Key(), v1alpha1.AnnotationDomain))
 				continue
 			}
 			host += "." + g.domain
+		}
+		accepts := func(s ir.Server) bool { return s.Accepts(r.Namespace, host) }
+		if !slices.ContainsFunc(g.declared, accepts) {
+			t.reportNotServed(r, problem, g, host)
+			continue
 		}
 		if owner, theirs, taken := t.owners.other(host); taken {
 			t.report(problem.because(ReasonHostConflict, "%s belongs to the older APIRule %s (%s); it is served from here when that one gives it up", host, owner, theirs))
@@ -95,10 +103,7 @@ func (t *translator) hosts(r *v1alpha1.APIRule, g *gateway) []string {
 			continue
 		}
 		claimed = append(claimed, host)
-		if g == nil {
-			continue
-		}
-		if !slices.ContainsFunc(g.ir.Servers, func(s ir.Server) bool { return s.Accepts(r.Namespace, host) }) {
+		if !slices.ContainsFunc(g.ir.Servers, accepts) {
 			t.reportNotServed(r, problem, g, host)
 			continue
 		}

@@ -132,14 +132,14 @@ func (t *ruleTranslator) keySetOf(field string, a v1alpha1.JWTAuthentication) st
 		t.refuse(field, v1alpha1.ReasonInvalid, "write exactly one of jwksUri and jwksSecret")
 		return ""
 	}
-	var name string
+	name := keySetName(t.object.Namespace, a)
 	if a.JWKSURI != "" {
-		name, field = "uri:"+a.JWKSURI, field+".jwksUri"
+		field += ".jwksUri"
 		if _, known := t.keySets[name]; !known {
 			t.keySets[name] = t.fetchedKeys(a.JWKSURI)
 		}
 	} else {
-		name, field = "secret:"+t.object.Namespace+"/"+a.JWKSSecret, field+".jwksSecret"
+		field += ".jwksSecret"
 		if _, known := t.keySets[name]; !known {
 			t.keySets[name] = t.secretKeys(a.JWKSSecret)
 		}
@@ -155,6 +155,14 @@ func (t *ruleTranslator) keySetOf(field string, a v1alpha1.JWTAuthentication) st
 	return name
 }
 
+// keySetName tells where the keys of an authentication are.
+func keySetName(namespace string, a v1alpha1.JWTAuthentication) string {
+	if a.JWKSURI != "" {
+		return "uri:" + a.JWKSURI
+	}
+	return "secret:" + namespace + "/" + a.JWKSSecret
+}
+
 func (t *ruleTranslator) fetchedKeys(uri string) keySet {
 	result, fetched := t.jwks[uri]
 	switch {
@@ -163,7 +171,7 @@ func (t *ruleTranslator) fetchedKeys(uri string) keySet {
 	case result.JSON == "":
 		return keySet{json: ir.NoKeys, reason: ReasonKeysUnusable, problem: fmt.Sprintf("the keys of %s cannot be fetched, every token is refused: %s", uri, result.Err)}
 	}
-	set := parsedKeys(result.JSON, uri)
+	set := t.parsedKeys(result.JSON, uri)
 	if set.problem == "" && result.Err != "" {
 		set.reason, set.problem = ReasonKeysUnusable, fmt.Sprintf("the keys of %s are old, the last fetch failed: %s", uri, result.Err)
 	}
@@ -183,11 +191,15 @@ func (t *ruleTranslator) secretKeys(secretName string) keySet {
 	if !found {
 		return keySet{json: ir.NoKeys, reason: v1alpha1.ReasonNotFound, problem: fmt.Sprintf("Secret %s has no key %s", name, jwksKey)}
 	}
-	return parsedKeys(string(text), "Secret "+name.String())
+	return t.parsedKeys(string(text), "Secret "+name.String())
 }
 
-func parsedKeys(text, source string) keySet {
+func (t *ruleTranslator) parsedKeys(text, source string) keySet {
 	public, err := publicKeys(text)
+	if limit := t.settings.Limits.KeySetBytes; err == nil && len(public) > limit {
+		return keySet{json: ir.NoKeys, reason: ReasonTooLarge, problem: fmt.Sprintf(
+			"the public keys of %s take %d bytes, and a key set may have %d; every token is refused", source, len(public), limit)}
+	}
 	if err != nil {
 		return keySet{json: ir.NoKeys, reason: ReasonKeysUnusable, problem: fmt.Sprintf("%s holds no usable keys, every token is refused: %v", source, err)}
 	}

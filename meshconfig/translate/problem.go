@@ -15,6 +15,8 @@ const (
 	// ReasonPathsNotNormalized: the mesh's own configuration leaves paths with
 	// several meanings.
 	ReasonPathsNotNormalized = "PathsNotNormalized"
+	// ReasonTooLarge: more than a budget of [Limits] has room for.
+	ReasonTooLarge = "TooLarge"
 	// ReasonShadowed is a warning: an earlier rule takes all its requests.
 	ReasonShadowed = "Shadowed"
 )

@@ -24,6 +24,8 @@ const defaultTimeout = 180 * time.Second
 const statusClosed = 503
 
 func (t *translator) addAPIRules() {
+	budgets := newTreasury(t.settings.Limits, t.apiRules)
+	served := make(map[*v1alpha1.APIRule][]string, len(t.apiRules))
 	for _, r := range t.apiRules {
 		key := gatewayKey(r)
 		g := t.gateways[key]
@@ -34,7 +36,20 @@ func (t *translator) addAPIRules() {
 		if t.meshProblem != "" {
 			t.report(apiRuleProblem(r, v1alpha1.ConditionAccepted, "spec.rules").because(ReasonPathsNotNormalized, "%s", t.meshProblem))
 		}
-		hosts := t.hosts(r, g)
+		if !budgets.unclaimed[name(r)] {
+			served[r] = t.hosts(r, g)
+		}
+	}
+	budgets.chargeGateways(func(r *v1alpha1.APIRule) bool { return len(served[r]) > 0 })
+	for _, r := range t.apiRules {
+		if why := budgets.refused[name(r)]; why != "" {
+			t.report(apiRuleProblem(r, v1alpha1.ConditionAccepted, "spec").because(ReasonTooLarge, "%s", why))
+			continue
+		}
+		g, hosts := t.gateways[gatewayKey(r)], served[r]
+		if g != nil {
+			t.reportAiling(r, g, hosts)
+		}
 		rt := ruleTranslator{translator: t, object: r, served: len(hosts) > 0, ids: map[string]int{}}
 		vh := ir.VirtualHost{Owner: owner("APIRule", r), Hosts: hosts, CORS: rt.cors()}
 		for i := range r.Spec.Rules {

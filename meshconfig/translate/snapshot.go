@@ -61,6 +61,8 @@ type Settings struct {
 	// another one (a load balancer's, or that of a local listener). Only the
 	// URLs in a status depend on it.
 	AdvertisedPorts map[uint32]uint32
+	// Limits of APIRules; what is 0 has its default.
+	Limits Limits
 }
 
 func (s Settings) withDefaults() Settings {
@@ -68,6 +70,7 @@ func (s Settings) withDefaults() Settings {
 	s.SystemNamespace = cmp.Or(s.SystemNamespace, v1alpha1.SystemNamespace)
 	s.GatewayServiceAccount = cmp.Or(s.GatewayServiceAccount,
 		types.NamespacedName{Namespace: s.SystemNamespace, Name: v1alpha1.ServiceAccountGateway})
+	s.Limits = s.Limits.withDefaults()
 	return s
 }
 
@@ -80,10 +83,11 @@ type KeySetResult struct {
 	Err string
 }
 
-// JWKSURIs lists the URIs of key sets that the rules name, sorted.
-func JWKSURIs(rules []*v1alpha1.APIRule) []string {
+// JWKSURIs lists the URIs of key sets that the rules name, sorted. Those of rules
+// that are too large are left out.
+func JWKSURIs(limits Limits, rules []*v1alpha1.APIRule) []string {
 	uris := map[string]bool{}
-	for _, r := range rules {
+	for _, r := range withinBudgets(limits, rules) {
 		for _, a := range authentications(r) {
 			if a.JWKSURI != "" {
 				uris[a.JWKSURI] = true
@@ -94,10 +98,10 @@ func JWKSURIs(rules []*v1alpha1.APIRule) []string {
 }
 
 // SecretRefs lists the Secrets a translation needs, sorted: key sets of rules
-// and the certificates of Gateways' TLS servers.
-func SecretRefs(rules []*v1alpha1.APIRule, gateways []*networkingv1.Gateway) []types.NamespacedName {
+// that are not too large, and the certificates of Gateways' TLS servers.
+func SecretRefs(limits Limits, rules []*v1alpha1.APIRule, gateways []*networkingv1.Gateway) []types.NamespacedName {
 	refs := map[types.NamespacedName]bool{}
-	for _, r := range rules {
+	for _, r := range withinBudgets(limits, rules) {
 		for _, a := range authentications(r) {
 			if a.JWKSSecret != "" {
 				refs[types.NamespacedName{Namespace: r.Namespace, Name: a.JWKSSecret}] = true

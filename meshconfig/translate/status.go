@@ -68,8 +68,8 @@ func Statuses(s Snapshot, mesh ir.Mesh, problems Problems) []APIRuleStatus {
 
 // condition sums up the problems that concern it. The reason is that of the
 // first problem, the message names all.
-func condition(r *v1alpha1.APIRule, conditionType, goodReason string, problems Problems) metav1.Condition {
-	c := metav1.Condition{Type: conditionType, Status: metav1.ConditionTrue, Reason: goodReason, ObservedGeneration: r.Generation}
+func condition(r metav1.Object, conditionType, goodReason string, problems Problems) metav1.Condition {
+	c := metav1.Condition{Type: conditionType, Status: metav1.ConditionTrue, Reason: goodReason, ObservedGeneration: r.GetGeneration()}
 	concerned := slices.DeleteFunc(slices.Clone(problems), func(p Problem) bool { return p.Condition != conditionType })
 	// A warning never hides an error's reason.
 	slices.SortStableFunc(concerned, func(a, b Problem) int {

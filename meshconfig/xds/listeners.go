@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"strconv"
@@ -39,6 +40,9 @@ const (
 	requestTimeout    = 300 * time.Second
 	streamIdleTimeout = 300 * time.Second
 	idleTimeout       = 3600 * time.Second
+	// certificateTimeout is how long a listener waits for a certificate of its
+	// Gateway that is missing, before its other servers serve without it.
+	certificateTimeout = 2 * time.Second
 
 	http2Streams          = 100
 	http2StreamWindow     = 64 << 10
@@ -87,8 +91,8 @@ func (b *builder) gateway(g *ir.Gateway) {
 		}
 		chain.TransportSocket = b.downstreamTLS(&tlsv3.DownstreamTlsContext{
 			CommonTlsContext: &tlsv3.CommonTlsContext{
-				TlsParams:                      &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
-				TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: secretName(s.TLSSecret), SdsConfig: ads()}},
+				TlsParams:                      tlsParameters(s),
+				TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: secretName(s.TLSSecret), SdsConfig: adsWithin(certificateTimeout)}},
 				AlpnProtocols:                  []string{"h2", "http/1.1"},
 			},
 		})
@@ -104,6 +108,19 @@ func (b *builder) gateway(g *ir.Gateway) {
 	}
 	for routes, servers := range plain { // sorted when all is there
 		b.gatewayRoutes(routes, g, servers...)
+	}
+}
+
+// tlsParameters of a server. Envoy's own choice would end at TLS 1.3 as well, and
+// begin at 1.2.
+func tlsParameters(s *ir.Server) *tlsv3.TlsParameters {
+	versions := map[ir.TLSVersion]tlsv3.TlsParameters_TlsProtocol{
+		ir.TLS12: tlsv3.TlsParameters_TLSv1_2, ir.TLS13: tlsv3.TlsParameters_TLSv1_3,
+	}
+	return &tlsv3.TlsParameters{
+		TlsMinimumProtocolVersion: versions[cmp.Or(s.MinTLS, ir.TLS12)],
+		TlsMaximumProtocolVersion: versions[s.MaxTLS], // 0 is TLS_AUTO
+		CipherSuites:              s.CipherSuites,
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -16,6 +17,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 )
@@ -150,6 +152,13 @@ func (b *builder) any(m proto.Message) *anypb.Any {
 	packed := &anypb.Any{}
 	b.note(anypb.MarshalFrom(packed, m, proto.MarshalOptions{Deterministic: true}))
 	return packed
+}
+
+// adsWithin is ads, waited for no longer than the timeout.
+func adsWithin(timeout time.Duration) *corev3.ConfigSource {
+	source := ads()
+	source.InitialFetchTimeout = durationpb.New(timeout)
+	return source
 }
 
 // ads is where everything dynamic comes from.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/cmd/lambdamesh/internal/dev"
 	"github.com/lambdamesh/lambdamesh/cmd/lambdamesh/internal/localkube"
+	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/telemetry"
 )
 
@@ -63,6 +64,7 @@ Ctrl-C stops all of it and keeps the data; the next start goes on with it.`,
 	f.StringVar(&cfg.XDSAddress, "xds-address", cfg.XDSAddress, "the ADS server")
 	f.StringVar(&cfg.KubernetesAddress, "kubernetes-address", cfg.KubernetesAddress, "the Kubernetes API server")
 	f.StringVar(&cfg.UnownedSources, "unowned-sources", cfg.UnownedSources, "events of a source that neither a workload nor an Application owns: open to every namespace, or refuse")
+	f.StringToIntVar(&cfg.Limits, "limit", nil, "what APIRules may take of the gateway, such as `apirule.matchers=8192` (default "+translate.Limits{}.String()+"); repeatable")
 	f.StringArrayVar(&cfg.AllowTargets, "allow-target", nil, "`target` (CIDR, host or host:port) that sinks, jwksUri and targetUrl may point at besides public addresses; repeatable")
 	f.StringVar(&cfg.Proxy, "proxy", cfg.Proxy, "data plane: embedded")
 	f.StringVar(&cfg.BinDir, "bin-dir", "", fmt.Sprintf("where kube-apiserver, etcd and kube-controller-manager are (default %s)",

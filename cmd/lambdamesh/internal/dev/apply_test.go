@@ -68,6 +68,7 @@ func TestConfigsThatCannotWorkAreNamed(t *testing.T) {
 		"a port beyond all":         {func(c *Config) { c.XDSAddress = "127.0.0.1:70000" }, "--xds-address"},
 		"a file that is not there":  {func(c *Config) { c.Apply = []string{"/no/such"} }, "/no/such"},
 		"an unreadable target":      {func(c *Config) { c.AllowTargets = []string{"not a target"} }, "--allow-target"},
+		"a limit of nothing":        {func(c *Config) { c.Limits = map[string]int{"apirule.color": 1} }, "--limit: there is no limit"},
 		"a data plane we have not":  {func(c *Config) { c.Proxy = "nginx" }, "--proxy"},
 		"Envoy, in a later version": {func(c *Config) { c.Proxy = "envoy" }, "not implemented"},
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
 
@@ -47,6 +48,8 @@ type Config struct {
 	// UnownedSources: open lets everybody publish and read sources that nobody
 	// owns, refuse nobody.
 	UnownedSources string
+	// Limits of APIRules by name, as [translate.Limits.Set] takes them.
+	Limits map[string]int
 	// Proxy is the data plane: embedded, or envoy from PATH.
 	Proxy string
 
@@ -110,6 +113,9 @@ func (c *Config) Validate() error {
 	}
 	if _, err := targets.New(targets.Config{Allow: c.AllowTargets}); err != nil {
 		errs = append(errs, fmt.Errorf("--allow-target: %w", err))
+	}
+	if err := new(translate.Limits).Set(c.Limits); err != nil {
+		errs = append(errs, fmt.Errorf("--limit: %w", err))
 	}
 	return errors.Join(errs...)
 }

@@ -76,11 +76,15 @@ func (m *mesh) addControlPlane() error {
 	if err != nil {
 		return err
 	}
+	var limits translate.Limits
+	if err := limits.Set(m.cfg.Limits); err != nil {
+		return fmt.Errorf("--limit: %w", err)
+	}
 	controller, err := meshcontroller.New(meshcontroller.Config{
 		Cache: mgr.GetCache(), Client: mgr.GetClient(), Reader: mgr.GetAPIReader(),
 		Outputs: []meshcontroller.Output{envoy, istio},
 		JWKS:    jwks.Config{Policy: m.targets},
-		Settings: translate.Settings{AdvertisedPorts: map[uint32]uint32{
+		Settings: translate.Settings{Limits: limits, AdvertisedPorts: map[uint32]uint32{
 			gatewayPort: portNumber(m.sockets.gateway), gatewayTLSPort: portNumber(m.sockets.gatewayTLS),
 		}},
 		Log: m.log("meshconfig"),

@@ -1,0 +1,294 @@
+package translate
+
+import (
+	"fmt"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+)
+
+// cost is what an APIRule takes of a [Budget]. It follows from its spec alone:
+// what is refused is never expanded.
+type cost struct {
+	bytes, matchers, hosts int
+	keySets                map[string]bool
+}
+
+// Upper estimates, in bytes, of what something adds to the resources of a data
+// plane besides its own text. A test holds them against what is written.
+const (
+	ruleBytes    = 1536
+	hostBytes    = 320 // with the gateway's domain
+	matcherBytes = 128
+	backendBytes = 2048 // with its cluster
+	keySetBytes  = 512
+	entryBytes   = 64
+)
+
+func costOf(r *v1alpha1.APIRule) cost {
+	c := cost{hosts: len(r.Spec.Hosts), bytes: 1024 + hostBytes*len(r.Spec.Hosts), keySets: map[string]bool{}}
+	text := func(parts ...string) {
+		for _, part := range parts {
+			c.bytes += entryBytes + 2*len(part)
+		}
+	}
+	if cors := r.Spec.CORS; cors != nil {
+		c.bytes += ruleBytes
+		for _, o := range cors.AllowOrigins {
+			c.matchers++
+			text(deref(o.Exact), deref(o.Prefix), deref(o.Regex))
+		}
+		text(cors.AllowHeaders...)
+		text(cors.ExposeHeaders...)
+		for _, m := range cors.AllowMethods {
+			text(string(m))
+		}
+	}
+	for i := range r.Spec.Rules {
+		rule := &r.Spec.Rules[i]
+		c.bytes += ruleBytes + 3*len(r.Namespace+r.Name) + 2*pathBytes(rule.Path)
+		c.matchers += 2 + len(rule.Headers) // the path and the methods
+		for _, m := range rule.Methods {
+			text(string(m))
+		}
+		for _, h := range rule.Headers {
+			text(h.Name, deref(h.Exact), deref(h.Prefix), deref(h.Regex))
+		}
+		c.bytes += backendBytes * (1 + len(rule.Backends))
+		if rule.Rewrite != nil {
+			text(rule.Rewrite.Path, rule.Rewrite.Host)
+		}
+		for _, edits := range []*v1alpha1.HeaderEdits{rule.Request, rule.Response} {
+			if edits == nil {
+				continue
+			}
+			for name, value := range edits.SetHeaders {
+				text(name, string(value))
+			}
+			text(edits.RemoveHeaders...)
+		}
+		if rule.JWT != nil {
+			c.jwt(r.Namespace, rule.JWT)
+		}
+	}
+	return c
+}
+
+// jwt counts what [ir.JWT.Alternatives] multiplies out, without doing it.
+func (c *cost) jwt(namespace string, jwt *v1alpha1.JWTAuth) {
+	name := 0
+	for _, a := range jwt.Authentications {
+		set := keySetName(namespace, a)
+		c.keySets[a.Issuer+"|"+set] = true
+		name += 16 + len(a.Issuer) + len(set)
+		c.bytes += keySetBytes + 2*(len(a.Issuer)+len(set))
+	}
+	c.bytes += 4 * name // of the requirement: its name, what it is made of, and the route's
+	type sum struct{ matchers, bytes int }
+	matcher := func(s *sum, times int, texts ...string) {
+		for _, t := range texts {
+			s.matchers += times
+			s.bytes += times * (matcherBytes + len(t))
+		}
+	}
+	authorizations := jwt.Authorizations
+	if len(authorizations) == 0 {
+		authorizations = []v1alpha1.JWTAuthorization{{}}
+	}
+	for _, group := range byAudiences(jwt.Authentications) {
+		var token sum
+		matcher(&token, 1, "sub")
+		for _, a := range group {
+			matcher(&token, 1, a.Issuer)
+		}
+		matcher(&token, 2, group[0].Audiences...)
+		for _, a := range authorizations {
+			one := token
+			matcher(&one, 2, a.Audiences...)
+			matcher(&one, 1, a.RequiredScopes...)
+			for _, claim := range a.Claims {
+				matcher(&one, 2, claim.Values...)
+				one.bytes += 2 * len(claim.Name) * len(claim.Values)
+			}
+			times := 1
+			if len(a.RequiredScopes) > 0 {
+				times = len(ir.ScopeClaims())
+			}
+			c.matchers += times * one.matchers
+			c.bytes += times * one.bytes
+		}
+	}
+}
+
+// byAudiences groups what [ir.JWT.Alternatives] takes together.
+func byAudiences(all []v1alpha1.JWTAuthentication) [][]v1alpha1.JWTAuthentication {
+	var groups [][]v1alpha1.JWTAuthentication
+	for _, a := range all {
+		i := slices.IndexFunc(groups, func(g []v1alpha1.JWTAuthentication) bool {
+			return slices.Equal(sortedSet(g[0].Audiences), sortedSet(a.Audiences))
+		})
+		if i < 0 {
+			groups = append(groups, nil)
+			i = len(groups) - 1
+		}
+		groups[i] = append(groups[i], a)
+	}
+	return groups
+}
+
+// pathBytes of a pattern that may have to match several spellings of each
+// character.
+func pathBytes(path string) int {
+	n := 0
+	for _, c := range []byte(path) {
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '/' || c == '-' || c == '_' {
+			n++
+		} else {
+			n += 24
+		}
+	}
+	return n
+}
+
+func deref(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+// account is what was taken of a budget.
+type account struct {
+	budget                 Budget
+	bytes, matchers, hosts int
+	keySets                map[string]bool
+}
+
+func newAccount(b Budget) *account { return &account{budget: b, keySets: map[string]bool{}} }
+
+// excess says what of the cost does not fit: how much it needs, how much is
+// taken and how much there may be.
+func (a *account) excess(c cost) (what string, needs, taken, limit int, exceeds bool) {
+	more := 0
+	for set := range c.keySets {
+		if !a.keySets[set] {
+			more++
+		}
+	}
+	for _, e := range []struct {
+		what                string
+		needs, taken, limit int
+	}{
+		{"matchers", c.matchers, a.matchers, a.budget.Matchers},
+		{"bytes", c.bytes, a.bytes, a.budget.Bytes},
+		{"key sets", more, len(a.keySets), a.budget.KeySets},
+		{"hosts", c.hosts, a.hosts, a.budget.Hosts},
+	} {
+		if e.needs > e.limit-e.taken {
+			return e.what, e.needs, e.taken, e.limit, true
+		}
+	}
+	return "", 0, 0, 0, false
+}
+
+func (a *account) charge(c cost) {
+	a.bytes, a.matchers, a.hosts = a.bytes+c.bytes, a.matchers+c.matchers, a.hosts+c.hosts
+	for set := range c.keySets {
+		a.keySets[set] = true
+	}
+}
+
+// treasury charges APIRules to budgets.
+type treasury struct {
+	limits     Limits
+	costs      map[types.NamespacedName]cost
+	inOrder    []*v1alpha1.APIRule
+	namespaces map[string]*account
+	gateways   map[string]*account
+	// refused APIRules and why; unclaimed are those whose hosts were too many.
+	refused   map[types.NamespacedName]string
+	unclaimed map[types.NamespacedName]bool
+}
+
+// newTreasury charges the APIRules to their own budgets and to those of their
+// namespaces. Who holds a place keeps it: what was accepted in its present
+// generation comes before what is new or changed, and the older before the
+// younger. So nobody is pushed out by who comes later or grows.
+func newTreasury(limits Limits, rules []*v1alpha1.APIRule) *treasury {
+	t := &treasury{
+		limits: limits, costs: make(map[types.NamespacedName]cost, len(rules)),
+		namespaces: map[string]*account{}, gateways: map[string]*account{},
+		refused: map[types.NamespacedName]string{}, unclaimed: map[types.NamespacedName]bool{},
+	}
+	t.inOrder = slices.SortedFunc(slices.Values(rules), func(a, b *v1alpha1.APIRule) int {
+		if x, y := holds(a), holds(b); x != y {
+			if x {
+				return -1
+			}
+			return 1
+		}
+		return compareAge(a, b)
+	})
+	for _, r := range t.inOrder {
+		key, c := name(r), costOf(r)
+		t.costs[key] = c
+		if what, needs, _, limit, exceeds := newAccount(limits.APIRule).excess(c); exceeds {
+			t.refuse(key, what, fmt.Sprintf("it needs %d %s and an APIRule may have %d; make it smaller or split it", needs, what, limit))
+			continue
+		}
+		ofNamespace := t.namespaces[r.Namespace]
+		if ofNamespace == nil {
+			ofNamespace = newAccount(limits.Namespace)
+			t.namespaces[r.Namespace] = ofNamespace
+		}
+		if what, needs, taken, limit, exceeds := ofNamespace.excess(c); exceeds {
+			t.refuse(key, what, fmt.Sprintf("it needs %d %s, and other APIRules of namespace %s have %d of the %d there are for it; remove some of them", needs, what, r.Namespace, taken, limit))
+			continue
+		}
+		ofNamespace.charge(c)
+	}
+	return t
+}
+
+func (t *treasury) refuse(key types.NamespacedName, what, why string) {
+	t.refused[key] = why
+	t.unclaimed[key] = what == "hosts"
+}
+
+// holds says whether the APIRule, as it is now, was let in before.
+func holds(r *v1alpha1.APIRule) bool {
+	c := meta.FindStatusCondition(r.Status.Conditions, v1alpha1.ConditionAccepted)
+	return c != nil && c.ObservedGeneration == r.Generation && c.Reason != ReasonTooLarge
+}
+
+// chargeGateways charges those that their Gateway serves.
+func (t *treasury) chargeGateways(serves func(*v1alpha1.APIRule) bool) {
+	for _, r := range t.inOrder {
+		key := name(r)
+		if t.refused[key] != "" || !serves(r) {
+			continue
+		}
+		gateway, c := gatewayKey(r), t.costs[key]
+		account := t.gateways[gateway]
+		if account == nil {
+			account = newAccount(t.limits.Gateway)
+			t.gateways[gateway] = account
+		}
+		if what, needs, taken, limit, exceeds := account.excess(c); exceeds {
+			t.refuse(key, what, fmt.Sprintf("it needs %d %s, and other APIRules of Gateway %s have %d of the %d there are for it", needs, what, gateway, taken, limit))
+			continue
+		}
+		account.charge(c)
+	}
+}
+
+// withinBudgets are the rules that are neither too large themselves nor too much
+// for their namespaces: nothing is fetched for others.
+func withinBudgets(limits Limits, rules []*v1alpha1.APIRule) []*v1alpha1.APIRule {
+	t := newTreasury(limits.withDefaults(), rules)
+	return slices.DeleteFunc(slices.Clone(rules), func(r *v1alpha1.APIRule) bool { return t.refused[name(r)] != "" })
+}
