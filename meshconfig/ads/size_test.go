@@ -62,9 +62,9 @@ func TestNamesOfNothingEndNoStream(t *testing.T) {
 	version, err := f.SetResources(node, set(t, "a"))
 	require.NoError(t, err)
 	c := f.sidecar(t)
-	names := make([]string, 25_000)
-	for i := range names {
-		names[i] = fmt.Sprint("nothing-", i)
+	var names []string
+	for i := range 25_000 {
+		names = append(names, fmt.Sprint("nothing-", i))
 	}
 	names = append(names, "r")
 	c.request(resource.ClusterType)

@@ -140,7 +140,7 @@ type options struct {
 	standby bool // somebody else is the leader
 	// meshConfig is the name of the ConfigMap in the world's namespace.
 	meshConfig string
-	limits  translate.Limits
+	limits     translate.Limits
 }
 
 func (w *world) controlPlane(change ...func(*options)) *controlPlane {
@@ -189,7 +189,7 @@ func (w *world) controlPlane(change ...func(*options)) *controlPlane {
 	c, err := controller.New(controller.Config{
 		Cache: objects, Client: w.client, Reader: w.client, Outputs: outputs, JWKS: o.jwks, Elected: elected, Log: log,
 		MeshConfig: types.NamespacedName{Namespace: w.namespace, Name: o.meshConfig},
-		Settings: translate.Settings{Limits: o.limits},
+		Settings:   translate.Settings{Limits: o.limits},
 	})
 	require.NoError(w.t, err)
 	stopCache := run(w.t, runFunc(objects.Start))
