@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-
 	"path/filepath"
 	"strings"
 	"sync"

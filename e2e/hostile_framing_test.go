@@ -149,9 +149,9 @@ func TestHostileSizes(t *testing.T) {
 	chunks := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(big), big)
 	event := "Content-Type: application/json\r\nce-specversion: 1.0\r\nce-id: 1\r\nce-source: s\r\nce-type: t\r\n"
 	for name, c := range map[string]struct{ url, text string }{
-		"a body beyond a lambda's limit is 413":  {m.Gateway, "POST / HTTP/1.1\r\nHost: " + hostileHost + "\r\nContent-Length: " + strconv.Itoa(len(big)) + "\r\n\r\n" + big},
-		"an event beyond the bus's limit is 413": {m.EventBus, "POST /publish HTTP/1.1\r\nHost: localhost\r\n" + event + "Content-Length: " + strconv.Itoa(len(big)) + "\r\n\r\n" + big},
-		"it is in chunks, too":                   {m.EventBus, "POST /publish HTTP/1.1\r\nHost: localhost\r\n" + event + "Transfer-Encoding: chunked\r\n\r\n" + chunks},
+		"a body beyond a lambda's limit is 413":  {m.Gateway, "POST / HTTP/1.1\r\nHost: " + hostileHost + "\r\nConnection: close\r\nContent-Length: " + strconv.Itoa(len(big)) + "\r\n\r\n" + big},
+		"an event beyond the bus's limit is 413": {m.EventBus, "POST /publish HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + event + "Content-Length: " + strconv.Itoa(len(big)) + "\r\n\r\n" + big},
+		"it is in chunks, too":                   {m.EventBus, "POST /publish HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + event + "Transfer-Encoding: chunked\r\n\r\n" + chunks},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for range 5 { // every time, not only when the answer wins the race
