@@ -21,6 +21,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/lambdamesh/lambdamesh/hack/cluster/internal/images"
 	"github.com/lambdamesh/lambdamesh/hack/cluster/internal/kube"
@@ -588,12 +589,12 @@ func outside(t *testing.T) string {
 			_ = netlink.LinkDel(link)
 		}
 	})
-	inside, err := netlink.NewHandleAt(space)
+	inside, err := netlink.NewHandleAt(space, unix.NETLINK_ROUTE)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer inside.Close()
-	here, err := netlink.NewHandle()
+	here, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -624,4 +625,39 @@ func outside(t *testing.T) string {
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { _ = server.Close() })
 	return fmt.Sprintf("http://198.51.100.2:%d/", listener.Addr().(*net.TCPAddr).Port)
+}
+
+// TestFirewall starts a cluster on a machine that drops what it forwards, as
+// Docker makes it do: here a namespace that stands for the machine.
+func TestFirewall(t *testing.T) {
+	m := newMachine(t)
+	t.Cleanup(func() { m.run(t, "down", "--name", "test-d") })
+	cmd := exec.Command("unshare", "--net", "bash", "-euc", `
+		ip link set lo up
+		iptables -P FORWARD DROP
+		unshare --net sleep 600 & outside=$!
+		trap 'kill $outside' EXIT
+		until [ "$(readlink /proc/$outside/ns/net)" != "$(readlink /proc/$$/ns/net)" ]; do :; done
+		ip link add out type veth peer name in netns $outside
+		ip addr add `+outsideMachine+`/30 dev out
+		ip link set out up
+		nsenter --target $outside --net sh -c 'ip addr add 198.51.100.2/30 dev in; ip link set in up'
+		"$0" up --name test-d --nodes 1 >&2
+		"$0" node --name test-d exec 1 timeout 10 bash -c '</dev/tcp/198.51.100.2/9' 2>&1 || true
+		"$0" down --name test-d
+		echo "rules: $(iptables -S FORWARD)"`, m.program)
+	cmd.Env = m.env
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, stderr.String())
+	}
+	// Nobody listens there; being told so takes an answer from beyond.
+	if err := contains(string(out), "Connection refused"); err != nil {
+		t.Errorf("a node does not get through: %v", err)
+	}
+	if err := contains(string(out), "rules: -P FORWARD DROP\n"); err != nil {
+		t.Errorf("rules stayed: %v", err)
+	}
 }

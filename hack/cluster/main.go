@@ -57,7 +57,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	// What the program starts itself with.
 	switch {
 	case command == host.ProbeCommand:
-		return host.Probe()
+		return host.Probe(ctx)
 	case command == host.InitCommand && len(args) == 2:
 		signal.Ignore(syscall.SIGHUP)
 		return boot.Run(ctx, args[0], args[1])
@@ -94,7 +94,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	}
 	switch {
 	case command == "check" && len(words) == 0:
-		return host.Check()
+		return host.Check(ctx)
 	case command == "up" && len(words) == 0:
 		return up(ctx, config, out)
 	case command == "down" && len(words) == 0:
@@ -112,7 +112,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 }
 
 func up(ctx context.Context, config cluster.Config, out io.Writer) error {
-	if err := host.Check(); err != nil {
+	if err := host.Check(ctx); err != nil {
 		return err
 	}
 	s, err := cluster.Up(ctx, config)

@@ -14,7 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -62,8 +62,7 @@ const Namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | un
 
 // Run is the first process of a part. It returns only what went wrong.
 func Run(ctx context.Context, dir, part string) error {
-	log.SetFlags(log.Ltime | log.Lmicroseconds)
-	log.SetPrefix(part + ": ")
+	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	unix.CloseOnExec(startPipe)
 	s, err := state.Open(dir)
 	if err != nil {
@@ -73,20 +72,20 @@ func Run(ctx context.Context, dir, part string) error {
 		return err
 	}
 	if part == Switch {
-		return runSwitch(s)
+		return runSwitch(ctx, s)
 	}
 	if err := awaitStart(); err != nil {
 		return err
 	}
 	n, node := strings.CutPrefix(part, "node")
 	if !node {
-		return runControlPlane(ctx, s)
+		return runControlPlane(ctx, s, logger)
 	}
 	number, err := strconv.Atoi(n)
 	if err != nil || number < 1 {
 		return fmt.Errorf("%q is no part of a cluster", part)
 	}
-	return runNode(ctx, s, number)
+	return runNode(ctx, s, number, logger)
 }
 
 func awaitStart() error {
@@ -99,7 +98,7 @@ func awaitStart() error {
 }
 
 // runSwitch makes the bridge before it waits: the starter joins others to it.
-func runSwitch(s *state.State) error {
+func runSwitch(ctx context.Context, s *state.State) error {
 	unix.CloseOnExec(registryListener)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = host.Bridge
@@ -117,7 +116,7 @@ func runSwitch(s *state.State) error {
 	if err != nil {
 		return fmt.Errorf("take the registry's listener: %w", err)
 	}
-	inside, err := net.Listen("tcp", netip.AddrPortFrom(s.Switch(), RegistryPort).String())
+	inside, err := (&net.ListenConfig{}).Listen(ctx, "tcp", netip.AddrPortFrom(s.Switch(), RegistryPort).String())
 	if err != nil {
 		return err
 	}
@@ -157,7 +156,7 @@ func network(s *state.State, address netip.Addr) error {
 
 // route keeps the routes to the pods of the other nodes; it calls back with the
 // part's own Node whenever it has a range of pods.
-func route(ctx context.Context, client *kube.Client, self string, own func(netip.Prefix)) {
+func route(ctx context.Context, client *kube.Client, self string, logger *slog.Logger, own func(netip.Prefix)) {
 	known := map[netip.Prefix]netip.Addr{}
 	client.EachChange(ctx, func(nodes []kube.Node) {
 		wanted := map[netip.Prefix]netip.Addr{}
@@ -176,7 +175,7 @@ func route(ctx context.Context, client *kube.Client, self string, own func(netip
 				continue
 			}
 			if err := netlink.RouteReplace(&netlink.Route{Dst: ipNet(pods), Gw: address.AsSlice()}); err != nil {
-				log.Printf("route %s by %s: %v", pods, address, err)
+				logger.Error("cannot route to the pods of a node", "pods", pods, "node", address, "error", err)
 				continue
 			}
 			known[pods] = address
@@ -184,7 +183,7 @@ func route(ctx context.Context, client *kube.Client, self string, own func(netip
 		for pods := range known {
 			if _, ok := wanted[pods]; !ok {
 				if err := netlink.RouteDel(&netlink.Route{Dst: ipNet(pods)}); err != nil && !errors.Is(err, syscall.ESRCH) {
-					log.Printf("remove the route to %s: %v", pods, err)
+					logger.Error("cannot remove the route to the pods of a node", "pods", pods, "error", err)
 				}
 				delete(known, pods)
 			}

@@ -3,7 +3,7 @@ package boot
 import (
 	"context"
 	"fmt"
-	"log"
+	"log/slog"
 	"net/netip"
 	"time"
 
@@ -14,7 +14,7 @@ import (
 // kubernetesDir holds certificates and configurations in every part.
 const kubernetesDir = "/etc/kubernetes/"
 
-func runControlPlane(ctx context.Context, s *state.State) error {
+func runControlPlane(ctx context.Context, s *state.State, logger *slog.Logger) error {
 	root, err := newRoot(s, ControlPlane)
 	if err != nil {
 		return err
@@ -31,7 +31,7 @@ func runControlPlane(ctx context.Context, s *state.State) error {
 	if err := network(s, s.ControlPlane()); err != nil {
 		return err
 	}
-	v := newSupervisor("/var/log")
+	v := newSupervisor("/var/log", logger)
 	// Only the processes of this part reach its loopback, so that etcd needs no
 	// certificates. A power cut of the part loses nothing that was written; one
 	// of the machine ends the cluster anyway: no fsync.
@@ -59,7 +59,7 @@ func runControlPlane(ctx context.Context, s *state.State) error {
 	if err != nil {
 		return err
 	}
-	awaitAPI(ctx, client)
+	awaitAPI(ctx, client, logger)
 	v.start("kube-controller-manager", "--kubeconfig="+kubernetesDir+"controller-manager.kubeconfig", "--use-service-account-credentials=true",
 		"--leader-elect=false", "--bind-address=127.0.0.1", "--profiling=false",
 		"--root-ca-file="+kubernetesDir+"ca.crt", "--service-account-private-key-file="+kubernetesDir+"service-account.key",
@@ -70,14 +70,14 @@ func runControlPlane(ctx context.Context, s *state.State) error {
 		"--node-monitor-period=2s", "--node-monitor-grace-period=20s")
 	v.start("kube-scheduler", "--kubeconfig="+kubernetesDir+"scheduler.kubeconfig",
 		"--leader-elect=false", "--bind-address=127.0.0.1", "--profiling=false", "--kube-api-qps=200", "--kube-api-burst=400")
-	route(ctx, client, "", func(netip.Prefix) {})
+	route(ctx, client, "", logger, func(netip.Prefix) {})
 	return fmt.Errorf("the control plane ends: %w", context.Cause(ctx))
 }
 
-func awaitAPI(ctx context.Context, client *kube.Client) {
+func awaitAPI(ctx context.Context, client *kube.Client, logger *slog.Logger) {
 	for ctx.Err() == nil {
 		if client.Healthy(ctx) == nil {
-			log.Print("the API server is ready")
+			logger.Info("the API server is ready")
 			return
 		}
 		kube.Pause(ctx, 100*time.Millisecond)

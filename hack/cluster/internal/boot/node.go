@@ -4,7 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"log"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -30,7 +30,7 @@ const (
 	cniDir           = "/etc/cni/net.d"
 )
 
-func runNode(ctx context.Context, s *state.State, n int) error {
+func runNode(ctx context.Context, s *state.State, n int, logger *slog.Logger) error {
 	name := NodeName(n)
 	root, err := newRoot(s, name)
 	if err != nil {
@@ -44,7 +44,7 @@ func runNode(ctx context.Context, s *state.State, n int) error {
 		"/etc/containerd/config.toml":                 containerdConfig(),
 		"/etc/containerd/certs.d/_default/hosts.toml": mirror(s),
 	} {
-		if err := root.write(file, content, 0o644); err != nil {
+		if err := root.write(file, content); err != nil {
 			return err
 		}
 	}
@@ -56,7 +56,7 @@ func runNode(ctx context.Context, s *state.State, n int) error {
 		if err != nil {
 			return err
 		}
-		if err := root.write(file, string(data), 0o644); err != nil {
+		if err := root.write(file, string(data)); err != nil {
 			return err
 		}
 	}
@@ -72,7 +72,7 @@ func runNode(ctx context.Context, s *state.State, n int) error {
 	if err := masquerade(ctx, s); err != nil {
 		return err
 	}
-	v := newSupervisor("/var/log")
+	v := newSupervisor("/var/log", logger)
 	v.start("containerd", "--config=/etc/containerd/config.toml")
 	client, err := kube.New(s.Server(), kubernetesDir, "kube-proxy")
 	if err != nil {
@@ -81,13 +81,15 @@ func runNode(ctx context.Context, s *state.State, n int) error {
 	// The kubelet ends when it finds no containerd, and waits seconds before it
 	// tries an API server again.
 	awaitSocket(ctx, containerdSocket)
-	awaitAPI(ctx, client)
+	awaitAPI(ctx, client, logger)
 	v.start("kubelet", "--config="+kubernetesDir+"kubelet.json", "--kubeconfig="+kubernetesDir+name+".kubeconfig",
 		"--hostname-override="+name, "--node-ip="+s.Node(n).String(), "--root-dir=/var/lib/kubelet", "--cert-dir=/var/lib/kubelet/pki")
 	v.start("kube-proxy", "--config="+kubernetesDir+"kube-proxy.json")
-	route(ctx, client, name, func(pods netip.Prefix) {
-		if err := writeCNI(pods); err != nil {
-			log.Printf("write the network of pods: %v", err)
+	route(ctx, client, name, logger, func(pods netip.Prefix) {
+		if written, err := writeCNI(pods); err != nil {
+			logger.Error("cannot write the network of pods", "error", err)
+		} else if written {
+			logger.Info("pods get addresses", "of", pods)
 		}
 	})
 	return fmt.Errorf("%s ends: %w", name, context.Cause(ctx))
@@ -121,7 +123,7 @@ func awaitSocket(ctx context.Context, path string) {
 }
 
 // writeCNI tells containerd the network of the node's pods, unless it knows it.
-func writeCNI(pods netip.Prefix) error {
+func writeCNI(pods netip.Prefix) (written bool, err error) {
 	type object = map[string]any
 	data, err := json.MarshalIndent(object{
 		"cniVersion": "1.0.0",
@@ -135,17 +137,16 @@ func writeCNI(pods netip.Prefix) error {
 		},
 	}, "", "  ")
 	if err != nil {
-		return err
+		return false, err
 	}
 	file := filepath.Join(cniDir, "10-pods.conflist")
 	if known, err := os.ReadFile(file); err == nil && string(known) == string(data) {
-		return nil
+		return false, nil
 	}
-	log.Printf("pods get addresses of %s", pods)
-	if err := os.WriteFile(file+".tmp", data, 0o644); err != nil {
-		return err
+	if err := os.WriteFile(file+".tmp", data, 0o600); err != nil {
+		return false, err
 	}
-	return os.Rename(file+".tmp", file)
+	return true, os.Rename(file+".tmp", file)
 }
 
 // mirror lets the cluster's registry answer for every registry's name, so that

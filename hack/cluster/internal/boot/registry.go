@@ -1,8 +1,7 @@
 package boot
 
 import (
-	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -26,7 +25,7 @@ func newRegistry(s *state.State) (http.Handler, error) {
 	return registry.New(
 		registry.WithBlobHandler(registry.NewDiskBlobHandler(dir)),
 		registry.WithReferrersSupport(true),
-		registry.Logger(log.New(io.Discard, "", 0)),
+		registry.Logger(slog.NewLogLogger(slog.DiscardHandler, 0)),
 	), nil
 }
 

@@ -120,7 +120,7 @@ func (r *root) etc() error {
 		"/etc/resolv.conf": resolv.String(),
 		"/etc/machine-id":  machineID,
 	} {
-		if err := r.write(name, content, 0o644); err != nil {
+		if err := r.write(name, content); err != nil {
 			return err
 		}
 	}
@@ -207,7 +207,7 @@ func (r *root) pretend() error {
 		"kernel/random/boot_id":     strings.Join([]string{boot[:8], boot[8:12], boot[12:16], boot[16:20], boot[20:]}, "-"),
 	} {
 		file := "/run/kernel/" + name
-		if err := r.write(file, content+"\n", 0o644); err != nil {
+		if err := r.write(file, content+"\n"); err != nil {
 			return err
 		}
 		if err := unix.Mount(r.dir+file, r.dir+"/proc/sys/"+name, "", unix.MS_BIND, ""); err != nil {
@@ -234,11 +234,11 @@ func (r *root) enter() error {
 	return unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, "")
 }
 
-func (r *root) write(name, content string, mode fs.FileMode) error {
+func (r *root) write(name, content string) error {
 	if err := os.MkdirAll(filepath.Dir(r.dir+name), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(r.dir+name, []byte(content), mode)
+	return os.WriteFile(r.dir+name, []byte(content), 0o644)
 }
 
 // bind shows a file or folder of the machine under a name in the root.

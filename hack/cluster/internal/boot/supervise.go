@@ -2,7 +2,7 @@ package boot
 
 import (
 	"errors"
-	"log"
+	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -16,8 +16,9 @@ import (
 // namespace it is also the parent of all orphans, so it waits for any child at
 // all, and os/exec, which waits for its own, has no place here once it runs.
 type supervisor struct {
-	logs string
-	env  []string
+	logs   string
+	env    []string
+	logger *slog.Logger
 
 	mu      sync.Mutex // held while a child is started, so that its end finds it here
 	running map[int]*daemon
@@ -29,9 +30,10 @@ type daemon struct {
 	started time.Time
 }
 
-func newSupervisor(logs string) *supervisor {
+func newSupervisor(logs string, logger *slog.Logger) *supervisor {
 	v := &supervisor{
 		logs:    logs,
+		logger:  logger,
 		env:     []string{"PATH=" + Path(), "HOME=/root"},
 		running: map[int]*daemon{},
 	}
@@ -49,7 +51,7 @@ func newSupervisor(logs string) *supervisor {
 func (v *supervisor) start(argv ...string) {
 	d := &daemon{argv: argv, log: filepath.Join(v.logs, filepath.Base(argv[0])+".log")}
 	if err := v.spawn(d); err != nil {
-		log.Printf("start %s: %v", argv[0], err)
+		v.logger.Error("cannot start a daemon", "daemon", argv[0], "error", err)
 		v.again(d)
 	}
 }
@@ -103,7 +105,7 @@ func (v *supervisor) reap() {
 		if status.Signaled() {
 			how = status.Signal().String()
 		}
-		log.Printf("%s ended after %s (%s); starting it again", d.argv[0], time.Since(d.started).Round(time.Millisecond), how)
+		v.logger.Warn("a daemon ended; starting it again", "daemon", d.argv[0], "after", time.Since(d.started), "how", how)
 		v.again(d)
 	}
 }
@@ -116,7 +118,7 @@ func (v *supervisor) again(d *daemon) {
 	}
 	time.AfterFunc(delay, func() {
 		if err := v.spawn(d); err != nil {
-			log.Printf("start %s: %v", d.argv[0], err)
+			v.logger.Error("cannot start a daemon", "daemon", d.argv[0], "error", err)
 			v.again(d)
 		}
 	})

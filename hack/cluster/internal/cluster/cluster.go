@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strconv"
@@ -55,7 +56,7 @@ func undo(ctx context.Context, s *state.State) error {
 		return err
 	}
 	return errors.Join(
-		host.Disconnect(s),
+		host.Disconnect(ctx, s),
 		host.RemoveCgroup(ctx, s, ""),
 		host.Restore(s),
 	)
@@ -153,7 +154,7 @@ func spawn(s *state.State, part string, files ...*os.File) (pid int, release fun
 		return 0, nil, err
 	}
 	defer r.Close()
-	cmd := exec.Command("/proc/self/exe")
+	cmd := exec.Command("/proc/self/exe") //nolint:noctx // it outlives us
 	cmd.Args = []string{"lambdamesh-cluster", host.InitCommand, s.Dir(), part}
 	cmd.Env = []string{"PATH=" + host.Path}
 	cmd.Dir = "/"
@@ -174,16 +175,20 @@ func spawn(s *state.State, part string, files ...*os.File) (pid int, release fun
 
 // startSwitch starts what joins all others, and joins the machine to it.
 func startSwitch(ctx context.Context, s *state.State) (pid int, err error) {
-	listener, err := net.Listen("tcp", s.Registry())
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.Registry())
 	if err != nil {
 		return 0, err
 	}
 	defer listener.Close()
-	s.RegistryPort = listener.Addr().(*net.TCPAddr).Port
+	tcp, ok := listener.(*net.TCPListener)
+	if !ok {
+		return 0, fmt.Errorf("%T is no TCP listener", listener)
+	}
+	s.RegistryPort = int(netip.MustParseAddrPort(tcp.Addr().String()).Port())
 	if err := s.Save(); err != nil {
 		return 0, err
 	}
-	file, err := listener.(*net.TCPListener).File()
+	file, err := tcp.File()
 	if err != nil {
 		return 0, err
 	}
@@ -193,7 +198,7 @@ func startSwitch(ctx context.Context, s *state.State) (pid int, err error) {
 		return 0, err
 	}
 	for { // its bridge is there in a moment
-		err := host.Connect(s, pid)
+		err := host.Connect(ctx, s, pid)
 		if err == nil {
 			return pid, release()
 		}

@@ -129,8 +129,6 @@ type up struct {
 	began  time.Time
 	state  *state.State
 	client *kube.Client
-	// waiting is what the start waits for, in words, should it fail.
-	waiting string
 }
 
 func (u *up) say(format string, args ...any) {
@@ -307,7 +305,8 @@ func (u *up) dns(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	apply := exec.CommandContext(ctx, find(u.Programs, "kubectl"), "--kubeconfig="+u.state.Kubeconfig(), "apply", "-f", "-")
+	// It need not fetch all schemas to validate what never changes.
+	apply := exec.CommandContext(ctx, find(u.Programs, "kubectl"), "--kubeconfig="+u.state.Kubeconfig(), "apply", "--validate=false", "-f", "-")
 	apply.Env = []string{"HOME=" + u.state.Path("kubectl")} // its cache
 	apply.Stdin = &manifest
 	if out, err := apply.CombinedOutput(); err != nil {

@@ -24,7 +24,7 @@ const (
 	subtreeControl = "cgroup.subtree_control"
 )
 
-// controllers are what the kubelet wants of either version.
+// controllers are what the kubelet cannot do without, in either version.
 func controllers() []string { return []string{"cpu", "cpuset", "memory", "pids"} }
 
 // cgroupTree is the root of one hierarchy.
@@ -161,7 +161,14 @@ func (t cgroupTree) delegate(dir string) error {
 			return err
 		}
 	}
-	err := write(path, "+"+strings.Join(controllers(), " +"))
+	// Of version 2 the kubelet wants these too where the kernel has them.
+	wanted := controllers()
+	for _, controller := range []string{"hugetlb", "io"} {
+		if slices.Contains(t.controllers, controller) {
+			wanted = append(wanted, controller)
+		}
+	}
+	err := write(path, "+"+strings.Join(wanted, " +"))
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("%s holds processes itself, as in a container, so that its groups get no controllers: move them into a group below it first", dir)
 	}

@@ -1,9 +1,9 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"fmt"
-
 	"net"
 	"net/netip"
 	"os"
@@ -90,7 +90,7 @@ func nameservers(resolvConf string) (found []netip.Addr) {
 
 // Connect makes the machine's interface into the switch's namespace, and lets
 // nodes out through the machine.
-func Connect(s *state.State, switchPID int) error {
+func Connect(ctx context.Context, s *state.State, switchPID int) error {
 	if err := Join(s.Link(), s.Machine(), 0, "machine", switchPID); err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func Connect(s *state.State, switchPID int) error {
 	if err := Address(link, netip.PrefixFrom(s.Machine(), s.NodeNetwork().Bits())); err != nil {
 		return err
 	}
-	if err := nft(fmt.Sprintf(`table ip %s {
+	if err := nft(ctx, fmt.Sprintf(`table ip %s {
 		chain postrouting {
 			type nat hook postrouting priority srcnat
 			ip saddr %s oifname != %q masquerade
@@ -112,12 +112,12 @@ func Connect(s *state.State, switchPID int) error {
 	if err := change("/proc/sys/net/ipv4/ip_forward", "1"); err != nil {
 		return err
 	}
-	return openFirewall(s)
+	return openFirewall(ctx, s)
 }
 
 // openFirewall lets nodes out where something, Docker mostly, drops what is forwarded.
-func openFirewall(s *state.State) error {
-	policy, err := exec.Command(Look("iptables"), "-w", "-S", "FORWARD").Output()
+func openFirewall(ctx context.Context, s *state.State) error {
+	policy, err := exec.CommandContext(ctx, Look("iptables"), "-w", "-S", "FORWARD").Output()
 	if err != nil || !strings.Contains(string(policy), "-P FORWARD DROP") {
 		return nil //nolint:nilerr // without iptables in the kernel it drops nothing
 	}
@@ -126,7 +126,7 @@ func openFirewall(s *state.State) error {
 		return err
 	}
 	for _, rule := range forwardRules(s) {
-		if out, err := iptables("-I", rule); err != nil {
+		if out, err := iptables(ctx, "-I", rule); err != nil {
 			return fmt.Errorf("let nodes through the chain FORWARD: %s: %w", out, err)
 		}
 	}
@@ -137,25 +137,25 @@ func forwardRules(s *state.State) [][]string {
 	return [][]string{{"-i", s.Link(), "-j", "ACCEPT"}, {"-o", s.Link(), "-j", "ACCEPT"}}
 }
 
-func iptables(command string, rule []string) ([]byte, error) {
-	return exec.Command(Look("iptables"), append([]string{"-w", command, "FORWARD"}, rule...)...).CombinedOutput()
+func iptables(ctx context.Context, command string, rule []string) ([]byte, error) {
+	return exec.CommandContext(ctx, Look("iptables"), append([]string{"-w", command, "FORWARD"}, rule...)...).CombinedOutput()
 }
 
 // Disconnect undoes Connect.
-func Disconnect(s *state.State) error {
+func Disconnect(ctx context.Context, s *state.State) error {
 	var errs []error
 	if s.Firewall {
 		for _, rule := range forwardRules(s) {
-			if _, err := iptables("-C", rule); err != nil {
+			if _, err := iptables(ctx, "-C", rule); err != nil {
 				continue // it is not there
 			}
-			if out, err := iptables("-D", rule); err != nil {
+			if out, err := iptables(ctx, "-D", rule); err != nil {
 				errs = append(errs, fmt.Errorf("remove a rule from FORWARD: %s: %w", out, err))
 			}
 		}
 	}
-	if exec.Command(Look("nft"), "list", "table", "ip", s.Table()).Run() == nil {
-		errs = append(errs, nft("delete table ip "+s.Table()))
+	if exec.CommandContext(ctx, Look("nft"), "list", "table", "ip", s.Table()).Run() == nil {
+		errs = append(errs, nft(ctx, "delete table ip "+s.Table()))
 	}
 	errs = append(errs, removeLink(s.Link()))
 	return errors.Join(errs...)
@@ -183,10 +183,10 @@ func Join(name string, address netip.Addr, pid int, port string, switchPID int) 
 	if err != nil {
 		return fmt.Errorf("enter the network of the switch: %w", err)
 	}
-	defer handle.Close()
-	inside, err := netlink.NewHandleAt(handle)
+	defer func() { _ = handle.Close() }()
+	inside, err := netlink.NewHandleAt(handle, unix.NETLINK_ROUTE) // not every kernel has the other families
 	if err != nil {
-		return err
+		return fmt.Errorf("enter the network of the switch: %w", err)
 	}
 	defer inside.Close()
 	bridge, err := inside.LinkByName(Bridge)
@@ -211,10 +211,10 @@ func Join(name string, address netip.Addr, pid int, port string, switchPID int) 
 	}
 	link, err := inside.LinkByName(port)
 	if err != nil {
-		return err
+		return fmt.Errorf("find the port %s of the switch: %w", port, err)
 	}
 	if err := inside.LinkSetMaster(link, bridge); err != nil {
-		return err
+		return fmt.Errorf("join %s to the switch: %w", port, err)
 	}
 	return inside.LinkSetUp(link)
 }

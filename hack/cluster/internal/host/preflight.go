@@ -4,6 +4,7 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -23,7 +24,7 @@ const Path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 const ProbeCommand = "probe"
 
 // Check says in one line what this machine lacks.
-func Check() error {
+func Check(ctx context.Context) error {
 	if os.Geteuid() != 0 {
 		return errors.New("real nodes need root: run it as root, or `sudo env \"PATH=$PATH\" make cluster`")
 	}
@@ -45,7 +46,7 @@ func Check() error {
 		return err
 	}
 	// In namespaces of its own, so that trying changes nothing.
-	probe := exec.Command("/proc/self/exe", ProbeCommand)
+	probe := exec.CommandContext(ctx, "/proc/self/exe", ProbeCommand)
 	probe.Env = []string{"PATH=" + Path}
 	probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC}
 	out, err := probe.CombinedOutput()
@@ -59,7 +60,7 @@ func Check() error {
 }
 
 // Probe tries what nodes do with the kernel. It runs in namespaces of its own.
-func Probe() error {
+func Probe(ctx context.Context) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("the kernel refuses mounts: %w", err)
 	}
@@ -81,7 +82,7 @@ func Probe() error {
 		return fmt.Errorf("the kernel lacks veth pairs (modprobe veth): %w", err)
 	}
 	// The kinds of rules that kube-proxy writes.
-	if err := nft(`table ip probe {
+	if err := nft(ctx, `table ip probe {
 		map services { type ipv4_addr . inet_proto . inet_service : verdict; }
 		chain endpoints { meta l4proto tcp dnat to 10.0.0.1:80; }
 		chain prerouting { type nat hook prerouting priority dstnat; fib daddr type local numgen random mod 2 vmap { 0 : goto endpoints, 1 : goto endpoints }; ip daddr . meta l4proto . th dport vmap @services; }
@@ -119,8 +120,8 @@ func CNI() string {
 }
 
 // nft runs a script: all of it or nothing.
-func nft(script string) error {
-	cmd := exec.Command(Look("nft"), "-f", "-")
+func nft(ctx context.Context, script string) error {
+	cmd := exec.CommandContext(ctx, Look("nft"), "-f", "-")
 	cmd.Stdin = strings.NewReader(script)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		first, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")

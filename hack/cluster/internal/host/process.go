@@ -84,7 +84,7 @@ func Kill(ctx context.Context, s *state.State, parts ...string) error {
 			if err != nil {
 				return fmt.Errorf("kill %s: %w", part, err)
 			}
-			defer unix.Close(fd)
+			defer func() { _ = unix.Close(fd) }()
 			if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("kill %s: %w", part, err)
 			}
