@@ -193,11 +193,22 @@ func New(config Config) (*Bus, error) {
 	}
 	b := &Bus{store: store}
 	changes := controller.NewChanges()
+	var mgr ctrl.Manager
+	var direct, mesh targets.DialFunc
+	if config.REST != nil {
+		if mgr, err = newManager(config); err != nil {
+			return nil, err
+		}
+		direct = controller.DirectDial(mgr.GetClient())
+		if config.MeshProxyURL == "" {
+			mesh = controller.MeshDial(mgr.GetClient(), (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext)
+		}
+	}
 	b.dispatcher = push.New(push.Config{
 		Source:       b.store,
 		DeadLetters:  b.store,
-		Mesh:         meshTransport(config.MeshProxyURL),
-		Direct:       config.Targets.Transport(targets.ClientOptions{}),
+		Mesh:         meshTransport(config.MeshProxyURL, mesh),
+		Direct:       config.Targets.Transport(targets.ClientOptions{Dial: direct}),
 		Changed:      changes.Report,
 		DrainTimeout: config.DrainTimeout,
 		ExtendEvery:  ackWait / 3,
@@ -215,10 +226,6 @@ func New(config Config) (*Bus, error) {
 	var reviews *tokens.Reviews
 	var parts []component.Component
 	if config.REST != nil {
-		mgr, err := newManager(config)
-		if err != nil {
-			return nil, err
-		}
 		if err := controller.Register(mgr, b.dispatcher, config.Targets, changes, config.UnownedSources == UnownedOpen); err != nil {
 			return nil, err
 		}
@@ -246,12 +253,17 @@ func New(config Config) (*Bus, error) {
 	return b, nil
 }
 
-func meshTransport(proxy string) http.RoundTripper {
+// meshTransport goes through the sidecar's proxy, or, where it captures the
+// traffic, dials as dial does; nil: as net.Dialer.
+func meshTransport(proxy string, dial targets.DialFunc) http.RoundTripper {
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	}
 	t := &http.Transport{
 		MaxIdleConnsPerHost: maxIdlePerSink,
 		IdleConnTimeout:     90 * time.Second,
 		DisableCompression:  true,
-		DialContext:         (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:         dial,
 	}
 	if proxy != "" {
 		// Validated to be a URL.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -86,6 +87,9 @@ type Reconciler struct {
 // Register adds the controller to a manager. openSources lets every namespace
 // read sources that nobody owns.
 func Register(mgr ctrl.Manager, dispatcher Dispatcher, policy URLPolicy, changes Changes, openSources bool) error {
+	if err := IndexAddresses(context.Background(), mgr.GetFieldIndexer()); err != nil {
+		return fmt.Errorf("subscription controller: %w", err)
+	}
 	r := &Reconciler{client: mgr.GetClient(), dispatcher: dispatcher, policy: policy, openSources: openSources}
 	skipNameValidation := true // several buses may live in one test process
 	err := ctrl.NewControllerManagedBy(mgr).
@@ -93,6 +97,7 @@ func Register(mgr ctrl.Manager, dispatcher Dispatcher, policy URLPolicy, changes
 		For(&v1alpha1.Subscription{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.Lambda{}, handler.EnqueueRequestsFromMapFunc(r.inNamespace)).
 		Watches(&corev1.Service{}, handler.EnqueueRequestsFromMapFunc(r.inNamespace)).
+		Watches(&discoveryv1.EndpointSlice{}, handler.EnqueueRequestsFromMapFunc(r.inNamespace), builder.WithPredicates(predicate.NewPredicateFuncs(handMade))).
 		Watches(&v1alpha1.Application{}, handler.EnqueueRequestsFromMapFunc(r.everywhere), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.ApplicationBinding{}, handler.EnqueueRequestsFromMapFunc(r.inNamespace)).
 		Watches(&v1alpha1.EventGrant{}, handler.EnqueueRequestsFromMapFunc(r.granted)).
@@ -108,6 +113,12 @@ func Register(mgr ctrl.Manager, dispatcher Dispatcher, policy URLPolicy, changes
 // inNamespace asks for all Subscriptions in the namespace of an object.
 func (r *Reconciler) inNamespace(ctx context.Context, obj client.Object) []ctrl.Request {
 	return r.requests(ctx, obj.GetNamespace())
+}
+
+// handMade tells endpoints that a sink's Service may have besides its pods.
+func handMade(obj client.Object) bool {
+	slice, ok := obj.(*discoveryv1.EndpointSlice)
+	return ok && !managed(slice)
 }
 
 // everywhere asks for all Subscriptions: an application may own what any of them

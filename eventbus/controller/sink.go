@@ -4,8 +4,11 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -28,17 +31,88 @@ type URLPolicy interface {
 func resolveSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace string, sink v1alpha1.Sink) (push.Sink, error) {
 	switch {
 	case sink.Lambda != "":
-		return lambdaSink(ctx, c, namespace, sink.Lambda)
+		return lambdaSink(ctx, c, policy, namespace, sink.Lambda)
 	case sink.Service != nil:
-		return serviceSink(ctx, c, namespace, sink.Service)
+		return serviceSink(ctx, c, policy, namespace, sink.Service)
 	}
-	if err := policy.CheckURL(sink.URI); err != nil {
-		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %v", err)
-	}
-	return push.Sink{URL: sink.URI}, nil
+	return uriSink(ctx, c, policy, namespace, sink.URI)
 }
 
-func lambdaSink(ctx context.Context, c client.Reader, namespace, name string) (push.Sink, error) {
+// uriSink holds a URI into the cluster to the rules of the service form, however
+// it is spelled.
+func uriSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace, uri string) (push.Sink, error) {
+	u, err := url.Parse(uri)
+	if err != nil || u.Hostname() == "" || u.User != nil {
+		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: it is no URL, or holds user information")
+	}
+	host := clusterName(u.Hostname())
+	if addr, err := netip.ParseAddr(host); err == nil {
+		switch owner, err := namespaceOf(ctx, c, addr); {
+		case err != nil:
+			return push.Sink{}, err
+		case owner != "" && owner != namespace:
+			return push.Sink{}, refuse(v1alpha1.ReasonNotPermitted, "sink uri: %s is in another namespace: a sink must be in the Subscription's own", host)
+		case owner != "":
+			return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %s is an address in the cluster: name its Service as sink.service", host)
+		}
+	}
+	name, owner, inCluster := serviceName(host)
+	if !inCluster {
+		if inCluster, err = isShortName(ctx, c, host); err != nil {
+			return push.Sink{}, err
+		}
+		if name, owner, _ = strings.Cut(host, "."); owner == "" {
+			owner = v1alpha1.SystemNamespace // the bus's own, where its resolver looks
+		}
+	}
+	switch {
+	case inCluster && owner != namespace:
+		return push.Sink{}, refuse(v1alpha1.ReasonNotPermitted, "sink uri: Service %s/%s is in another namespace: a sink must be in the Subscription's own", owner, name)
+	case inCluster && u.Scheme != "http":
+		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: Services of the cluster are called through the mesh, which encrypts; write http")
+	case inCluster:
+		port := int64(v1alpha1.ServicePort)
+		if text := u.Port(); text != "" {
+			if port, err = strconv.ParseInt(text, 10, 32); err != nil || port < 1 || port > 65535 {
+				return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: the port %q is not one of 1 to 65535", text)
+			}
+		}
+		sink, err := serviceSink(ctx, c, policy, namespace, &v1alpha1.SinkService{
+			ServiceRef: v1alpha1.ServiceRef{Name: name, Port: int32(port)}, Path: u.EscapedPath(), //nolint:gosec // checked
+		})
+		if u.RawQuery != "" {
+			sink.URL += "?" + u.RawQuery
+		}
+		return sink, err
+	case strings.HasSuffix(host, ".svc"), host != strings.ToLower(strings.TrimSuffix(u.Hostname(), ".")): // a pod's name, and whatever else ends in the cluster's domain
+		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %s is a name in the cluster: name its Service as sink.service", u.Hostname())
+	}
+	if err := policy.CheckURL(uri); err != nil {
+		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %v", err)
+	}
+	return push.Sink{URL: uri}, nil
+}
+
+// isShortName reports whether a resolver in the cluster takes a host for a
+// Service, before it looks outside: "name.namespace", or "name" for one of the
+// bus's own namespace.
+func isShortName(ctx context.Context, c client.Reader, host string) (bool, error) {
+	name, namespace, found := strings.Cut(host, ".")
+	if !found {
+		namespace = v1alpha1.SystemNamespace
+	}
+	if name == "" || strings.Contains(namespace, ".") {
+		return false, nil
+	}
+	var service corev1.Service
+	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &service)
+	if client.IgnoreNotFound(err) != nil {
+		return false, fmt.Errorf("read service %s/%s: %w", namespace, name, err)
+	}
+	return err == nil, nil
+}
+
+func lambdaSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace, name string) (push.Sink, error) {
 	var lambda v1alpha1.Lambda
 	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &lambda)
 	if apierrors.IsNotFound(err) {
@@ -53,10 +127,19 @@ func lambdaSink(ctx context.Context, c client.Reader, namespace, name string) (p
 	if lambda.Status.ReadyReplicas == 0 && !scalesToZero {
 		return push.Sink{}, refuse(ReasonNoReplicas, "Lambda %s has no ready replica; its events wait", name)
 	}
+	var service corev1.Service
+	switch err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &service); {
+	case client.IgnoreNotFound(err) != nil:
+		return push.Sink{}, fmt.Errorf("read service %s/%s: %w", namespace, name, err)
+	case err == nil:
+		if err := checkService(ctx, c, policy, &service); err != nil {
+			return push.Sink{}, err
+		}
+	}
 	return push.Sink{URL: "http://" + name + "." + namespace + ".svc/", Mesh: true}, nil
 }
 
-func serviceSink(ctx context.Context, c client.Reader, namespace string, sink *v1alpha1.SinkService) (push.Sink, error) {
+func serviceSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace string, sink *v1alpha1.SinkService) (push.Sink, error) {
 	if sink.Namespace != "" && sink.Namespace != namespace {
 		return push.Sink{}, refuse(v1alpha1.ReasonNotPermitted,
 			"Service %s/%s is in another namespace: a sink must be in the Subscription's own", sink.Namespace, sink.Name)
@@ -68,6 +151,9 @@ func serviceSink(ctx context.Context, c client.Reader, namespace string, sink *v
 	}
 	if err != nil {
 		return push.Sink{}, fmt.Errorf("read service %s/%s: %w", namespace, sink.Name, err)
+	}
+	if err := checkService(ctx, c, policy, &service); err != nil {
+		return push.Sink{}, err
 	}
 	port := sink.Port
 	if port == 0 {

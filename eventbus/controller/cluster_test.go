@@ -1,0 +1,164 @@
+package controller_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/controller"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/targets"
+	"github.com/lambdamesh/lambdamesh/pkg/testkit"
+)
+
+// endpoints is a slice of a Service; byController: as the cluster makes it for
+// the pods that the Service selects.
+func endpoints(name, service string, byController bool, addresses ...string) *discoveryv1.EndpointSlice {
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: service}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Endpoints:   []discoveryv1.Endpoint{{Addresses: addresses}},
+		Ports:       []discoveryv1.EndpointPort{{Name: new("http"), Port: new(int32(8080))}},
+	}
+	if byController {
+		slice.Labels[discoveryv1.LabelManagedBy] = "endpointslice-controller.k8s.io"
+	}
+	return slice
+}
+
+func TestASinkStaysInItsNamespaceAndUnderTheAllowedTargets(t *testing.T) {
+	w := newWorld(t)
+	other := testkit.Namespace(t, w.rest)
+	victim := service("victim", 80)
+	victim.Namespace = other
+	podIP := "10.244.7.9"
+	pods := endpoints("victim-pods", "victim", true, podIP)
+	pods.Namespace = other
+	external := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: "external"},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeExternalName, ExternalName: "169.254.169.254.nip.example", Ports: []corev1.ServicePort{{Name: "http", Port: 80}},
+		},
+	}
+	selecting := service("selecting", 80)
+	selecting.Spec.Selector = map[string]string{"app": "x"}
+	w.create(victim, pods, external, selecting, service("private", 80), service("crossing", 80), service("own", 80), service("public", 80),
+		endpoints("private", "private", false, "10.9.9.9"), endpoints("crossing", "crossing", false, podIP),
+		endpoints("selecting-pods", "selecting", true, "10.244.7.1"), endpoints("selecting-more", "selecting", false, "192.168.1.1"),
+		endpoints("public", "public", false, "93.184.216.34"))
+	v := "victim." + other
+	byName := func(name string) v1alpha1.Sink {
+		return v1alpha1.Sink{Service: &v1alpha1.SinkService{ServiceRef: v1alpha1.ServiceRef{Name: name}}}
+	}
+	i := 0
+	for name, tt := range map[string]struct {
+		sink   v1alpha1.Sink
+		reason string
+	}{
+		"an ExternalName":                   {byName("external"), v1alpha1.ReasonTargetRefused},
+		"an ExternalName as a URI":          {v1alpha1.Sink{URI: "http://external." + w.ns + ".svc/"}, v1alpha1.ReasonTargetRefused},
+		"endpoints that are private":        {byName("private"), v1alpha1.ReasonTargetRefused},
+		"endpoints of another namespace":    {byName("crossing"), v1alpha1.ReasonNotPermitted},
+		"endpoints besides the pods":        {byName("selecting"), v1alpha1.ReasonTargetRefused},
+		"name.namespace":                    {v1alpha1.Sink{URI: "http://" + v + "/"}, v1alpha1.ReasonNotPermitted},
+		"name.namespace.":                   {v1alpha1.Sink{URI: "http://" + v + "./"}, v1alpha1.ReasonNotPermitted},
+		"name.namespace.svc":                {v1alpha1.Sink{URI: "http://" + v + ".svc/"}, v1alpha1.ReasonNotPermitted},
+		"name.namespace.svc.":               {v1alpha1.Sink{URI: "http://" + v + ".svc.:80/"}, v1alpha1.ReasonNotPermitted},
+		"name.namespace.svc.cluster.local":  {v1alpha1.Sink{URI: "http://" + v + ".svc.cluster.local/"}, v1alpha1.ReasonNotPermitted},
+		"name.namespace.svc.cluster.local.": {v1alpha1.Sink{URI: "http://" + v + ".svc.cluster.local./x?y"}, v1alpha1.ReasonNotPermitted},
+		"upper case":                        {v1alpha1.Sink{URI: "http://" + strings.ToUpper(v+".svc.cluster.local") + "/"}, v1alpha1.ReasonNotPermitted},
+		"upper case, short":                 {v1alpha1.Sink{URI: "http://" + strings.ToUpper(v) + "/"}, v1alpha1.ReasonNotPermitted},
+		"https":                             {v1alpha1.Sink{URI: "https://" + v + ".svc/"}, v1alpha1.ReasonNotPermitted},
+		"the address of the Service":        {v1alpha1.Sink{URI: "http://" + victim.Spec.ClusterIP + "/"}, v1alpha1.ReasonNotPermitted},
+		"the same in IPv6's form":           {v1alpha1.Sink{URI: "http://[::ffff:" + victim.Spec.ClusterIP + "]/"}, v1alpha1.ReasonNotPermitted},
+		"the address of a pod":              {v1alpha1.Sink{URI: "http://" + podIP + ":8080/"}, v1alpha1.ReasonNotPermitted},
+		"the name of a pod":                 {v1alpha1.Sink{URI: "http://10-244-7-9." + other + ".pod.cluster.local/"}, v1alpha1.ReasonTargetRefused},
+		"the name of a pod of a Service":    {v1alpha1.Sink{URI: "http://a." + v + ".svc/"}, v1alpha1.ReasonTargetRefused},
+		"a Service that does not exist":     {v1alpha1.Sink{URI: "http://nobody." + other + ".svc/"}, v1alpha1.ReasonNotPermitted},
+		"the API server":                    {v1alpha1.Sink{URI: "http://kubernetes.default/"}, v1alpha1.ReasonNotPermitted},
+		"an own one, encrypted twice":       {v1alpha1.Sink{URI: "https://own." + w.ns + ".svc/"}, v1alpha1.ReasonTargetRefused},
+		"an own one":                        {v1alpha1.Sink{URI: "http://own." + w.ns + ".svc/in?x=1"}, ""},
+		"an own one, short":                 {v1alpha1.Sink{URI: "http://OWN." + w.ns + "/in"}, ""},
+		"endpoints that are public":         {byName("public"), ""},
+	} {
+		i++
+		t.Run(name, func(t *testing.T) {
+			sub := subscription(fmt.Sprint("sink-", i), "/"+w.ns+"/cart", func(s *v1alpha1.SubscriptionSpec) { s.Sink = tt.sink })
+			w.create(sub)
+			if tt.reason == "" {
+				w.expect(sub, v1alpha1.ConditionSinkReady, metav1.ConditionTrue, "Resolved")
+				return
+			}
+			w.expect(sub, v1alpha1.ConditionSinkReady, metav1.ConditionFalse, tt.reason)
+		})
+	}
+	t.Run("a Service that turns away later", func(t *testing.T) {
+		sub := subscription("turning", "/"+w.ns+"/cart", func(s *v1alpha1.SubscriptionSpec) { s.Sink = byName("own") })
+		w.create(sub)
+		w.expect(sub, v1alpha1.ConditionSinkReady, metav1.ConditionTrue, "Resolved")
+		w.create(endpoints("own", "own", false, "10.9.9.9"))
+		w.expect(sub, v1alpha1.ConditionSinkReady, metav1.ConditionFalse, v1alpha1.ReasonTargetRefused)
+	})
+}
+
+// indexer lets a fake client answer for fields.
+type indexer struct{ *fake.ClientBuilder }
+
+func (i indexer) IndexField(_ context.Context, o client.Object, field string, values client.IndexerFunc) error {
+	i.WithIndex(o, field, values)
+	return nil
+}
+
+func TestDialersKeepApartWhatIsInTheClusterAndWhatIsNot(t *testing.T) {
+	builder := fake.NewClientBuilder().WithObjects(
+		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "orders"}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.7", ClusterIPs: []string{"10.96.0.7"}}},
+		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "pods"}, Spec: corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone, ClusterIPs: []string{corev1.ClusterIPNone}}},
+		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "away"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "localhost"}},
+		in("shop", endpoints("pods", "pods", true, "10.244.0.3")), in("shop", endpoints("forged", "pods", false, "10.244.0.4", "93.184.216.34")),
+	)
+	require.NoError(t, controller.IndexAddresses(t.Context(), indexer{builder}))
+	c := builder.Build()
+	reached := errors.New("reached")
+	var dialed string
+	mesh := controller.MeshDial(c, func(_ context.Context, _, address string) (net.Conn, error) {
+		dialed = address
+		return nil, reached
+	})
+	for host, want := range map[string]string{
+		"orders.shop.svc:8080": "10.96.0.7:8080", "orders.shop.svc.cluster.local.:80": "10.96.0.7:80", "pods.shop.svc:80": "10.244.0.3:80",
+		"away.shop.svc:80": "", "nobody.shop.svc:80": "", "127.0.0.1:80": "", "example.com:80": "",
+	} {
+		dialed = ""
+		_, err := mesh(t.Context(), "tcp", host)
+		require.Error(t, err)
+		require.Equal(t, want, dialed, host)
+		require.Equal(t, want != "", errors.Is(err, reached), host)
+	}
+
+	direct := controller.DirectDial(c)
+	for _, address := range []string{"10.96.0.7:80", "[::ffff:10.96.0.7]:80", "10.244.0.3:8080"} {
+		_, err := direct(t.Context(), "tcp", address)
+		require.True(t, targets.IsRefused(err), "%s: %v", address, err)
+	}
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer listener.Close()
+	conn, err := direct(t.Context(), "tcp", listener.Addr().String())
+	require.NoError(t, err)
+	conn.Close()
+}
+
+func in(namespace string, slice *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
+	slice.Namespace = namespace
+	return slice
+}
