@@ -43,7 +43,7 @@ func resolveSink(ctx context.Context, c client.Reader, policy URLPolicy, namespa
 func uriSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace, uri string) (push.Sink, error) {
 	u, err := url.Parse(uri)
 	if err != nil || u.Hostname() == "" || u.User != nil {
-		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: it is no URL, or holds user information")
+		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: it is refused: it is no URL, or holds user information")
 	}
 	host := clusterName(u.Hostname())
 	if addr, err := netip.ParseAddr(host); err == nil {
@@ -51,9 +51,9 @@ func uriSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace, 
 		case err != nil:
 			return push.Sink{}, err
 		case owner != "" && owner != namespace:
-			return push.Sink{}, refuse(v1alpha1.ReasonNotPermitted, "sink uri: %s is in another namespace: a sink must be in the Subscription's own", host)
+			return push.Sink{}, refuse(v1alpha1.ReasonNotPermitted, "sink uri: %s is refused: it is in another namespace, and a sink must be in the Subscription's own", host)
 		case owner != "":
-			return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %s is an address in the cluster: name its Service as sink.service", host)
+			return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %s is refused: it is an address in the cluster: name its Service as sink.service", host)
 		}
 	}
 	name, owner, inCluster := serviceName(host)
@@ -69,7 +69,7 @@ func uriSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace, 
 	case inCluster && owner != namespace:
 		return push.Sink{}, refuse(v1alpha1.ReasonNotPermitted, "sink uri: Service %s/%s is in another namespace: a sink must be in the Subscription's own", owner, name)
 	case inCluster && u.Scheme != "http":
-		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: Services of the cluster are called through the mesh, which encrypts; write http")
+		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: it is refused: Services of the cluster are called through the mesh, which encrypts; write http")
 	case inCluster:
 		port := int64(v1alpha1.ServicePort)
 		if text := u.Port(); text != "" {
@@ -85,7 +85,7 @@ func uriSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace, 
 		}
 		return sink, err
 	case strings.HasSuffix(host, ".svc"), host != strings.ToLower(strings.TrimSuffix(u.Hostname(), ".")): // a pod's name, and whatever else ends in the cluster's domain
-		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %s is a name in the cluster: name its Service as sink.service", u.Hostname())
+		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %s is refused: it is a name in the cluster: name its Service as sink.service", u.Hostname())
 	}
 	if err := policy.CheckURL(uri); err != nil {
 		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %v", err)
