@@ -1,0 +1,254 @@
+package push_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
+	"github.com/lambdamesh/lambdamesh/eventbus/push"
+)
+
+// broker is a source of events whose clock is that of the test's bubble. Every
+// consumer has a queue of its own with all events, those from before it included.
+type broker struct {
+	mu        sync.Mutex
+	consumers map[string]*consumer
+	stored    []delivery
+	acked     []uint64
+	extended  int
+	naks      []time.Duration
+	nakked    []uint64 // sequences, in the order of naks
+	removed   []string
+	letters   []event.DeadLetter
+	lettersOK bool
+	ackFails  bool // the next one
+}
+
+func newBroker() *broker {
+	return &broker{consumers: map[string]*consumer{}, lettersOK: true}
+}
+
+type consumer struct {
+	b        *broker
+	changed  chan struct{}
+	queue    []*delivery
+	attempts map[uint64]int
+	open     map[uint64]time.Time // when those were stored that are not acknowledged
+}
+
+type delivery struct {
+	b       *broker
+	c       *consumer
+	e       event.Event
+	bad     *event.Unreadable
+	seq     uint64
+	stored  time.Time
+	attempt int
+	slow    time.Duration // how long reading it takes
+}
+
+func (b *broker) add(seq uint64, id string) {
+	b.put(delivery{seq: seq, stored: time.Now(), e: event.Event{
+		ID: id, Source: "commerce", Type: "order.created.v1", DataContentType: "application/json", Data: []byte(`{}`),
+	}})
+}
+
+// put stores an event.
+func (b *broker) put(d delivery) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	d.b = b
+	b.stored = append(b.stored, d)
+	for _, c := range b.consumers {
+		c.offer(d)
+	}
+}
+
+// offer puts a delivery into the queue. Call it with mu held.
+func (c *consumer) offer(d delivery) {
+	d.c = c
+	c.queue = append(c.queue, &d)
+	c.open[d.seq] = d.stored
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// again offers a delivery after a while.
+func (d *delivery) again(after time.Duration) {
+	copied := *d
+	time.AfterFunc(after, func() {
+		d.b.mu.Lock()
+		defer d.b.mu.Unlock()
+		d.c.offer(copied)
+	})
+}
+
+func (b *broker) Subscribe(_ context.Context, spec event.ConsumerSpec) (event.Consumer, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c, ok := b.consumers[spec.Name]
+	if !ok {
+		c = &consumer{b: b, changed: make(chan struct{}), attempts: map[uint64]int{}, open: map[uint64]time.Time{}}
+		for _, d := range b.stored {
+			c.offer(d)
+		}
+		b.consumers[spec.Name] = c
+	}
+	return c, nil
+}
+
+func (b *broker) Consumer(_ context.Context, name string) (event.Consumer, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c, ok := b.consumers[name]; ok {
+		return c, nil
+	}
+	return nil, event.ErrNotFound
+}
+
+func (b *broker) Unsubscribe(_ context.Context, name string) error {
+	b.removed = append(b.removed, name)
+	return nil
+}
+
+func (c *consumer) Info(context.Context) (event.ConsumerInfo, error) {
+	return event.ConsumerInfo{}, nil
+}
+
+func (c *consumer) Oldest(context.Context) (oldest time.Time, err error) {
+	c.b.mu.Lock()
+	defer c.b.mu.Unlock()
+	for _, stored := range c.open {
+		if oldest.IsZero() || stored.Before(oldest) {
+			oldest = stored
+		}
+	}
+	return oldest, nil
+}
+
+func (c *consumer) Fetch(ctx context.Context, window event.Window, wait time.Duration, handle func(event.Delivery)) (more bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	for window.Events > 0 {
+		c.b.mu.Lock()
+		changed := c.changed
+		var next *delivery
+		if len(c.queue) > 0 && ctx.Err() == nil {
+			if next = c.queue[0]; len(next.e.Data) > window.Bytes {
+				c.b.mu.Unlock()
+				return true, nil
+			}
+			c.queue = c.queue[1:]
+			c.attempts[next.seq]++
+			next.attempt = c.attempts[next.seq]
+		}
+		c.b.mu.Unlock()
+		if next != nil {
+			window.Events--
+			window.Bytes -= len(next.e.Data)
+			handle(next)
+			continue
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return false, nil
+		}
+	}
+	return false, nil
+}
+
+func (b *broker) StoreDeadLetter(_ context.Context, letter *event.DeadLetter) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.lettersOK {
+		return errors.New("no space")
+	}
+	b.letters = append(b.letters, *letter)
+	return nil
+}
+
+func (d *delivery) Event() *event.Event {
+	time.Sleep(d.slow)
+	return &d.e
+}
+
+func (d *delivery) Unreadable() *event.Unreadable { return d.bad }
+func (d *delivery) Sequence() uint64              { return d.seq }
+func (d *delivery) Stored() time.Time             { return d.stored }
+func (d *delivery) Attempt() int                  { return d.attempt }
+
+func (d *delivery) Ack() error {
+	d.b.mu.Lock()
+	defer d.b.mu.Unlock()
+	if d.b.ackFails {
+		d.b.ackFails = false
+		d.again(10 * time.Second) // the ack wait
+		return errors.New("disconnected")
+	}
+	d.b.acked = append(d.b.acked, d.seq)
+	delete(d.c.open, d.seq)
+	return nil
+}
+
+func (d *delivery) Retry(delay time.Duration) error {
+	d.b.mu.Lock()
+	d.b.naks = append(d.b.naks, delay)
+	d.b.nakked = append(d.b.nakked, d.seq)
+	d.b.mu.Unlock()
+	d.again(delay)
+	return nil
+}
+
+func (d *delivery) Extend() error {
+	d.b.mu.Lock()
+	defer d.b.mu.Unlock()
+	d.b.extended++
+	return nil
+}
+
+// sink answers requests of the dispatcher without a network.
+type sink func(r *http.Request) (*http.Response, error)
+
+func (s sink) RoundTrip(r *http.Request) (*http.Response, error) { return s(r) }
+
+func answer(status int, header ...string) *http.Response {
+	r := &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader("body"))}
+	for i := 0; i+1 < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	return r
+}
+
+func subscription(uid string) push.Subscription {
+	return push.Subscription{
+		UID: uid, Namespace: "shop", Name: "sub-" + uid,
+		Selectors: []event.Selector{{Source: "commerce", Type: "order.**"}},
+		Sink:      push.Sink{URL: "http://last-order.shop.svc/", Mesh: true}, Format: push.Binary,
+		Timeout: 30 * time.Second, MaxInFlight: 10,
+		Retry: push.Retry{MaxAttempts: 4, MinBackoff: time.Second, MaxBackoff: 3 * time.Second, MaxAge: time.Hour},
+	}
+}
+
+// bubble runs a dispatcher inside a synctest bubble.
+func bubble(t *testing.T, s sink, test func(t *testing.T, b *broker, d *push.Dispatcher)) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBroker()
+		d := push.New(push.Config{Source: b, DeadLetters: b, Mesh: s, Direct: s})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- d.Run(ctx) }()
+		test(t, b, d)
+		cancel()
+		require.NoError(t, <-done)
+	})
+}
