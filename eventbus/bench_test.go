@@ -18,31 +18,46 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
 	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
+	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 )
 
 var payload = []byte(`{"data":"` + strings.Repeat("x", 1000) + `"}`) //nolint:gochecknoglobals // read only
 
-// raw is a JetStream with the settings of the bus's own stream and server.
+// raw is a JetStream on the bus's own server, with a stream that is configured as
+// the bus's own in everything but its name and subjects.
 func raw(b *testing.B) (jetstream.JetStream, jetstream.Stream) {
 	b.Helper()
 	server, err := natsserver.New(natsserver.Config{Dir: b.TempDir()})
 	require.NoError(b, err)
 	run(b, server)
+	store, err := stream.New(benchStream(server))
+	require.NoError(b, err)
+	run(b, store)()
 	nc, err := nats.Connect("", nats.InProcessServer(server))
 	require.NoError(b, err)
 	b.Cleanup(nc.Close)
 	js, err := jetstream.New(nc)
 	require.NoError(b, err)
-	s, err := js.CreateStream(b.Context(), jetstream.StreamConfig{
-		Name: "RAW", Subjects: []string{"raw.>"}, Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew,
-		MaxBytes: 4 << 30, MaxAge: 7 * 24 * time.Hour, Duplicates: 10 * time.Minute, Replicas: 1, AllowDirect: true, AllowAtomicPublish: true,
-	})
+	ours, err := js.Stream(b.Context(), stream.EventStream)
+	require.NoError(b, err)
+	config := ours.CachedInfo().Config
+	config.Name, config.Subjects = "RAW", []string{"raw.>"}
+	s, err := js.CreateStream(b.Context(), config)
 	require.NoError(b, err)
 	return js, s
 }
 
+// benchStream are the settings of both.
+func benchStream(server *natsserver.Server) stream.Config {
+	return stream.Config{InProcess: server, MaxBytes: 4 << 30}
+}
+
 func benchBus(b *testing.B) *bus {
-	return startBus(b, b.TempDir(), func(c *eventbus.Config) { c.Stream.MaxBytes = 4 << 30 })
+	return startBus(b, b.TempDir(), func(c *eventbus.Config) {
+		server, ok := c.Stream.InProcess.(*natsserver.Server)
+		require.True(b, ok)
+		c.Stream = benchStream(server)
+	})
 }
 
 // post publishes the payload. It reads the answer, without which a connection
@@ -71,8 +86,8 @@ func post(b *testing.B, client *http.Client, bus *bus, id string) error {
 }
 
 // BenchmarkPublish compares accepted events per second of POST /publish with
-// those of a JetStream publish by the same number of callers; 1 KiB each, synced
-// to disk before the answer.
+// those of a JetStream publish by the same number of callers, 1 KiB each, synced
+// to disk before the answer; and with POSTs to a handler that only reads them.
 func BenchmarkPublish(b *testing.B) {
 	for _, callers := range []int{1, 64, 256} {
 		b.Run(fmt.Sprintf("http-%d", callers), func(b *testing.B) {
@@ -80,6 +95,16 @@ func BenchmarkPublish(b *testing.B) {
 			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: callers}}
 			var n atomic.Int64
 			parallel(b, callers, func() error { return post(b, client, bus, fmt.Sprint(n.Add(1))) })
+		})
+		b.Run(fmt.Sprintf("handler-%d", callers), func(b *testing.B) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				_, _ = io.Copy(io.Discard, r.Body)
+				w.WriteHeader(http.StatusAccepted)
+			}))
+			b.Cleanup(server.Close)
+			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: callers}}
+			var n atomic.Int64
+			parallel(b, callers, func() error { return post(b, client, &bus{url: server.URL}, fmt.Sprint(n.Add(1))) })
 		})
 		b.Run(fmt.Sprintf("jetstream-%d", callers), func(b *testing.B) {
 			js, _ := raw(b)

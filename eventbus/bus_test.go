@@ -303,6 +303,8 @@ func tryPublish(t testing.TB, b *bus, id string) int {
 	response, err := http.DefaultClient.Do(request)
 	require.NoError(t, err)
 	defer response.Body.Close()
+	_, err = io.Copy(io.Discard, response.Body) // else the connection is not used again
+	require.NoError(t, err)
 	return response.StatusCode
 }
 
