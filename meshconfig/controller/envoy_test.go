@@ -205,7 +205,10 @@ func TestARestartedControlPlaneNeverServesLess(t *testing.T) {
 	p.stop()
 	// Its issuer is slow now; an empty key set must not be served meanwhile.
 	issuer.delay.Store(int64(300 * time.Millisecond))
-	p = w.controlPlane(allow, func(o *options) { o.address = p.address })
+	p = w.controlPlane(allow, func(o *options) {
+		o.address = p.address
+		o.jwks = jwks.Config{Refresh: 50 * time.Millisecond, MinRefresh: 50 * time.Millisecond, MaxRefresh: 100 * time.Millisecond}
+	})
 	target := ads.GatewayTarget(w.namespace, "gateway")
 	testkit.Eventually(t, patience, func() error {
 		if s := p.ads.Status(target); !s.Acknowledged(s.Version) {
@@ -213,14 +216,19 @@ func TestARestartedControlPlaneNeverServesLess(t *testing.T) {
 		}
 		return nil
 	}, "the gateway is back and has acknowledged")
-	close(stop)
-	for failure := range failures {
-		t.Error(failure)
-	}
 	var now v1alpha1.APIRule
 	require.NoError(t, w.client.Get(t.Context(), client.ObjectKeyFromObject(rule), &now))
 	for _, c := range now.Status.Conditions {
 		require.Equal(t, metav1.ConditionTrue, c.Status, "%+v", c)
+	}
+	// And then it is down: its last keys are good, and the status says they are old.
+	issuer.down.Store(true)
+	c := w.requireCondition(rule, v1alpha1.ConditionResolvedRefs, metav1.ConditionFalse, translate.ReasonKeysUnusable)
+	require.Contains(t, c.Message, "are old")
+	g.requireStatus(200, host, "/", "Authorization", "Bearer "+token)
+	close(stop)
+	for failure := range failures {
+		t.Error(failure)
 	}
 }
 
