@@ -81,6 +81,15 @@ e2e: build ## Drive the built programs from outside
 test-cluster: check-go ## Test hack/cluster with real clusters (root; says when it is left out)
 	@hack/cluster/test.sh $(ARGS)
 
+# How long each target is fuzzed: make fuzz FUZZTIME=10m.
+FUZZTIME ?= 1m
+
+.PHONY: fuzz
+fuzz: check-go ## Fuzz each target for FUZZTIME; what fails is kept in its testdata/fuzz, to be committed
+	@grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' $(or $(patsubst ./%/...,%,$(PKG)),.) | sed 's|:func | |' | sort | while read -r file target; do \
+		echo "--- $$target in $${file%/*}"; \
+		CGO_ENABLED=0 go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $(ARGS) "./$${file%/*}" || exit 1; done
+
 .PHONY: bench
 bench: build ## Run the benchmarks into dist/bench.txt; BASE=old.txt compares with an earlier run
 	@mkdir -p dist

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -76,8 +77,20 @@ func (m *model) answer(t *testing.T, r meshtest.Request) answer {
 	t.Helper()
 	target, err := url.Parse(r.URL)
 	require.NoError(t, err)
-	raw, query, hasQuery := strings.Cut(strings.TrimPrefix(r.URL, target.Scheme+"://"+target.Host), "?")
-	request := &message{method: r.Method, host: strings.ToLower(target.Hostname()), query: query, header: http.Header{}}
+	header := http.Header{}
+	for name, value := range r.Headers {
+		header.Set(name, value)
+	}
+	if r.Token != nil {
+		header.Set("Authorization", "Bearer "+r.Token.Mint(t, time.Now()))
+	}
+	return m.decide(r.Gateway, r.Method, target.Hostname(), strings.TrimPrefix(r.URL, target.Scheme+"://"+target.Host), header)
+}
+
+// decide about a request with a target in origin form. It changes the header.
+func (m *model) decide(gateway, method, host, target string, header http.Header) answer {
+	raw, query, hasQuery := strings.Cut(target, "?")
+	request := &message{method: method, host: strings.ToLower(host), query: query, header: header}
 	var canonical bool
 	if request.path, canonical = canonicalPath(raw); !canonical {
 		return answer{status: http.StatusBadRequest, header: http.Header{}}
@@ -85,15 +98,9 @@ func (m *model) answer(t *testing.T, r meshtest.Request) answer {
 	if hasQuery {
 		query = "?" + query
 	}
-	for name, value := range r.Headers {
-		request.header.Set(name, value)
-	}
-	if r.Token != nil {
-		request.header.Set("Authorization", "Bearer "+r.Token.Mint(t, time.Now()))
-	}
 	got := answer{status: http.StatusNotFound, header: http.Header{}}
 	for _, vs := range m.virtual {
-		if !slices.Contains(vs.Spec.GetGateways(), r.Gateway) || !slices.ContainsFunc(vs.Spec.GetHosts(), func(h string) bool { return ir.CoversHost(h, request.host) }) {
+		if !slices.Contains(vs.Spec.GetGateways(), gateway) || !slices.ContainsFunc(vs.Spec.GetHosts(), func(h string) bool { return ir.CoversHost(h, request.host) }) {
 			continue
 		}
 		for _, route := range vs.Spec.GetHttp() {
@@ -327,6 +334,9 @@ func (r *message) rewrite(route *networking.HTTPRoute) {
 	}
 }
 
+// compiled expressions by their text.
+var compiled sync.Map
+
 func fits(m *networking.StringMatch, value string) bool {
 	switch p := m.GetMatchType().(type) {
 	case *networking.StringMatch_Exact:
@@ -334,7 +344,11 @@ func fits(m *networking.StringMatch, value string) bool {
 	case *networking.StringMatch_Prefix:
 		return strings.HasPrefix(value, p.Prefix)
 	case *networking.StringMatch_Regex:
-		return regexp.MustCompile(`\A(?:` + p.Regex + `)\z`).MatchString(value)
+		re, known := compiled.Load(p.Regex)
+		if !known {
+			re, _ = compiled.LoadOrStore(p.Regex, regexp.MustCompile(`\A(?:`+p.Regex+`)\z`))
+		}
+		return re.(*regexp.Regexp).MatchString(value)
 	}
 	return false
 }

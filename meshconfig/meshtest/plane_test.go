@@ -31,7 +31,7 @@ type plane struct {
 	nodes map[string]ads.Identity
 }
 
-func newPlane(t *testing.T) *plane {
+func newPlane(t testing.TB) *plane {
 	t.Helper()
 	p := &plane{nodes: map[string]ads.Identity{}}
 	var err error
@@ -65,7 +65,7 @@ func (p *plane) Authenticate(_ context.Context, token string) (ads.Identity, err
 // run serves a node until the test ends. Its listeners are at ports of the
 // system's choice: the result is the real address by the port in the resources.
 // Nothing of the resources may be refused.
-func (p *plane) run(t *testing.T, node, target string, id ads.Identity, resources xds.Resources, bound ...net.Listener) map[string]string {
+func (p *plane) run(t testing.TB, node, target string, id ads.Identity, resources xds.Resources, bound ...net.Listener) map[string]string {
 	t.Helper()
 	p.mu.Lock()
 	p.nodes[node] = id
@@ -106,7 +106,7 @@ func (p *plane) run(t *testing.T, node, target string, id ads.Identity, resource
 	return addresses
 }
 
-func start(t *testing.T, c interface {
+func start(t testing.TB, c interface {
 	Run(ctx context.Context) error
 },
 ) {

@@ -95,7 +95,7 @@ func withBackends(t *testing.T, mesh *ir.Mesh) {
 
 // serve runs a proxy for each gateway; the result is the address of each
 // "<gateway> <port>".
-func serve(t *testing.T, mesh *ir.Mesh) map[string]string {
+func serve(t testing.TB, mesh *ir.Mesh) map[string]string {
 	t.Helper()
 	p := newPlane(t)
 	addresses := map[string]string{}
