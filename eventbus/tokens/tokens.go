@@ -99,7 +99,8 @@ func (r *Reviews) User(request *http.Request) (authenticationv1.UserInfo, error)
 	if known && now.Before(v.until) {
 		return v.user, nil
 	}
-	if until, ok := r.bad.Get(k); ok && now.Before(until.(time.Time)) { //nolint:forcetypeassert // what is put in
+	value, _ := r.bad.Get(k)
+	if until, ok := value.(time.Time); ok && now.Before(until) {
 		return authenticationv1.UserInfo{}, ErrUnauthenticated
 	}
 	ctx := request.Context()
