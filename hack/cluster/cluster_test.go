@@ -516,7 +516,9 @@ func TestRefusals(t *testing.T) {
 		"no network":         {[]string{"up", "--network", "10.1.0.0/24"}, 0, "16 bits"},
 		"no such node":       {[]string{"node", "kill", "1", "--name", "nosuch"}, 0, "make cluster NAME=nosuch"},
 		"no cgroups":         {[]string{"unshared", "umount --recursive --lazy /sys/fs/cgroup"}, 0, "cgroup controller cpu, cpuset, memory, pids"},
-		"missing packages":   {[]string{"unshared", "mount -t tmpfs tmpfs /usr/sbin && mount -t tmpfs tmpfs /usr/lib/cni"}, 0, "apt-get install"},
+		"clusters on an overlay": {[]string{"unshared", "mount -t tmpfs t /mnt && mkdir /mnt/l /mnt/u /mnt/w /mnt/m && " +
+			"mount -t overlay -o lowerdir=/mnt/l,upperdir=/mnt/u,workdir=/mnt/w o /mnt/m && export LAMBDAMESH_CLUSTERS=/mnt/m/clusters"}, 0, "is on overlayfs"},
+		"missing packages": {[]string{"unshared", "mount -t tmpfs tmpfs /usr/sbin && mount -t tmpfs tmpfs /usr/lib/cni"}, 0, "apt-get install"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cmd := m.command(test.args...)

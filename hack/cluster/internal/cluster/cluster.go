@@ -154,7 +154,11 @@ func spawn(s *state.State, part string, files ...*os.File) (pid int, release fun
 		return 0, nil, err
 	}
 	defer r.Close()
-	cmd := exec.Command("/proc/self/exe") //nolint:noctx // it outlives us
+	program, err := os.Executable()
+	if err != nil {
+		return 0, nil, err
+	}
+	cmd := exec.Command(program) //nolint:noctx // it outlives us
 	cmd.Args = []string{"lambdamesh-cluster", host.InitCommand, s.Dir(), part}
 	cmd.Env = []string{"PATH=" + host.Path}
 	cmd.Dir = "/"

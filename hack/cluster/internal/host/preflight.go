@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/lambdamesh/lambdamesh/hack/cluster/internal/state"
 )
 
 // Path finds programs that an administrator's shell finds.
@@ -45,6 +47,9 @@ func Check(ctx context.Context) error {
 	if err := checkCgroups(); err != nil {
 		return err
 	}
+	if err := checkDisk(state.Root()); err != nil {
+		return err
+	}
 	// In namespaces of its own, so that trying changes nothing.
 	probe := exec.CommandContext(ctx, "/proc/self/exe", ProbeCommand)
 	probe.Env = []string{"PATH=" + Path}
@@ -57,6 +62,22 @@ func Check(ctx context.Context) error {
 		return fmt.Errorf("this root may not make namespaces (%w): inside a container it has to be a privileged one", err)
 	}
 	return nil
+}
+
+// checkDisk says whether images can be unpacked where clusters will be: layers of
+// an overlay cannot lie on an overlay, as the root of a container is.
+func checkDisk(dir string) error {
+	for {
+		var info unix.Statfs_t
+		err := unix.Statfs(dir, &info)
+		if err == nil && info.Type == unix.OVERLAYFS_SUPER_MAGIC {
+			return fmt.Errorf("%s is on overlayfs, which holds no image layers: set LAMBDAMESH_CLUSTERS to a folder on a disk or a volume", dir)
+		}
+		if err == nil || dir == "/" {
+			return err
+		}
+		dir = filepath.Dir(dir) // it is not there yet
+	}
 }
 
 // Probe tries what nodes do with the kernel. It runs in namespaces of its own.

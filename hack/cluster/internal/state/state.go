@@ -43,7 +43,8 @@ type State struct {
 
 // Root is the folder of all clusters of this machine.
 func Root() string {
-	if dir := os.Getenv("LAMBDAMESH_CLUSTERS"); dir != "" {
+	// Absolute: a cluster's processes have it in their command lines.
+	if dir, err := filepath.Abs(os.Getenv("LAMBDAMESH_CLUSTERS")); err == nil && os.Getenv("LAMBDAMESH_CLUSTERS") != "" {
 		return dir
 	}
 	return "/var/lib/lambdamesh/clusters"
