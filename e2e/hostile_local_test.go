@@ -24,7 +24,7 @@ func TestHostilePages(t *testing.T) {
 	for door, d := range map[string]struct{ url, line string }{
 		"publishing":     {m.EventBus, "POST /publish"},
 		"legacy":         {m.EventBus, "POST /v1/events"},
-		"administration": {m.EventBusAdmin, "GET /dead-letters"},
+		"administration": {m.EventBusAdmin, "GET /admin/v1/dead-letters"},
 	} {
 		for name, c := range map[string]struct {
 			header string
