@@ -150,6 +150,7 @@ func TestHostileSizes(t *testing.T) {
 	event := "Content-Type: application/json\r\nce-specversion: 1.0\r\nce-id: 1\r\nce-source: s\r\nce-type: t\r\n"
 	for name, c := range map[string]struct{ url, text string }{
 		"a body beyond a lambda's limit is 413":  {m.Gateway, "POST / HTTP/1.1\r\nHost: " + hostileHost + "\r\nConnection: close\r\nContent-Length: " + strconv.Itoa(len(big)) + "\r\n\r\n" + big},
+		"in chunks too":                          {m.Gateway, "POST / HTTP/1.1\r\nHost: " + hostileHost + "\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks},
 		"an event beyond the bus's limit is 413": {m.EventBus, "POST /publish HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + event + "Content-Length: " + strconv.Itoa(len(big)) + "\r\n\r\n" + big},
 		"it is in chunks, too":                   {m.EventBus, "POST /publish HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + event + "Transfer-Encoding: chunked\r\n\r\n" + chunks},
 	} {
