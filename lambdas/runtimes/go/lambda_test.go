@@ -56,6 +56,41 @@ func TestDecodeReadsWhatEveryFormOfEventCarries(t *testing.T) {
 	})
 }
 
+func TestAPlainHandlerThatReadsBeyondTheLimitIsAnsweredFor(t *testing.T) {
+	body := func() io.Reader { // of unknown length
+		return struct{ io.Reader }{strings.NewReader(strings.Repeat("x", 65))}
+	}
+	t.Run("though it does not look at the error", func(t *testing.T) {
+		server := httptest.NewServer(http.HandlerFunc(newTestServer(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-Own", "yes")
+			all, _ := io.ReadAll(r.Body)
+			w.WriteHeader(http.StatusAccepted)
+			_, _ = w.Write(all)
+		}).invoke))
+		t.Cleanup(server.Close)
+		response, err := http.Post(server.URL, "text/plain", body())
+		require.NoError(t, err)
+		defer response.Body.Close()
+		require.Equal(t, http.StatusRequestEntityTooLarge, response.StatusCode)
+		require.Empty(t, response.Header.Get("X-Own"))
+		answer, err := io.ReadAll(response.Body)
+		require.NoError(t, err)
+		require.Contains(t, string(answer), "over the limit of 64 bytes")
+		require.NotContains(t, string(answer), "xxx")
+	})
+	t.Run("unless its answer has begun", func(t *testing.T) {
+		response := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusAccepted)
+			_, err := io.Copy(w, r.Body)
+			require.Error(t, err)
+		}, httptest.NewRequest(http.MethodPost, "/", body()))
+		require.Equal(t, http.StatusAccepted, response.StatusCode)
+		answer, err := io.ReadAll(response.Body)
+		require.NoError(t, err)
+		require.NotContains(t, string(answer), "limit")
+	})
+}
+
 func TestFromContextOutsideAnInvocationIsMadeFromTheEnvironment(t *testing.T) {
 	t.Setenv(envLambda, "sample")
 	c := FromContext(t.Context())

@@ -106,7 +106,23 @@ func newGuardedWriter(w http.ResponseWriter, late func() bool) *guardedWriter {
 	return &guardedWriter{late: late, inner: w, header: http.Header{}}
 }
 
-func (g *guardedWriter) Header() http.Header { return g.header }
+func (g *guardedWriter) Header() http.Header {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.header
+}
+
+// reset forgets the headers that the handler has set so far. It is false when
+// the answer has begun.
+func (g *guardedWriter) reset() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.status != 0 || g.late() {
+		return false
+	}
+	g.header = http.Header{}
+	return true
+}
 
 func (g *guardedWriter) WriteHeader(status int) {
 	g.mu.Lock()

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -235,6 +236,11 @@ func (s *server) handle(ctx context.Context, c *Context, w *guardedWriter, r *ht
 	r.Body = http.MaxBytesReader(w, whole, s.config.maxBodyBytes)
 	switch handler := s.handler.(type) {
 	case func(http.ResponseWriter, *http.Request):
+		r.Body = &limitedBody{ReadCloser: r.Body, over: func() {
+			if w.reset() {
+				s.tooLarge(w, whole, c)
+			}
+		}}
 		handler(w, r.WithContext(ctx))
 		w.WriteHeader(http.StatusOK) // sends the headers of a handler that wrote nothing; otherwise without effect
 	case func(context.Context, *Event) (any, error):
@@ -264,6 +270,23 @@ func (s *server) handle(ctx context.Context, c *Context, w *guardedWriter, r *ht
 			writeProblem(w, c, http.StatusInternalServerError, failedDetail)
 		}
 	}
+}
+
+// limitedBody calls over when more than the limit is read. A handler that has
+// not begun to answer need not look at the error for that to be a 413.
+type limitedBody struct {
+	io.ReadCloser
+	over func()
+	once sync.Once
+}
+
+// Read implements io.Reader.
+func (b *limitedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		b.once.Do(b.over)
+	}
+	return n, err
 }
 
 // tooLarge answers 413 and goes on reading for a while before the connection
