@@ -99,11 +99,12 @@ func compileScan(re *syntax.Regexp) scan {
 			parts[i] = compileScan(sub)
 		}
 		return func(s string) (string, bool) {
-			found := true
 			for _, part := range parts {
-				if s, found = part(s); !found {
+				rest, found := part(s)
+				if !found {
 					return s, false
 				}
+				s = rest
 			}
 			return s, true
 		}
