@@ -354,6 +354,29 @@ func TestHostileABodyOverTheLimitIs413EveryTime(t *testing.T) {
 	}
 }
 
+// Through gateway and sidecar, with every runtime.
+func TestHostileJSONNestedWithoutEndIs400(t *testing.T) {
+	m := shared(t)
+	const namespace = "hostile-nesting"
+	objects := []object{namespaceObject(namespace)}
+	for language, code := range witnesses() {
+		objects = append(objects, lambdaObject(namespace, "nested-"+language, language, code, nil), exposed(namespace, "nested-"+language))
+	}
+	m.applyObjects(t, objects...)
+	for language := range witnesses() {
+		t.Run(language, func(t *testing.T) {
+			name := "nested-" + language
+			m.awaitRoute(t, namespace, name)
+			for _, body := range []string{strings.Repeat("[", 200_000), strings.Repeat(`{"a":`, 100_000)} {
+				answer, err := m.request(t.Context(), http.MethodPost, name+".lambdas.localhost", "/", body, "Content-Type", "application/json")
+				require.NoError(t, err)
+				require.Equal(t, http.StatusBadRequest, answer.status, answer.body)
+				require.Equal(t, "application/problem+json", answer.header.Get("Content-Type"))
+			}
+		})
+	}
+}
+
 // What a lambda's sidecar lets out has the lambda's identity: its egress listener
 // is on loopback, where every user of the machine is.
 func TestHostileEgressIsTheLambdasAlone(t *testing.T) {

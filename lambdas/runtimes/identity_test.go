@@ -59,18 +59,18 @@ func TestTheServersOfThisRepositoryReadTheClientCertificateAsRuntimesDo(t *testi
 // The names are written in three languages; the mesh sets them in a fourth place.
 func TestEveryLanguageKnowsTheHeadersByTheirNames(t *testing.T) {
 	for file, pattern := range map[string]string{
-		"nodejs/identity.mjs":                   "HEADER_CLIENT_CERT = '%s'|HEADER_CLAIMS = '%s'|MESH_PREFIX = '%s'",
-		"python/lambdamesh_runtime/identity.py": `HEADER_CLIENT_CERT = "%s"|HEADER_CLAIMS = "%s"|MESH_PREFIX = "%s"`,
+		"nodejs/identity.mjs":                   "HEADER_CLIENT_CERT = '%s'|HEADER_CLAIMS = '%s'|HEADER_API_CLIENT = '%s'|MESH_PREFIX = '%s'",
+		"python/lambdamesh_runtime/identity.py": `HEADER_CLIENT_CERT = "%s"|HEADER_CLAIMS = "%s"|HEADER_API_CLIENT = "%s"|MESH_PREFIX = "%s"`,
 	} {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
-		for want := range strings.SplitSeq(fmt.Sprintf(pattern, headers.ClientCert, headers.Claims, headers.MeshPrefix), "|") {
+		for want := range strings.SplitSeq(fmt.Sprintf(pattern, headers.ClientCert, headers.Claims, headers.APIClient, headers.MeshPrefix), "|") {
 			require.Contains(t, string(text), want, file)
 		}
 	}
 	text, err := os.ReadFile("go/identity.go")
 	require.NoError(t, err)
-	for name, value := range map[string]string{"headerClientCert": headers.ClientCert, "headerClaims": headers.Claims, "meshPrefix": headers.MeshPrefix} {
+	for name, value := range map[string]string{"headerClientCert": headers.ClientCert, "headerClaims": headers.Claims, "headerAPIClient": headers.APIClient, "meshPrefix": headers.MeshPrefix} {
 		require.Regexp(t, name+` += "`+http.CanonicalHeaderKey(value)+`"`, string(text))
 	}
 }
@@ -181,6 +181,12 @@ func (r *runningLambda) checkClaims(t *testing.T) {
 	require.NotContains(t, seen, "x-lambdamesh-")
 	require.NotContains(t, seen, clientCert)
 	require.Contains(t, seen, "partner")
+	for who, identity := range strangers() {
+		if identity != gateway {
+			response := r.get(t, "/headers", map[string]string{clientCert: certOf(identity), "X-Api-Client": "partner"})
+			require.NotContains(t, readAll(t, response), "partner", "of %s", who)
+		}
+	}
 }
 
 // A pod that got no sidecar: whoever reaches its port can write the header.
@@ -198,6 +204,7 @@ func TestWithoutASidecarNobodyIsBelieved(t *testing.T) {
 			require.Equal(t, "other", got.Caller.Kind)
 			require.Empty(t, got.Caller.Identity)
 			require.Nil(t, got.Claims)
+			require.NotContains(t, readAll(t, server.get(t, "/headers", map[string]string{clientCert: certOf(gateway), "X-Api-Client": "partner"})), "partner")
 			for _, row := range forgeries() {
 				row.from, row.path, row.method, row.status, row.contentType = eventBus, "/", http.MethodPost, http.StatusOK, "application/json"
 				server.check(t, row)

@@ -92,9 +92,19 @@ func behaviors() map[string]behavior {
 			want:   `{"isEvent":true,"type":"order.created.v1","source":"commerce","id":"3","subject":"","extensions":{},"data":{"orderCode":"4711"},"method":"POST","path":"/","q":"","header":"","size":20}`,
 		},
 		"a body that is not the JSON it says is 400": {path: "/", method: "POST", header: map[string]string{"Content-Type": "application/json"}, body: `{`, status: 400, contentType: "application/problem+json"},
-		"a broken structured event is 400":           {from: eventBus, path: "/", method: "POST", header: map[string]string{"Content-Type": structured}, body: `{"type":"t"}`, status: 400, contentType: "application/problem+json"},
-		"a batch from the event bus is 415":          {from: eventBus, path: "/", method: "POST", header: map[string]string{"Content-Type": "application/cloudevents-batch+json"}, body: `[]`, status: 415, contentType: "application/problem+json"},
-		"a body over the limit is 413":               {path: "/", method: "POST", body: strings.Repeat("x", 5000), status: 413, contentType: "application/problem+json"},
+		"a body nested without end is 400": {
+			path: "/", method: "POST", header: map[string]string{"Content-Type": "application/json"}, body: strings.Repeat("[", 4000), status: 400, contentType: "application/problem+json",
+		},
+		"a structured event nested without end is 400": {
+			from: eventBus, path: "/", method: "POST", header: map[string]string{"Content-Type": structured}, body: strings.Repeat(`{"a":`, 800), status: 400, contentType: "application/problem+json",
+		},
+		"data nested without end in an event is 400": {
+			from: eventBus, path: "/", method: "POST", header: map[string]string{"Content-Type": structured}, status: 400, contentType: "application/problem+json",
+			body: `{"specversion":"1.0","type":"t","source":"/s","id":"2","data":` + strings.Repeat("[", 3500),
+		},
+		"a broken structured event is 400":    {from: eventBus, path: "/", method: "POST", header: map[string]string{"Content-Type": structured}, body: `{"type":"t"}`, status: 400, contentType: "application/problem+json"},
+		"a batch from the event bus is 415":   {from: eventBus, path: "/", method: "POST", header: map[string]string{"Content-Type": "application/cloudevents-batch+json"}, body: `[]`, status: 415, contentType: "application/problem+json"},
+		"a body over the limit is 413":        {path: "/", method: "POST", body: strings.Repeat("x", 5000), status: 413, contentType: "application/problem+json"},
 	}
 }
 
@@ -320,7 +330,8 @@ func TestAHandlerThatDoesNotBehaveIsAnsweredForAndTheNextCallWorks(t *testing.T)
 		source  string
 		status  int
 	}{
-		"python: exit in an async def is 500": {v1alpha1.RuntimePython, "import sys\n\nasync def main(event, context):\n    if event.path == '/': sys.exit(3)\n    return 'ok'\n", 500},
+		"python: exit in an async def is 500":         {v1alpha1.RuntimePython, "import sys\n\nasync def main(event, context):\n    if event.path == '/': sys.exit(3)\n    return 'ok'\n", 500},
+		"python: a header that cannot be sent is 500": {v1alpha1.RuntimePython, "def main(event, context):\n    return 'ok' if event.path != '/' else {'status': 200, 'headers': {'x': 'a\\r\\nb'}}\n", 500},
 		"nodejs: a handler that holds the thread beyond its time is 504": {
 			v1alpha1.RuntimeNodeJS,
 			"export function main(event) {\n  const end = Date.now() + (event.path === '/' ? 2500 : 0);\n  while (Date.now() < end);\n  return 'ok';\n}\n", 504,
@@ -334,6 +345,22 @@ func TestAHandlerThatDoesNotBehaveIsAnsweredForAndTheNextCallWorks(t *testing.T)
 			require.Equal(t, "ok", readAll(t, server.get(t, "/again", nil)))
 		})
 	}
+}
+
+// A target that is no URL goes wrong before there is a handler to call.
+func TestWhatGoesWrongAroundAHandlerIsAnsweredAndLogged(t *testing.T) {
+	server := start(t, newToolchain(t), v1alpha1.RuntimePython, "def main(event, context):\n    return 'ok'\n", newFakeMesh(t))
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://lambda/", http.NoBody)
+	require.NoError(t, err)
+	request.URL.Opaque = "http://[/"
+	request.Header.Set("X-Request-Id", "around")
+	response, err := server.client.Do(request)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusInternalServerError, response.StatusCode)
+	require.Equal(t, "application/problem+json", response.Header.Get("Content-Type"))
+	require.Contains(t, readAll(t, response), "around")
+	require.Equal(t, "invocation failed", server.logged(t, "around", "error")["message"])
+	require.Equal(t, "ok", readAll(t, server.get(t, "/", nil)))
 }
 
 func freePort(t *testing.T) string {

@@ -11,6 +11,7 @@ import (
 const (
 	headerClientCert = "X-Forwarded-Client-Cert"
 	headerClaims     = "X-Lambdamesh-Claims"
+	headerAPIClient  = "X-Api-Client"
 	meshPrefix       = "X-Lambdamesh-" // of headers that are the mesh's own
 )
 
@@ -105,10 +106,11 @@ func claimsOf(caller Caller, header http.Header) map[string]any {
 }
 
 // hideIdentity removes what is meant for the runtime and not for a handler,
-// which would take for proven what is not, or pass a token on.
-func hideIdentity(header http.Header) {
+// which would take for proven what is not, or pass a token on. The name of an API
+// key's client is the gateway's to tell.
+func hideIdentity(caller Caller, header http.Header) {
 	for name := range header {
-		if strings.HasPrefix(name, meshPrefix) || name == headerClientCert {
+		if strings.HasPrefix(name, meshPrefix) || name == headerClientCert || name == headerAPIClient && caller.Kind != CallerGateway {
 			delete(header, name)
 		}
 	}

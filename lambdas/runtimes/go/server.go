@@ -180,7 +180,7 @@ func (s *server) invoke(w http.ResponseWriter, r *http.Request) {
 	c.traceparent = r.Header.Get("Traceparent")
 	c.Caller = s.config.identities.caller(r.Header)
 	c.Claims = claimsOf(c.Caller, r.Header)
-	hideIdentity(r.Header)
+	hideIdentity(c.Caller, r.Header)
 	c.Logger = s.logger.With("invocation", c.Invocation)
 	ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), contextKey{}, c), s.config.timeout)
 	defer cancel()

@@ -3,6 +3,7 @@
 // and the gateway's claims are taken from the gateway only.
 export const HEADER_CLIENT_CERT = 'x-forwarded-client-cert';
 export const HEADER_CLAIMS = 'x-lambdamesh-claims';
+export const HEADER_API_CLIENT = 'x-api-client';
 export const MESH_PREFIX = 'x-lambdamesh-'; // of headers that are the mesh's own
 
 const unknown = (identity = '') => Object.freeze({ kind: 'other', namespace: '', name: '', identity });
@@ -37,10 +38,12 @@ export function claimsOf(caller, values) {
 
 /**
  * The headers without those that are meant for the runtime: a handler would
- * take for proven what is not, or pass a token on.
+ * take for proven what is not, or pass a token on. The name of an API key's
+ * client is the gateway's to tell.
  */
-export function hideIdentity(headers) {
-  return Object.fromEntries(Object.entries(headers).filter(([name]) => name !== HEADER_CLIENT_CERT && !name.startsWith(MESH_PREFIX)));
+export function hideIdentity(caller, headers) {
+  const hidden = (name) => name === HEADER_CLIENT_CERT || name.startsWith(MESH_PREFIX) || (name === HEADER_API_CLIENT && caller.kind !== 'gateway');
+  return Object.fromEntries(Object.entries(headers).filter(([name]) => !hidden(name)));
 }
 
 /** Takes spiffe://<trust domain>/ns/<namespace>/sa/<service account> apart. */

@@ -107,7 +107,7 @@ function newServer(config, handler, logger, metrics, admin) {
         return;
       }
       const caller = callerOf(config, request.headersDistinct[HEADER_CLIENT_CERT]);
-      const event = parseEvent(request, hideIdentity(request.headers), body, caller.kind === 'eventbus');
+      const event = parseEvent(request, hideIdentity(caller, request.headers), body, caller.kind === 'eventbus');
       const context = newContext(config, log, {
         invocation,
         signal: controller.signal,

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+# What json.loads raises; RecursionError at more than about a thousand levels.
+_NO_JSON = (ValueError, RecursionError)
 _ATTRIBUTES = {"id", "source", "type", "subject", "time", "specversion", "datacontenttype", "dataschema"}
 
 
@@ -69,9 +71,9 @@ def _decode(payload, content_type, is_event):
         if kind == "" and is_event:
             try:
                 return json.loads(payload)
-            except ValueError:
+            except _NO_JSON:
                 return payload
-    except ValueError:
+    except _NO_JSON:
         raise RequestError(400, "the body says it is JSON and is not") from None
     if kind.startswith("text/") or kind in ("application/x-www-form-urlencoded", "application/xml") or kind.endswith("+xml"):
         try:
@@ -124,17 +126,24 @@ def parse_event(method, target, headers, body, from_event_bus):
     return event
 
 
+def _dump(value):
+    try:
+        return json.dumps(value)
+    except RecursionError:
+        raise RequestError(400, "not a CloudEvent: an attribute is nested too deep") from None
+
+
 def _structured(event, body):
     try:
         fields = json.loads(body)
-    except ValueError:
+    except _NO_JSON:
         raise RequestError(400, "not a CloudEvent: the body is not JSON") from None
     if not isinstance(fields, dict) or not fields.get("specversion") or not fields.get("type"):
         raise RequestError(400, "not a CloudEvent: specversion and type are required")
     event.isEvent = True
     for name, value in fields.items():
         if name not in ("data", "data_base64"):
-            event._set(name, value if isinstance(value, str) else json.dumps(value))
+            event._set(name, value if isinstance(value, str) else _dump(value))
     if isinstance(fields.get("data_base64"), str):
         try:
             event.data = _decode(base64.b64decode(fields["data_base64"], validate=True), event.datacontenttype, True)

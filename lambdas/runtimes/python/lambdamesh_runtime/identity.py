@@ -10,6 +10,7 @@ import re
 
 HEADER_CLIENT_CERT = "x-forwarded-client-cert"
 HEADER_CLAIMS = "x-lambdamesh-claims"
+HEADER_API_CLIENT = "x-api-client"
 MESH_PREFIX = "x-lambdamesh-"  # of headers that are the mesh's own
 
 _WORKLOAD = re.compile(r"([^/]+)/sa/([^/]+)", re.DOTALL)
@@ -51,15 +52,17 @@ def claims_of(caller, values):
         return None
     try:
         claims = json.loads(base64.urlsafe_b64decode(values[0] + "=" * (-len(values[0]) % 4)))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return claims if isinstance(claims, dict) else None
 
 
-def hide_identity(headers):
+def hide_identity(caller, headers):
     """The headers without those that are meant for the runtime: a handler would
-    take for proven what is not, or pass a token on."""
-    return {name: value for name, value in headers.items() if name != HEADER_CLIENT_CERT and not name.startswith(MESH_PREFIX)}
+    take for proven what is not, or pass a token on. The name of an API key's
+    client is the gateway's to tell."""
+    hidden = {HEADER_CLIENT_CERT} if caller.kind == "gateway" else {HEADER_CLIENT_CERT, HEADER_API_CLIENT}
+    return {name: value for name, value in headers.items() if name not in hidden and not name.startswith(MESH_PREFIX)}
 
 
 def client_identity(values):

@@ -108,11 +108,18 @@ class Lambda:
 
     def invoke(self, method, target, headers, body, values):
         """(status, headers, body) of one invocation; values(name) are all of a header."""
-        caller = caller_of(self.config, values(HEADER_CLIENT_CERT))
         invocation = headers.get("x-request-id") or str(uuid.uuid4())
         log.invocation.set(invocation)
         try:
-            event = parse_event(method, target, hide_identity(headers), body, caller.kind == "eventbus")
+            return self._invoke(invocation, method, target, headers, body, values)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
+            self.logger.error("invocation failed", exc_info=error)
+            return problem(500, _FAILED, invocation)
+
+    def _invoke(self, invocation, method, target, headers, body, values):
+        caller = caller_of(self.config, values(HEADER_CLIENT_CERT))
+        try:
+            event = parse_event(method, target, hide_identity(caller, headers), body, caller.kind == "eventbus")
         except RequestError as error:
             return problem(error.status, str(error), invocation)
         kind = AsyncContext if self._is_async else Context
@@ -187,8 +194,13 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = problem(400, "the body could not be read", headers.get("x-request-id") or str(uuid.uuid4()))
             else:
                 answer = function.invoke(self.command, self.path, headers, body, lambda name: self.headers.get_all(name, []))
+            try:
+                self._write(*answer)
+            except ValueError as error:  # the handler's headers cannot be sent, and nothing has been
+                function.logger.error("handler failed", exc_info=error)
+                answer = problem(500, _FAILED, log.invocation.get())
+                self._write(*answer)
             status = answer[0]
-            self._write(*answer)
             if unread:
                 self._linger()
         except (ConnectionError, socket.timeout):
