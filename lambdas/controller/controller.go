@@ -78,7 +78,8 @@ func Add(mgr ctrl.Manager, config Config) error {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	r := &reconciler{config: config, client: mgr.GetClient(), reader: mgr.GetAPIReader(), failures: map[types.NamespacedName]failure{}}
+	p := &policies{config: config, client: mgr.GetClient(), reader: mgr.GetAPIReader()}
+	r := &reconciler{config: config, client: mgr.GetClient(), reader: mgr.GetAPIReader(), policies: p, failures: map[types.NamespacedName]failure{}}
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("lambda").
 		For(&v1alpha1.Lambda{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
@@ -91,13 +92,15 @@ func Add(mgr ctrl.Manager, config Config) error {
 	if err != nil {
 		return fmt.Errorf("add the lambda controller: %w", err)
 	}
-	return addPolicies(mgr, config)
+	return addPolicies(mgr, p)
 }
 
 type reconciler struct {
 	config Config
 	client client.Client
 	reader client.Reader // past the cache, for what was just applied
+
+	policies *policies
 
 	mu       sync.Mutex
 	failures map[types.NamespacedName]failure
@@ -137,6 +140,14 @@ func (r *reconciler) Reconcile(ctx context.Context, request ctrl.Request) (resul
 	objects := deploy.New(lambda, artifact, r.config.Deploy)
 	if taken, err := r.taken(ctx, lambda, objects); err != nil || taken != "" {
 		reconcile.False(lambda, v1alpha1.ConditionDeployed, ReasonNameTaken, taken)
+		return ctrl.Result{}, err
+	}
+	// No pod starts unprotected: the policy comes before the Deployment.
+	if err := r.policies.ensure(ctx, lambda); err != nil {
+		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+			return ctrl.Result{}, nil
+		}
+		reconcile.False(lambda, v1alpha1.ConditionDeployed, v1alpha1.ReasonPending, "no pod starts without its NetworkPolicy: "+err.Error())
 		return ctrl.Result{}, err
 	}
 	for _, object := range objects.All() {

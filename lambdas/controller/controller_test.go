@@ -72,7 +72,8 @@ func TestController(t *testing.T) {
 	require.NoError(t, err)
 	var caches cache.Options
 	controller.ConfigureCache(&caches)
-	mgr, err := ctrl.NewManager(config, ctrl.Options{Scheme: scheme, Cache: caches, Metrics: server.Options{BindAddress: "0"}, Logger: telemetry.Logr(log)})
+	refuses := &refusal{namespaces: map[string]bool{}}
+	mgr, err := ctrl.NewManager(config, ctrl.Options{Scheme: scheme, Cache: caches, NewClient: refuses.newClient, Metrics: server.Options{BindAddress: "0"}, Logger: telemetry.Logr(log)})
 	require.NoError(t, err)
 	builder := &fakeBuilder{results: map[string]func(*v1alpha1.Lambda) (build.Artifact, error){}, calls: map[string]int{}}
 	require.NoError(t, controller.Add(mgr, controller.Config{Builder: builder, Log: log}))
@@ -225,6 +226,22 @@ func TestController(t *testing.T) {
 			return build.Artifact{}, &build.Error{Reason: build.ReasonBuildFailed, Message: "it does not wait for a build"}
 		})
 		testPolicies(t, w, ns)
+	})
+
+	t.Run("no Deployment is there before its network policy", func(t *testing.T) {
+		ns := testkit.Namespace(t, config)
+		builder.set(ns, builds("registry.example/a:1"))
+		refuses.set(ns, true)
+		lambda := w.create(t, ns, nil)
+		w.wait(t, lambda, v1alpha1.ConditionDeployed, metav1.ConditionFalse, v1alpha1.ReasonPending, "no pod starts without its NetworkPolicy: apply NetworkPolicy "+ns+"/lambda-sample: admission says no")
+		require.True(t, apierrors.IsNotFound(c.Get(t.Context(), client.ObjectKeyFromObject(lambda), &appsv1.Deployment{})))
+
+		refuses.set(ns, false)
+		deployment := w.deployment(t, ns)
+		policy := w.letsIn(t, lambda)
+		require.False(t, deployment.CreationTimestamp.Before(&policy.CreationTimestamp))
+		w.rollOut(t, ns)
+		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, "")
 	})
 
 	t.Run("what a replica's crash says reaches the lambda", func(t *testing.T) {

@@ -1,7 +1,7 @@
 // Package controller reconciles Lambdas: build the source, apply the objects
 // that run it, report what runs.
 //
-//	fetch -> build -> check -> apply -> observe the Deployment -> status
+//	fetch -> build -> check -> protect -> apply -> observe the Deployment -> status
 //
 // What was deployed keeps running as long as new source does not build. It
 // knows nothing of where it runs: the builder is handed in, and replica counts

@@ -30,8 +30,7 @@ type policies struct {
 	reader client.Reader
 }
 
-func addPolicies(mgr ctrl.Manager, config Config) error {
-	p := &policies{config: config, client: mgr.GetClient(), reader: mgr.GetAPIReader()}
+func addPolicies(mgr ctrl.Manager, p *policies) error {
 	changed := builder.WithPredicates(predicate.GenerationChangedPredicate{})
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("lambda-policy").
@@ -57,24 +56,50 @@ func (p *policies) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Re
 	if !lambda.DeletionTimestamp.IsZero() {
 		return ctrl.Result{}, nil // the policy goes with it, after its pods
 	}
-	callers, err := p.callers(ctx, lambda)
+	existing, err := p.existing(ctx, lambda)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	policy := deploy.NetworkPolicy(lambda, callers, p.config.Deploy)
-	existing := &networkingv1.NetworkPolicy{}
-	err = p.reader.Get(ctx, client.ObjectKeyFromObject(policy), existing)
-	if client.IgnoreNotFound(err) != nil {
-		return ctrl.Result{}, err
-	}
-	if err == nil && !metav1.IsControlledBy(existing, lambda) {
+	if existing != nil && !metav1.IsControlledBy(existing, lambda) {
 		return ctrl.Result{}, nil // the lambda's own controller says that the name is taken
 	}
-	err = kube.Apply(ctx, p.client, fieldManager, policy)
+	err = p.apply(ctx, lambda)
 	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
 		return ctrl.Result{}, nil
 	}
 	return ctrl.Result{}, err
+}
+
+// ensure makes the lambda's policy where there is none, for pods to start behind
+// it. One that is there is kept by Reconcile alone, which sees every change of
+// what it is made from.
+func (p *policies) ensure(ctx context.Context, lambda *v1alpha1.Lambda) error {
+	existing, err := p.existing(ctx, lambda)
+	if err != nil || existing != nil {
+		return err
+	}
+	return p.apply(ctx, lambda)
+}
+
+// existing is nil when there is none. It is read past the cache, which may hold
+// only what is ours.
+func (p *policies) existing(ctx context.Context, lambda *v1alpha1.Lambda) (*networkingv1.NetworkPolicy, error) {
+	key := client.ObjectKeyFromObject(deploy.NetworkPolicy(lambda, deploy.Callers{}, p.config.Deploy))
+	existing := &networkingv1.NetworkPolicy{}
+	if err := p.reader.Get(ctx, key, existing); apierrors.IsNotFound(err) {
+		return nil, nil //nolint:nilnil // there is none
+	} else if err != nil {
+		return nil, fmt.Errorf("read NetworkPolicy %s: %w", key, err)
+	}
+	return existing, nil
+}
+
+func (p *policies) apply(ctx context.Context, lambda *v1alpha1.Lambda) error {
+	callers, err := p.callers(ctx, lambda)
+	if err != nil {
+		return err
+	}
+	return kube.Apply(ctx, p.client, fieldManager, deploy.NetworkPolicy(lambda, callers, p.config.Deploy))
 }
 
 // callers of the lambda that APIRules and Subscriptions of its namespace name.

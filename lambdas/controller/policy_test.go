@@ -1,9 +1,13 @@
 package controller_test
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -11,11 +15,56 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
+
+// refusal stands for an API server that takes no NetworkPolicies in some
+// namespaces.
+type refusal struct {
+	mu         sync.Mutex
+	namespaces map[string]bool
+}
+
+func (r *refusal) set(namespace string, refuse bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.namespaces[namespace] = refuse
+}
+
+func (r *refusal) newClient(config *rest.Config, options client.Options) (client.Client, error) {
+	c, err := client.NewWithWatch(config, options)
+	if err != nil {
+		return nil, err
+	}
+	return interceptor.NewClient(c, interceptor.Funcs{
+		Apply: func(ctx context.Context, c client.WithWatch, object runtime.ApplyConfiguration, options ...client.ApplyOption) error {
+			var is struct {
+				Kind     string
+				Metadata struct{ Namespace string }
+			}
+			text, err := json.Marshal(object)
+			if err != nil {
+				return err
+			}
+			if err := json.Unmarshal(text, &is); err != nil {
+				return err
+			}
+			r.mu.Lock()
+			refused := is.Kind == "NetworkPolicy" && r.namespaces[is.Metadata.Namespace]
+			r.mu.Unlock()
+			if refused {
+				return errors.New("admission says no")
+			}
+			return c.Apply(ctx, object, options...)
+		},
+	}), nil
+}
 
 // testPolicies shows that a lambda's NetworkPolicy lets in what names it, as
 // long as it does.
