@@ -219,10 +219,31 @@ func lets(rule *security.Rule, header http.Header, claims jwt.MapClaims) bool {
 	}
 	iss, _ := claims["iss"].(string)
 	sub, _ := claims["sub"].(string)
-	if want := source.GetRequestPrincipals(); len(want) > 0 && !slices.ContainsFunc(want, func(w string) bool { return like(w, iss+"/"+sub) }) {
+	if want := source.GetRequestPrincipals(); len(want) > 0 && !slices.ContainsFunc(want, func(w string) bool { return isPrincipal(w, iss, sub) }) {
 		return false
 	}
 	return !slices.ContainsFunc(rule.GetWhen(), func(c *security.Condition) bool { return !holds(c, header, claims) })
+}
+
+func TestTheModelComparesIssuersAsAWhole(t *testing.T) {
+	rule := &security.Rule{From: []*security.Rule_From{{Source: &security.Source{
+		Principals: []string{"cluster.local/ns/lambdamesh-system/sa/gateway"}, RequestPrincipals: []string{"https://a.example/x/*"},
+	}}}}
+	for issuer, want := range map[string]bool{
+		"https://a.example/x": true, "https://a.example/x/y": false, "https://a.example/x/": false, "https://a.example": false, "": false,
+	} {
+		require.Equal(t, want, lets(rule, http.Header{}, jwt.MapClaims{"iss": issuer, "sub": "u"}), issuer)
+		require.False(t, lets(rule, http.Header{}, jwt.MapClaims{"iss": issuer}), "%s without a subject", issuer)
+	}
+}
+
+// isPrincipal reads issuer/subject, where the subject alone may have a pattern
+// and the issuer is compared as a whole: istiod cuts it at the last slash into two
+// matchers (requestPrincipalGenerator in pilot/pkg/security/authz/model), and what
+// we write begins with an issuer.
+func isPrincipal(want, iss, sub string) bool {
+	i := strings.LastIndexByte(want, '/')
+	return i >= 0 && want[:i] == iss && like(want[i+1:], sub)
 }
 
 func holds(c *security.Condition, header http.Header, claims jwt.MapClaims) bool {
