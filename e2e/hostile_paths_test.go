@@ -87,6 +87,39 @@ func TestNoSpellingOfAPathReachesALessProtectedRule(t *testing.T) {
 	})
 }
 
+func TestNoSpellingOfAMethodReachesALessProtectedRule(t *testing.T) {
+	m, issuer := hostile(t)
+	const host = "hostile-methods.lambdas.localhost"
+	m.apply(t, fmt.Sprintf(`
+apiVersion: lambdamesh.dev/v1alpha1
+kind: APIRule
+metadata: {name: methods, namespace: hostile}
+spec:
+  hosts: [hostile-methods]
+  rules:
+    - {path: /*, methods: [GET, PUT], lambda: reflect, jwt: {authentications: [{issuer: %q, jwksUri: %q, audiences: [shop]}]}}
+    - {path: /*, lambda: reflect, noAuth: true}
+`, issuer.name, issuer.url))
+	m.waitFor(t, hostileNamespace, "apirule/methods", "Ready")
+	all := map[string]int{"GET": http.StatusUnauthorized, "PUT": http.StatusUnauthorized, "POST": http.StatusOK, "PURGE": http.StatusOK}
+	for _, method := range []string{"get", "Get", "GEt", "gET", "put", "post", "purge", "x-custom"} {
+		all[method] = http.StatusBadRequest
+	}
+	type request struct {
+		method string
+		want   int
+	}
+	requests := map[string]request{}
+	for method, want := range all {
+		requests[method] = request{method, want}
+	}
+	each(t, requests, func(r request) (answer, error) {
+		return exchange(address(t, m.Gateway), r.method+" / HTTP/1.1\r\nHost: "+host+"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", false)
+	}, func(t *testing.T, r request, a answer) {
+		require.Equal(t, r.want, a.status(t), "%v", a)
+	})
+}
+
 // HTTP/2 carries the path in a header, blanks and all.
 func TestNoSpellingOfAnHTTP2PathReachesALessProtectedRule(t *testing.T) {
 	m := protectedPaths(t)

@@ -10,6 +10,15 @@ import (
 // AmbiguousTarget tells a client why its target was refused.
 const AmbiguousTarget = "backends may read this path in several ways: write / \\ ; ? # - . _ ~, letters and digits as they are and the rest as UTF-8, without control characters"
 
+// AmbiguousMethod tells a client why its method was refused.
+const AmbiguousMethod = "backends may read this method in several ways: methods are case-sensitive, write it in upper case"
+
+// LowerCaseMethod is an RE2 that matches the methods that data planes answer
+// with 400. Methods are case-sensitive (RFC 9110, section 9.1) and the registered
+// ones upper-case, but many backends take get for GET: rules for GET would not
+// hold for it.
+func LowerCaseMethod() string { return `.*[a-z].*` }
+
 // UnambiguousTarget is an RE2 that matches the whole target (path and query) of
 // the requests that rules may decide about. Data planes answer 400 to all
 // others, after they have normalized the path (dot segments removed, slashes

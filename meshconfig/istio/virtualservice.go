@@ -24,10 +24,13 @@ func (w *writer) virtualService(g *ir.Gateway, vh *ir.VirtualHost) Object {
 	}
 	vs.Spec.Hosts = vh.Hosts
 	vs.Spec.Gateways = []string{g.Key()}
-	// istiod makes of this a matcher of Envoy's pseudo header, turned around.
-	vs.Spec.Http = []*networking.HTTPRoute{answer("ambiguous-path", 400, ir.AmbiguousTarget, &networking.HTTPMatchRequest{
-		WithoutHeaders: map[string]*networking.StringMatch{":path": regex(ir.UnambiguousTarget())},
-	})}
+	// istiod makes of the first a matcher of Envoy's pseudo header, turned around.
+	path := &networking.HTTPMatchRequest{WithoutHeaders: map[string]*networking.StringMatch{":path": regex(ir.UnambiguousTarget())}}
+	method := &networking.HTTPMatchRequest{Method: regex(ir.LowerCaseMethod())}
+	vs.Spec.Http = []*networking.HTTPRoute{
+		answer("ambiguous-path", 400, ir.AmbiguousTarget, path),
+		answer("ambiguous-method", 400, ir.AmbiguousMethod, method),
+	}
 	for i := range vh.Rules {
 		vs.Spec.Http = append(vs.Spec.Http, w.routes(&vh.Rules[i])...)
 	}

@@ -18,6 +18,11 @@ func pick[T any](r *rand.Rand, all ...T) T { return all[r.IntN(len(all))] }
 
 func one(r *rand.Rand, in int) bool { return r.IntN(in) == 0 }
 
+// methods of requests, most of which rules name.
+func methods() []string {
+	return []string{"GET", "GET", "GET", "POST", "POST", "PUT", "PUT", "HEAD", "OPTIONS", "PURGE", "M-SEARCH", "get", "Post", "GeT", "pUT", "x-custom"}
+}
+
 // words are segments as they read: few, so that rules and requests meet, and
 // full of what has several spellings.
 func words() []string {

@@ -226,7 +226,7 @@ func (j *judged) run(seed uint64, cases int) error {
 	}()
 	for cases > 0 {
 		host := randomHost(r, worldRules)
-		base := reference.Request{Method: pick(r, "GET", "GET", "POST", "PUT"), Header: randomHeader(r)}
+		base := reference.Request{Method: pick(r, methods()...), Header: randomHeader(r)}
 		token := pick(r, j.bearers...)
 		type read struct{ decoder, path string }
 		decisions := map[read]string{}
@@ -344,7 +344,7 @@ func FuzzRequestsGetTheAnswersTheyDeserve(f *testing.F) {
 			t.Skip("blanks and control characters end a request line or a header")
 		}
 		request := reference.Request{
-			Method: []string{"GET", "POST", "PUT"}[int(how)%3], Host: fmt.Sprintf("h%d.lambdas.localhost", int(which)%worldRules), Target: target,
+			Method: methods()[int(how)%len(methods())], Host: fmt.Sprintf("h%d.lambdas.localhost", int(which)%worldRules), Target: target,
 			Header: http.Header{"X-Key": {key}},
 		}
 		if _, _, err := j.check(c, request, j.bearers[int(how)%len(j.bearers)]); err != nil {

@@ -71,7 +71,7 @@ func (g Gateway) decide(r Request, host string, path requestPath) Answer {
 	switch {
 	case owner == nil:
 		return Answer{Status: http.StatusNotFound, MayRefuse: path.ambiguous}
-	case path.ambiguous:
+	case path.ambiguous || strings.ToUpper(r.Method) != r.Method: // which some backends read as another method
 		return Answer{Status: http.StatusBadRequest}
 	}
 	for i := range owner.Spec.Rules {

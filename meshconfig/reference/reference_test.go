@@ -56,6 +56,23 @@ func TestPaths(t *testing.T) {
 	require.Equal(t, reference.Answer{Status: 200, Rule: &reference.Rule{Namespace: "shop", Name: "r"}, Backends: []string{"shop/l:80"}, MayRefuse: true}, got)
 }
 
+// What docs/rules.md says about methods.
+func TestMethods(t *testing.T) {
+	r := rule("r", 0, []string{"h"}, "/*", "/*")
+	r.Spec.Rules[0].Methods = []v1alpha1.HTTPMethod{"GET", "PUT"}
+	g := reference.Gateway{Domain: "test", Rules: []*v1alpha1.APIRule{r}}
+	for method, want := range map[string]int{"GET": 0, "PUT": 0, "POST": 1, "PURGE": 1, "M-SEARCH": 1, "get": -1, "Get": -1, "GEt": -1, "pUT": -1, "post": -1, "x": -1} {
+		got := g.Answer(reference.Request{Method: method, Host: "h.test", Target: "/"})
+		if want < 0 {
+			require.Equal(t, http.StatusBadRequest, got.Status, method)
+			continue
+		}
+		require.Equal(t, http.StatusOK, got.Status, method)
+		require.Equal(t, want, got.Rule.Index, method)
+	}
+	require.Equal(t, http.StatusNotFound, g.Answer(reference.Request{Method: "get", Host: "nobody.test", Target: "/"}).Status)
+}
+
 func TestHosts(t *testing.T) {
 	g := reference.Gateway{Domain: "test", Rules: []*v1alpha1.APIRule{
 		rule("young", 1, []string{"h", "*.wild.test", "own"}, "/*"),

@@ -69,7 +69,7 @@ func (b *builder) virtualHost(name string, domains []string, vh *ir.VirtualHost)
 	if vh.CORS != nil {
 		out.TypedPerFilterConfig = map[string]*anypb.Any{filterCORS: b.any(corsPolicy(vh.CORS))}
 	}
-	out.Routes = append(out.Routes, ambiguous())
+	out.Routes = append(out.Routes, ambiguousPath(), ambiguousMethod())
 	for i := range vh.Rules {
 		out.Routes = append(out.Routes, b.route(&vh.Rules[i]))
 	}
@@ -77,8 +77,8 @@ func (b *builder) virtualHost(name string, domains []string, vh *ir.VirtualHost)
 	return out
 }
 
-// ambiguous refuses what rules could decide otherwise than a backend.
-func ambiguous() *routev3.Route {
+// ambiguousPath refuses what rules could decide otherwise than a backend.
+func ambiguousPath() *routev3.Route {
 	plain := header(":path", regex(ir.UnambiguousTarget()))
 	plain.InvertMatch = true
 	return &routev3.Route{
@@ -88,6 +88,17 @@ func ambiguous() *routev3.Route {
 			Headers:       []*routev3.HeaderMatcher{plain},
 		},
 		Action: direct(400, ir.AmbiguousTarget),
+	}
+}
+
+func ambiguousMethod() *routev3.Route {
+	return &routev3.Route{
+		Name: "ambiguous-method",
+		Match: &routev3.RouteMatch{
+			PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"},
+			Headers:       []*routev3.HeaderMatcher{header(":method", regex(ir.LowerCaseMethod()))},
+		},
+		Action: direct(400, ir.AmbiguousMethod),
 	}
 }
 
