@@ -102,9 +102,9 @@ func behaviors() map[string]behavior {
 			from: eventBus, path: "/", method: "POST", header: map[string]string{"Content-Type": structured}, status: 400, contentType: "application/problem+json",
 			body: `{"specversion":"1.0","type":"t","source":"/s","id":"2","data":` + strings.Repeat("[", 3500),
 		},
-		"a broken structured event is 400":    {from: eventBus, path: "/", method: "POST", header: map[string]string{"Content-Type": structured}, body: `{"type":"t"}`, status: 400, contentType: "application/problem+json"},
-		"a batch from the event bus is 415":   {from: eventBus, path: "/", method: "POST", header: map[string]string{"Content-Type": "application/cloudevents-batch+json"}, body: `[]`, status: 415, contentType: "application/problem+json"},
-		"a body over the limit is 413":        {path: "/", method: "POST", body: strings.Repeat("x", 5000), status: 413, contentType: "application/problem+json"},
+		"a broken structured event is 400":  {from: eventBus, path: "/", method: "POST", header: map[string]string{"Content-Type": structured}, body: `{"type":"t"}`, status: 400, contentType: "application/problem+json"},
+		"a batch from the event bus is 415": {from: eventBus, path: "/", method: "POST", header: map[string]string{"Content-Type": "application/cloudevents-batch+json"}, body: `[]`, status: 415, contentType: "application/problem+json"},
+		"a body over the limit is 413":      {path: "/", method: "POST", body: strings.Repeat("x", 5000), status: 413, contentType: "application/problem+json"},
 	}
 }
 
