@@ -3,7 +3,7 @@ package ir
 import (
 	"errors"
 	"fmt"
-	"regexp"
+	"regexp/syntax"
 	"slices"
 	"sort"
 	"strings"
@@ -115,12 +115,15 @@ func (v *validator) gateway(g *Gateway) {
 
 func (v *validator) rule(r *Rule) {
 	v.unique(v.rules, "rule", r.ID)
-	_, err := regexp.Compile(r.Path.Regex())
+	// Expressions are parsed only: compiling is for who matches with them.
+	_, err := syntax.Parse(r.Path.Regex(), syntax.Perl)
 	v.check(strings.HasPrefix(r.Path.Value, "/") && err == nil, "rule %s: path %q", r.ID, r.Path.Value)
 	v.check(r.Path.Kind != PathPrefix || strings.HasSuffix(r.Path.Value, "/"), "rule %s: the prefix %q does not end in /", r.ID, r.Path.Value)
 	for _, h := range r.Headers {
-		_, err := regexp.Compile(h.Value)
-		v.check(h.Kind != MatchRegex || err == nil, "rule %s: header %s: %v", r.ID, h.Name, err)
+		if h.Kind == MatchRegex {
+			_, err := syntax.Parse(h.Value, syntax.Perl)
+			v.check(err == nil, "rule %s: header %s: %v", r.ID, h.Name, err)
+		}
 	}
 	if r.Closed != nil {
 		v.check(r.Closed.Status >= 400 && r.Closed.Status < 600, "rule %s is closed with %d", r.ID, r.Closed.Status)

@@ -16,6 +16,10 @@ import (
 type cost struct {
 	bytes, matchers, hosts int
 	keySets                map[string]bool
+	// instructions of the regexes; they are among the matchers.
+	instructions int
+	// tooLarge says which part is beyond what any APIRule may have.
+	tooLarge string
 }
 
 // Upper estimates, in bytes, of what something adds to the resources of a data
@@ -38,8 +42,9 @@ func costOf(r *v1alpha1.APIRule) cost {
 	}
 	if cors := r.Spec.CORS; cors != nil {
 		c.bytes += ruleBytes
-		for _, o := range cors.AllowOrigins {
+		for i, o := range cors.AllowOrigins {
 			c.matchers++
+			c.regex(o.Regex, "spec.cors.allowOrigins[%d]", i)
 			text(deref(o.Exact), deref(o.Prefix), deref(o.Regex))
 		}
 		text(cors.AllowHeaders...)
@@ -55,7 +60,8 @@ func costOf(r *v1alpha1.APIRule) cost {
 		for _, m := range rule.Methods {
 			text(string(m))
 		}
-		for _, h := range rule.Headers {
+		for j, h := range rule.Headers {
+			c.regex(h.Regex, "spec.rules[%d].headers[%d]", i, j)
 			text(h.Name, deref(h.Exact), deref(h.Prefix), deref(h.Regex))
 		}
 		c.bytes += backendBytes * (1 + len(rule.Backends))
@@ -76,6 +82,23 @@ func costOf(r *v1alpha1.APIRule) cost {
 		}
 	}
 	return c
+}
+
+// regex counts an expression as the matchers that its instructions are. Once
+// there are too many it looks at no more of them.
+func (c *cost) regex(text *string, field string, indexes ...any) {
+	if text == nil || c.tooLarge != "" {
+		return
+	}
+	size := regexSize(*text)
+	c.matchers, c.instructions = c.matchers+size, c.instructions+size
+	switch {
+	case size > maxRegexSize:
+		c.tooLarge = fmt.Sprintf("the regex of "+field+" compiles to some %d instructions and one may have %d; repeat less",
+			append(indexes, size, maxRegexSize)...)
+	case c.instructions > maxRegexSizes:
+		c.tooLarge = fmt.Sprintf("its regexes compile to more than %d instructions, which is what those of an APIRule may have; repeat less or split it", maxRegexSizes)
+	}
 }
 
 // jwt counts what [ir.JWT.Alternatives] multiplies out, without doing it.
@@ -236,6 +259,10 @@ func newTreasury(limits Limits, rules []*v1alpha1.APIRule) *treasury {
 	for _, r := range t.inOrder {
 		key, c := name(r), costOf(r)
 		t.costs[key] = c
+		if c.tooLarge != "" {
+			t.refuse(key, "regex", c.tooLarge)
+			continue
+		}
 		if what, needs, _, limit, exceeds := newAccount(limits.APIRule).excess(c); exceeds {
 			t.refuse(key, what, fmt.Sprintf("it needs %d %s and an APIRule may have %d; make it smaller or split it", needs, what, limit))
 			continue

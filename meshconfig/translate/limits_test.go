@@ -2,6 +2,7 @@ package translate_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -213,4 +214,39 @@ func TestLimitsAreCheckedAndNamed(t *testing.T) {
 	l = translate.Limits{}
 	require.ErrorContains(t, l.Set(map[string]int{"namespace.matchers": 10}), "apirule.matchers (4096) is above namespace.matchers (10)")
 	require.Contains(t, translate.Limits{}.String(), "gateway.keysets=256")
+}
+
+// An expression of 250 characters may compile to 25,000 instructions, which a
+// gateway would hold and try for every character of a header.
+func TestARegexIsChargedByWhatItCompilesTo(t *testing.T) {
+	large := "(?:i)?" + strings.Repeat(".{0,1000}", 27) + "Z"
+	header := ruleOf("shop", "header", 1, "a.example.com")
+	header.Spec.Rules[0].Headers = []v1alpha1.HeaderMatch{{Name: "x", Present: new(true)}, {Name: "y", Regex: &large}}
+	origin := ruleOf("shop", "origin", 2, "b.example.com")
+	origin.Spec.CORS = &v1alpha1.CORSPolicy{AllowOrigins: []v1alpha1.OriginMatch{{Regex: &large}}}
+	many := ruleOf("shop", "many", 3, "c.example.com")
+	many.Spec.Rules[0].Headers = nil
+	for i := range 16 {
+		many.Spec.Rules[0].Headers = append(many.Spec.Rules[0].Headers, v1alpha1.HeaderMatch{Name: fmt.Sprint("x-", i), Regex: new("[a-z]{0,400}")})
+	}
+	tooMany := ruleOf("shop", "too-many", 5, "e.example.com")
+	tooMany.Spec.Rules = slices.Repeat(many.Spec.Rules, 64)
+	ordinary := ruleOf("bank", "ordinary", 4, "d.example.com")
+	ordinary.Spec.Rules[0].Headers = []v1alpha1.HeaderMatch{{Name: "x", Regex: new("[A-Za-z0-9._~-]{1,256}")}}
+	ordinary.Spec.CORS = &v1alpha1.CORSPolicy{AllowOrigins: []v1alpha1.OriginMatch{{Regex: new(`https://[a-z0-9-]+\.example\.com`)}}}
+
+	began := time.Now()
+	accepted := statusOf(t, within(translate.Limits{}, header, origin, many, tooMany, ordinary))
+	require.Less(t, time.Since(began), 5*time.Second, "nothing is compiled to know its price")
+	for name, message := range map[string]string{
+		"header":   `the regex of spec.rules\[0\].headers\[1\] compiles to some 5\d{4} instructions and one may have 1000`,
+		"origin":   `the regex of spec.cors.allowOrigins\[0\] compiles to some 5\d{4} instructions and one may have 1000`,
+		"many":     `needs 12\d{3} matchers and an APIRule may have 4096`,
+		"too-many": `its regexes compile to more than 16000 instructions`,
+	} {
+		require.Equal(t, translate.ReasonTooLarge, accepted[name].Reason, name)
+		require.Equal(t, metav1.ConditionFalse, accepted[name].Status)
+		require.Regexp(t, message, accepted[name].Message)
+	}
+	require.Equal(t, translate.ReasonAccepted, accepted["ordinary"].Reason, accepted["ordinary"].Message)
 }

@@ -5,7 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"regexp"
+	"regexp/syntax"
 	"slices"
 	"strings"
 	"time"
@@ -246,7 +246,8 @@ func stringMatch(exact, prefix, regex *string) (match ir.StringMatch, problem st
 	case match.Kind != ir.MatchRegex:
 		return match, ""
 	}
-	if _, err := regexp.Compile(match.Value); err != nil {
+	// Parsed only, since this is done again with every change in the mesh.
+	if _, err := syntax.Parse(match.Value, syntax.Perl); err != nil {
 		return match, fmt.Sprintf("the regular expression (RE2) cannot be read: %v", err)
 	}
 	return match, ""
