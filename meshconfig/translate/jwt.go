@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unicode"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -59,8 +60,8 @@ func (t *ruleTranslator) jwt(spec *v1alpha1.JWTAuth) *ir.JWT {
 	}
 	for i, a := range spec.Authentications {
 		field := fmt.Sprintf(".jwt.authentications[%d]", i)
-		if a.Issuer == "" || strings.HasPrefix(a.Issuer, "*") {
-			t.refuse(field+".issuer", v1alpha1.ReasonInvalid, "%q is no issuer; write the token's iss, without wildcards", a.Issuer)
+		if !isIssuer(a.Issuer) {
+			t.refuse(field+".issuer", v1alpha1.ReasonInvalid, "%q is no issuer; write the token's iss, without wildcards, blanks, | and control characters", a.Issuer)
 			continue
 		}
 		if len(a.FromHeaders) > 0 {
@@ -103,6 +104,13 @@ func (t *ruleTranslator) jwt(spec *v1alpha1.JWTAuth) *ir.JWT {
 		out.Authorizations = append(out.Authorizations, authorization)
 	}
 	return out
+}
+
+// isIssuer: Istio reads a * at either end as a pattern, and what nobody can see
+// or what separates names elsewhere is in no issuer (RFC 7519: a StringOrURI).
+func isIssuer(text string) bool {
+	return text != "" && !strings.HasPrefix(text, "*") && !strings.HasSuffix(text, "*") &&
+		!strings.ContainsFunc(text, func(c rune) bool { return c == '|' || unicode.IsSpace(c) || !unicode.IsPrint(c) })
 }
 
 // checkAsked refuses a list that is there and asks nothing, and values that

@@ -299,3 +299,26 @@ func TestAnEmptySnapshotIsAValidMesh(t *testing.T) {
 	require.Empty(t, problems)
 	require.Empty(t, mesh.Gateways)
 }
+
+// The list holds with snapshots that no kube-apiserver has checked.
+func TestWhatIsNoIssuerClosesTheRule(t *testing.T) {
+	for issuer, good := range map[string]bool{
+		"https://a.test": true, "me": true, "urn:äb/c?d=e&f#~*g@h": true,
+		"https://a.test|uri:https://a.test/keys or https://b.test": false,
+		"a|b": false, "a b": false, "a\tb": false, "a\u2003b": false, "a\u200bb": false, "a\x00": false, "*": false, "*.test": false, "https://a.*": false,
+	} {
+		quoted, err := json.Marshal(issuer)
+		require.NoError(t, err)
+		s := snapshot(t, lambdaA, apiRule("a", older, "a", `[{path: /*, lambda: a, jwt: {authentications: [{issuer: `+string(quoted)+`, jwksUri: "https://b.test/keys"}]}}]`))
+		mesh, problems := translate.Translate(s)
+		require.NoError(t, mesh.Validate())
+		closed := mesh.Gateways[0].VirtualHosts[0].Rules[0].Closed
+		if good {
+			require.Nil(t, closed, issuer)
+			continue
+		}
+		require.NotNil(t, closed, issuer)
+		require.Equal(t, v1alpha1.ReasonInvalid, problems[0].Reason)
+		require.Contains(t, problems[0].Message, "is no issuer")
+	}
+}

@@ -1,9 +1,11 @@
 package xds
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rbacconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
@@ -28,6 +30,7 @@ func (b *builder) jwtFilter(g *ir.Gateway) *jwtv3.JwtAuthentication {
 		keys[k.Name] = k.JWKS
 	}
 	filter := &jwtv3.JwtAuthentication{Providers: map[string]*jwtv3.JwtProvider{}, RequirementMap: map[string]*jwtv3.JwtRequirement{}}
+	providers, requirements := map[string]trusted{}, map[string][]string{}
 	for i := range g.VirtualHosts {
 		for j := range g.VirtualHosts[i].Rules {
 			jwt := g.VirtualHosts[i].Rules[j].JWT
@@ -35,12 +38,39 @@ func (b *builder) jwtFilter(g *ir.Gateway) *jwtv3.JwtAuthentication {
 				continue
 			}
 			for _, p := range jwt.Providers {
-				filter.Providers[providerName(p)] = provider(p, keys[p.KeySet])
+				added, err := once(providers, providerName(p), trusted{p.Issuer, p.KeySet}, func(a, b trusted) bool { return a == b })
+				b.note(err)
+				if added {
+					filter.Providers[providerName(p)] = provider(p, keys[p.KeySet])
+				}
 			}
-			filter.RequirementMap[requirementName(jwt)] = requirement(jwt)
+			names := providerNames(jwt)
+			added, err := once(requirements, requirementName(names), names, slices.Equal)
+			b.note(err)
+			if added {
+				filter.RequirementMap[requirementName(names)] = requirement(names)
+			}
 		}
 	}
 	return filter
+}
+
+// trusted is what makes a provider: whose tokens, by which keys.
+type trusted struct{ issuer, keySet string }
+
+// once sets a name that is not there yet and says whether it did. A name stands
+// for one thing only: with two, a rule of one team would decide about another's
+// tokens.
+func once[T any](all map[string]T, name string, value T, same func(a, b T) bool) (added bool, err error) {
+	known, taken := all[name]
+	if !taken {
+		all[name] = value
+		return true, nil
+	}
+	if !same(known, value) {
+		return false, fmt.Errorf("%s stands for %v and for %v", name, known, value)
+	}
+	return false, nil
 }
 
 func provider(p ir.JWTProvider, jwks string) *jwtv3.JwtProvider {
@@ -61,7 +91,17 @@ func provider(p ir.JWTProvider, jwks string) *jwtv3.JwtProvider {
 	}
 }
 
-func providerName(p ir.JWTProvider) string { return p.Issuer + "|" + p.KeySet }
+func providerName(p ir.JWTProvider) string { return nameOf("provider", p.Issuer, p.KeySet) }
+
+// nameOf some parts, which users write: other parts have another name, whatever
+// is in them.
+func nameOf(kind string, parts ...string) string {
+	h := sha256.New()
+	for _, part := range parts {
+		fmt.Fprintf(h, "%d:%s", len(part), part)
+	}
+	return kind + "-" + hex.EncodeToString(h.Sum(nil)[:16])
+}
 
 // providerNames of a JWT, each once, sorted.
 func providerNames(jwt *ir.JWT) []string {
@@ -72,11 +112,11 @@ func providerNames(jwt *ir.JWT) []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
-func requirementName(jwt *ir.JWT) string { return strings.Join(providerNames(jwt), " or ") }
+func requirementName(providers []string) string { return nameOf("any-of", providers...) }
 
-func requirement(jwt *ir.JWT) *jwtv3.JwtRequirement {
+func requirement(providers []string) *jwtv3.JwtRequirement {
 	var all []*jwtv3.JwtRequirement
-	for _, name := range providerNames(jwt) {
+	for _, name := range providers {
 		all = append(all, &jwtv3.JwtRequirement{RequiresType: &jwtv3.JwtRequirement_ProviderName{ProviderName: name}})
 	}
 	if len(all) == 1 {

@@ -11,11 +11,11 @@
 //     address: "http.<bind>.<port>") or "https.<port>.<server>".
 //   - HTTP filters in this order: envoy.filters.http.cors, .jwt_authn, .rbac,
 //     .router. CorsPolicy sits on virtual hosts.
-//   - jwt_authn: providers "<issuer>|<key set>" with issuer, local_jwks
+//   - jwt_authn: providers "provider-<hash of issuer and key set>" with issuer, local_jwks
 //     inline_string (ir.NoKeys refuses every token), from_headers
 //     authorization "Bearer ", forward, payload_in_metadata "jwt",
 //     normalize_payload_in_metadata.space_delimited_claims [scp, scope, scopes];
-//     requirement_map by the names of the providers of which one is needed
+//     requirement_map "any-of-<hash of the names of its providers>"
 //     (provider_name or requires_any); a route that needs a token has
 //     PerRouteConfig.requirement_name; no rules in the filter.
 //   - rbac: in the gateway's filter no rules (it does nothing); a jwt route has

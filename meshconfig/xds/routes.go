@@ -131,7 +131,7 @@ func (b *builder) route(r *ir.Rule) *routev3.Route {
 	if r.JWT != nil {
 		out.TypedPerFilterConfig = map[string]*anypb.Any{
 			filterJWT: b.any(&jwtv3.PerRouteConfig{RequirementSpecifier: &jwtv3.PerRouteConfig_RequirementName{
-				RequirementName: requirementName(r.JWT),
+				RequirementName: requirementName(providerNames(r.JWT)),
 			}}),
 			filterRBAC: b.any(authorization(r.JWT)),
 		}

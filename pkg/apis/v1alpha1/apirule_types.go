@@ -230,9 +230,10 @@ type JWTAuth struct {
 // +kubebuilder:validation:XValidation:rule="!has(self.fromParams) || size(self.fromParams) > 0",message="fromParams is empty; list query parameters or remove the field"
 // +kubebuilder:validation:XValidation:rule="has(self.jwksUri) != has(self.jwksSecret)",message="an authentication needs exactly one of jwksUri (https://...) and jwksSecret (a Secret here with the key jwks.json)"
 type JWTAuthentication struct {
-	// Issuer: the token's iss.
+	// Issuer: the token's iss, compared as it is.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
+	// +kubebuilder:validation:XValidation:rule="!self.matches('^[*]|[*]$|[|\\\\pZ\\\\pC]')",message="issuer is the token's iss as it is: without blanks, | and control characters, and * neither first nor last"
 	Issuer string `json:"issuer"`
 	// JWKSURI of the issuer's key set.
 	// +optional
