@@ -236,7 +236,9 @@ func New(config Config) (*Bus, error) {
 		if kubeClient, err = kubernetes.NewForConfig(config.REST); err != nil {
 			return nil, fmt.Errorf("event bus: %w", err)
 		}
-		reviews = tokens.New(kubeClient.AuthenticationV1().TokenReviews())
+		reviews = tokens.New(kubeClient.AuthenticationV1().TokenReviews(), func(ctx context.Context) ([]byte, error) {
+			return kubeClient.Discovery().RESTClient().Get().AbsPath("/openid/v1/jwks").Do(ctx).Raw()
+		})
 		parts = append(parts, managerComponent(mgr))
 	}
 

@@ -108,7 +108,7 @@ func TestCallersNeedATokenThatTheAPIServerAllows(t *testing.T) {
 			*review.Spec.NonResourceAttributes == authorizationv1.NonResourceAttributes{Path: "/admin/v1/dead-letters", Verb: "get"}
 		return true, review, nil
 	})
-	config := admin.Config{DeadLetters: letters(1), Authorize: admin.KubernetesAccess(tokens.New(client.AuthenticationV1().TokenReviews()), client)}
+	config := admin.Config{DeadLetters: letters(1), Authorize: admin.KubernetesAccess(tokens.New(client.AuthenticationV1().TokenReviews(), nil), client)}
 	for token, want := range map[string]int{"operator": 200, "guest": 403, "stranger": 401, "": 401, "away": 503} {
 		require.Equal(t, want, get(t, config, "/admin/v1/dead-letters", token, nil), token)
 	}

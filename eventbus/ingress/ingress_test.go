@@ -353,7 +353,7 @@ func (r *reviewer) Create(_ context.Context, review *authenticationv1.TokenRevie
 
 func TestServiceAccountTokens(t *testing.T) {
 	api := &reviewer{}
-	authorizer := ingress.Tokens{Reviews: tokens.New(api)}
+	authorizer := ingress.Tokens{Reviews: tokens.New(api, nil)}
 	authorize := func(values ...string) (ingress.Caller, error) {
 		r := httptest.NewRequest(http.MethodPost, "/", nil)
 		for _, v := range values {

@@ -6,8 +6,9 @@
 // that who is shown one cannot use it at the API server.
 //
 // The API server is asked once for a token in a while, however many requests
-// carry it; who sends tokens that it does not know, is held to a rate, and can
-// not push the good ones out.
+// carry it, and only for one that its keys have signed, so that made-up tokens
+// cost it nothing and keep nobody out. While its keys cannot be had, unknown tokens
+// are held to a rate; they never push the good ones out.
 //
 // What may enter: authentication by token. What somebody may do is decided by
 // those who ask.

@@ -5,8 +5,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -46,11 +46,11 @@ const (
 	goodFor = 30 * time.Second
 	// badFor is short: a token may be good in a moment that is not yet.
 	badFor = 10 * time.Second
-	// Tokens and addresses that are remembered.
-	maxGood, maxBad, maxRemotes = 4096, 4096, 4096
-	// Reviews of tokens that were not good before, per second: of one remote
-	// address, and of all.
-	remoteRate, remoteBurst = 10, 50
+	// Tokens and senders that are remembered.
+	maxGood, maxBad, maxSenders = 4096, 4096, 4096
+	// Reviews of tokens that were not good before, per second: of one sender, and,
+	// while nobody knows whether the API server has signed them, of all.
+	senderRate, senderBurst = 10, 50
 	allRate, allBurst       = 100, 200
 	// reviewTimeout of one question, whoever waits for it.
 	reviewTimeout = 5 * time.Second
@@ -67,6 +67,7 @@ type verdict struct {
 // Reviews knows callers by their bearer token.
 type Reviews struct {
 	reviewer Reviewer
+	keys     keys
 	flight   singleflight.Group
 	all      *rate.Limiter
 
@@ -74,15 +75,17 @@ type Reviews struct {
 	// Two caches, so that bad tokens push no good ones out.
 	good    *lru.Cache // key to verdict; those that are over are asked about again without a limit
 	bad     *lru.Cache // key to time.Time
-	remotes *lru.Cache // remote address to *rate.Limiter
+	senders *lru.Cache // sender to *rate.Limiter
 }
 
-// New returns one that asks reviewer.
-func New(reviewer Reviewer) *Reviews {
+// New returns one that asks reviewer about the tokens that source's keys have
+// signed. While they cannot be had (nil: never), it asks about all, at a rate that
+// everybody shares.
+func New(reviewer Reviewer, source KeySource) *Reviews {
 	return &Reviews{
-		reviewer: reviewer,
-		all:      rate.NewLimiter(allRate, allBurst),
-		good:     lru.New(maxGood), bad: lru.New(maxBad), remotes: lru.New(maxRemotes),
+		reviewer: reviewer, keys: keys{source: source},
+		all:  rate.NewLimiter(allRate, allBurst),
+		good: lru.New(maxGood), bad: lru.New(maxBad), senders: lru.New(maxSenders),
 	}
 }
 
@@ -108,8 +111,10 @@ func (r *Reviews) User(request *http.Request) (authenticationv1.UserInfo, error)
 		if v, ok := r.lookup(k); ok && time.Now().Before(v.until) { // another question has just been answered
 			return v.user, nil
 		}
-		if !known && !r.admit(remote(request), now) {
-			return authenticationv1.UserInfo{}, ErrTooMany
+		if !known {
+			if err := r.admit(token, request); err != nil {
+				return authenticationv1.UserInfo{}, err
+			}
 		}
 		// The question goes on for the others when this caller leaves.
 		ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), reviewTimeout)
@@ -141,26 +146,50 @@ func bearer(request *http.Request) (token string, ok bool) {
 	return token, strings.EqualFold(scheme, "Bearer") && token != ""
 }
 
+// remote is the network that a request came from: the address, or of IPv6 the
+// /64, all of which one machine may have.
 func remote(request *http.Request) string {
-	host, _, err := net.SplitHostPort(request.RemoteAddr)
+	address, err := netip.ParseAddrPort(request.RemoteAddr)
 	if err != nil {
 		return request.RemoteAddr
 	}
-	return host
+	ip := address.Addr().Unmap().WithZone("")
+	if ip.Is6() {
+		return netip.PrefixFrom(ip, 64).Masked().String()
+	}
+	return ip.String()
 }
 
-// admit reports whether the API server may be asked about one more unknown token
-// of this address.
-func (r *Reviews) admit(address string, now time.Time) bool {
-	r.mu.Lock()
-	value, ok := r.remotes.Get(address)
-	if !ok {
-		value = rate.NewLimiter(remoteRate, remoteBurst)
-		r.remotes.Add(address, value)
+// admit fails unless the API server may be asked about one more unknown token.
+// Who makes tokens up costs it nothing; who has many that are real is held to a
+// rate of their own, wherever they send from.
+func (r *Reviews) admit(token string, request *http.Request) error {
+	subject, err := r.keys.verify(token)
+	now := time.Now()
+	switch {
+	case errors.Is(err, errNoKeys):
+		if !r.limiter(remote(request)).AllowN(now, 1) || !r.all.AllowN(now, 1) {
+			return ErrTooMany
+		}
+		return nil
+	case err != nil:
+		return ErrUnauthenticated
+	case !r.limiter("sub "+subject).AllowN(now, 1):
+		return ErrTooMany
 	}
-	r.mu.Unlock()
-	limiter, _ := value.(*rate.Limiter)
-	return limiter.AllowN(now, 1) && r.all.AllowN(now, 1)
+	return nil
+}
+
+func (r *Reviews) limiter(sender string) *rate.Limiter {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	value, _ := r.senders.Get(sender)
+	limiter, ok := value.(*rate.Limiter)
+	if !ok {
+		limiter = rate.NewLimiter(senderRate, senderBurst)
+		r.senders.Add(sender, limiter)
+	}
+	return limiter
 }
 
 func (r *Reviews) review(ctx context.Context, k key, token string) (authenticationv1.UserInfo, error) {

@@ -77,7 +77,7 @@ func request(ctx context.Context, remote string, values ...string) *http.Request
 func TestATokenIsAskedAboutOnceInAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := &server{takes: time.Second}
-		reviews := tokens.New(api)
+		reviews := tokens.New(api, nil)
 		var wg sync.WaitGroup
 		for range 50 {
 			wg.Go(func() {
@@ -102,7 +102,7 @@ func TestATokenIsAskedAboutOnceInAWhile(t *testing.T) {
 func TestACallerThatLeavesTakesNobodysAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := &server{takes: time.Second}
-		reviews := tokens.New(api)
+		reviews := tokens.New(api, nil)
 		leaving, leave := context.WithCancel(t.Context())
 		left := make(chan error, 1)
 		go func() {
@@ -121,7 +121,7 @@ func TestACallerThatLeavesTakesNobodysAnswer(t *testing.T) {
 func TestTheEndOfATokenIsHonored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := &server{}
-		reviews := tokens.New(api)
+		reviews := tokens.New(api, nil)
 		token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.RegisteredClaims{
 			ExpiresAt: jwt.NewNumericDate(time.Now().Add(5 * time.Second)),
 		}).SignedString([]byte("k"))
@@ -134,10 +134,10 @@ func TestTheEndOfATokenIsHonored(t *testing.T) {
 	})
 }
 
-func TestUnknownTokensAreHeldToARateAndHurtNobody(t *testing.T) {
+func TestWithoutKeysUnknownTokensAreHeldToARate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := &server{}
-		reviews := tokens.New(api)
+		reviews := tokens.New(api, nil)
 		user := func(remote, token string) error {
 			_, err := reviews.User(request(t.Context(), remote, "Bearer "+token))
 			return err
@@ -188,7 +188,7 @@ func TestUnknownTokensAreHeldToARateAndHurtNobody(t *testing.T) {
 func TestABadTokenIsRemembered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := &server{}
-		reviews := tokens.New(api)
+		reviews := tokens.New(api, nil)
 		for range 100 {
 			_, err := reviews.User(request(t.Context(), "10.0.0.1", "Bearer bad"))
 			require.ErrorIs(t, err, tokens.ErrUnauthenticated)
@@ -203,7 +203,7 @@ func TestABadTokenIsRemembered(t *testing.T) {
 
 func TestWhatIsNoToken(t *testing.T) {
 	api := &server{}
-	reviews := tokens.New(api)
+	reviews := tokens.New(api, nil)
 	for _, values := range [][]string{nil, {"Bearer "}, {"Bearer"}, {"Basic good"}, {"Bearer good", "Bearer good"}} {
 		_, err := reviews.User(request(t.Context(), "10.0.0.1", values...))
 		require.ErrorIs(t, err, tokens.ErrUnauthenticated, "%v", values)
