@@ -3,6 +3,7 @@ package proxyauth
 import (
 	"bufio"
 	"bytes"
+	"container/list"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -21,7 +22,9 @@ import (
 const (
 	user = "lambdamesh"
 	// maxHeader and headerTimeout bound what a client that has proven nothing
-	// may cost; maxUnproven is how many of them wait at once.
+	// may cost; maxUnproven is how many of them wait at once. Beyond it the one that
+	// waits the longest makes room: clients that know the secret send it at once, and
+	// whoever opens connections and is silent must not keep them out.
 	maxHeader     = 64 << 10
 	headerTimeout = 10 * time.Second
 	maxUnproven   = 128
@@ -58,7 +61,7 @@ func (s Secret) proven(r *http.Request) bool {
 // Listen returns a listener that accepts those connections of inner whose first
 // request carries the secret. Closing it closes inner.
 func Listen(inner net.Listener, secret Secret) *Listener {
-	l := &Listener{Listener: inner, secret: secret, proven: make(chan net.Conn), closed: make(chan struct{}), unproven: make(chan struct{}, maxUnproven)}
+	l := &Listener{Listener: inner, secret: secret, proven: make(chan net.Conn), closed: make(chan struct{})}
 	go l.accept()
 	return l
 }
@@ -66,9 +69,11 @@ func Listen(inner net.Listener, secret Secret) *Listener {
 // Listener accepts connections of clients that know the secret.
 type Listener struct {
 	net.Listener
-	secret   Secret
-	proven   chan net.Conn
-	unproven chan struct{} // a slot each
+	secret Secret
+	proven chan net.Conn
+
+	mu       sync.Mutex
+	unproven list.List // of net.Conn, those that wait the longest in front
 
 	once   sync.Once
 	closed chan struct{}
@@ -120,19 +125,28 @@ func (l *Listener) accept() {
 			l.end(err)
 			return
 		}
-		select {
-		case l.unproven <- struct{}{}:
-			go l.admit(c)
-		default:
-			_ = c.Close()
-		}
+		go l.admit(c, l.wait(c))
 	}
 }
 
+// wait enters a connection among those that have proven nothing.
+func (l *Listener) wait(c net.Conn) *list.Element {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.unproven.Len() >= maxUnproven {
+		if oldest, ok := l.unproven.Remove(l.unproven.Front()).(net.Conn); ok {
+			_ = oldest.Close() // which ends its admit
+		}
+	}
+	return l.unproven.PushBack(c)
+}
+
 // admit looks at a connection's first request.
-func (l *Listener) admit(c net.Conn) {
+func (l *Listener) admit(c net.Conn, place *list.Element) {
 	read, err := l.check(c)
-	<-l.unproven
+	l.mu.Lock()
+	l.unproven.Remove(place) // if it is still there
+	l.mu.Unlock()
 	if err != nil {
 		_ = c.Close()
 		return

@@ -97,6 +97,25 @@ func TestWhatIsNoRequestIsClosed(t *testing.T) {
 	require.Zero(t, asked.Load())
 }
 
+func TestSilentConnectionsKeepNobodyOut(t *testing.T) {
+	proxy, asked := serve(t)
+	var silent []net.Conn
+	for range 200 {
+		c, err := net.Dial("tcp", proxy.Host)
+		require.NoError(t, err)
+		defer c.Close()
+		silent = append(silent, c)
+	}
+	for range 10 {
+		status, _ := send(t, proxy, "hello")
+		require.Equal(t, http.StatusOK, status)
+	}
+	require.EqualValues(t, 10, asked.Load())
+	require.NoError(t, silent[0].SetReadDeadline(time.Now().Add(time.Minute)))
+	_, err := silent[0].Read(make([]byte, 1))
+	require.ErrorIs(t, err, io.EOF, "the oldest made room")
+}
+
 func TestASecretDoesNotPrintItself(t *testing.T) {
 	secret := proxyauth.NewSecret()
 	password, _ := secret.URL(&net.TCPAddr{}).User.Password()
