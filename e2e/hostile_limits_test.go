@@ -25,7 +25,7 @@ import (
 // TestHostileLimits: what one team or one mistake can do to a gateway that all
 // share. It has a mesh of its own, whose Gateway it changes.
 func TestHostileLimits(t *testing.T) {
-	m := start(t, t.TempDir(), "--limit", "namespace.hosts=40")
+	m := start(t, t.TempDir(), "--limit", "namespace.hosts=40", "--allow-target", "127.0.0.1")
 	m.apply(t, plainBackend(t, "bank", "vault"))
 	m.apply(t, plainBackend(t, "shop", "till"))
 	m.apply(t, openRule("bank", "vault", "vault", "vault"))

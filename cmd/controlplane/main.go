@@ -68,7 +68,7 @@ for --xds-address.`,
 	f.BoolVar(&o.leaderElection, "leader-elect", true, "let one of several replicas write")
 	f.StringVar(&o.namespace, "namespace", v1alpha1.SystemNamespace, "namespace of the system: leases, the CA, event bus and connector")
 	f.StringVar(&o.trustDomain, "trust-domain", v1alpha1.DefaultTrustDomain, "trust domain of the mesh's identities")
-	f.StringSliceVar(&o.targets.Allow, "allow-target", nil, "CIDR, host or host:port that a jwksUri may name besides public addresses; repeatable")
+	f.StringSliceVar(&o.targets.Allow, "allow-target", nil, "CIDR, host or host:port that a jwksUri, a WorkloadEntry or an EndpointSlice written by hand may name besides public addresses; repeatable")
 	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, allowed for a jwksUri; repeatable")
 	f.StringToIntVar(&o.limits, "limit", nil, "what APIRules may take of gateways: <apirule|namespace|gateway>.<bytes|matchers|keysets|hosts>=<number> or keyset.bytes=<number>; repeatable (default "+translate.Limits{}.String()+")")
 	f.StringVar(&o.images.Prefix, "runtime-image-prefix", "", "images with the language are <prefix><runtime>:<tag> (default: the official node and python images)")

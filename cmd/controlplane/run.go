@@ -94,7 +94,7 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 		settings: translate.Settings{
 			TrustDomain: o.trustDomain, SystemNamespace: o.namespace,
 			GatewayServiceAccount: types.NamespacedName{Namespace: o.namespace, Name: v1alpha1.ServiceAccountGateway},
-			Limits:                limits,
+			Limits:                limits, Targets: policy,
 		},
 	}
 	output, servers, err := newMesh(ctx, p)

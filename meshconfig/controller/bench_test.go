@@ -74,7 +74,7 @@ func envoyOutput(b *testing.B) *controller.EnvoyOutput {
 
 func snapshotOf(rules int) translate.Snapshot {
 	const namespace = "shop"
-	s := translate.Snapshot{Gateways: []*networkingv1.Gateway{{
+	s := translate.Snapshot{Settings: translate.Settings{Local: true}, Gateways: []*networkingv1.Gateway{{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "gateway", Annotations: map[string]string{v1alpha1.AnnotationDomain: domain}},
 		Spec: istioapi.Gateway{Servers: []*istioapi.Server{{
 			Port: &istioapi.Port{Number: 80, Name: "http", Protocol: "HTTP"}, Hosts: []string{"*"},

@@ -186,10 +186,12 @@ func (w *world) controlPlane(change ...func(*options)) *controlPlane {
 	}
 	o.jwks.Policy, err = targets.New(targets.Config{Allow: o.allow})
 	require.NoError(w.t, err)
+	backends, err := targets.New(targets.Config{Allow: []string{"127.0.0.1"}}) // this process serves them
+	require.NoError(w.t, err)
 	c, err := controller.New(controller.Config{
 		Cache: objects, Client: w.client, Reader: w.client, Outputs: outputs, JWKS: o.jwks, Elected: elected, Log: log,
 		MeshConfig: types.NamespacedName{Namespace: w.namespace, Name: o.meshConfig},
-		Settings:   translate.Settings{Limits: o.limits},
+		Settings:   translate.Settings{Limits: o.limits, Targets: backends},
 	})
 	require.NoError(w.t, err)
 	stopCache := run(w.t, runFunc(objects.Start))

@@ -14,6 +14,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/meshconfig/filesource"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
+	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
 
 // Case is a folder of testdata.
@@ -50,6 +51,9 @@ func testdata(t testing.TB) string {
 func (c Case) Snapshot(t testing.TB) translate.Snapshot {
 	t.Helper()
 	s, _, err := filesource.Load(c.Path("in.yaml"))
+	require.NoError(t, err)
+	// Where the cases' hand-made endpoints are.
+	s.Settings.Targets, err = targets.New(targets.Config{Allow: []string{"127.0.0.0/8", "10.0.1.0/24"}})
 	require.NoError(t, err)
 	s.JWKS = map[string]translate.KeySetResult{}
 	text, err := os.ReadFile(c.Path("jwks.yaml"))

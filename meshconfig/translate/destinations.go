@@ -4,13 +4,10 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
@@ -78,7 +75,7 @@ func (t *ruleTranslator) lambdaBackend(field, lambda string) *ir.Destination {
 		t.unresolved(field, v1alpha1.ReasonNotFound, "Lambda %s does not exist", key)
 		return nil
 	}
-	return t.destination(key, v1alpha1.ServicePort)
+	return t.backend(field, key, v1alpha1.ServicePort)
 }
 
 func (t *ruleTranslator) serviceBackend(field string, ref v1alpha1.ServiceRef) *ir.Destination {
@@ -89,18 +86,29 @@ func (t *ruleTranslator) serviceBackend(field string, ref v1alpha1.ServiceRef) *
 	}
 	port := uint32(cmp.Or(ref.Port, v1alpha1.ServicePort))
 	if _, lambda := t.lambdas[key]; lambda && port == v1alpha1.ServicePort {
-		return t.destination(key, port)
+		return t.backend(field, key, port)
 	}
 	service, found := t.services[key]
 	if !found {
 		t.unresolved(field, v1alpha1.ReasonNotFound, "Service %s does not exist", key)
 		return nil
 	}
-	if _, found := servicePort(service, port); !found {
+	if _, found := servicePort(service, port); !found && service.Spec.Type != corev1.ServiceTypeExternalName {
 		t.unresolved(field+".port", v1alpha1.ReasonNotFound, "Service %s has no port %d", key, port)
 		return nil
 	}
-	return t.destination(key, port)
+	return t.backend(field, key, port)
+}
+
+// backend is a destination all of whose endpoints may be called. The whole rule
+// is closed otherwise: where a Service leads, Istio reads for itself.
+func (t *ruleTranslator) backend(field string, key types.NamespacedName, port uint32) *ir.Destination {
+	d := t.destination(key, port)
+	if refused := t.refused[d.Key()]; refused != nil {
+		t.unresolved(field, refused.reason, "Service %s: %s", key, refused.message)
+		return nil
+	}
+	return d
 }
 
 func servicePort(s *corev1.Service, port uint32) (corev1.ServicePort, bool) {
@@ -127,22 +135,21 @@ func (t *translator) destination(key types.NamespacedName, port uint32) *ir.Dest
 	}
 	members := map[string]bool{} // identities of the endpoints that speak mutual TLS
 	var plain, secured []ir.Endpoint
-	if service != nil {
-		if p, found := servicePort(service, port); found {
-			plain = t.sliceEndpoints(key, p)
-			for _, e := range t.entries.selected(key.Namespace, service.Spec.Selector) {
-				endpoint := ir.Endpoint{Address: e.Spec.GetAddress(), Port: entryPort(e, p)}
-				if !usable(endpoint) {
-					continue
-				}
-				if e.labels[v1alpha1.LabelIstioTLSMode] == "istio" {
-					secured = append(secured, endpoint)
-					members[t.identity(e.Namespace, cmp.Or(e.Spec.GetServiceAccount(), "default"))] = true
-				} else {
-					plain = append(plain, endpoint)
-				}
-			}
+	for _, e := range t.endpoints(key, service, port, d.Workload != "") {
+		if refused := t.checkEndpoint(e); refused != nil {
+			t.refused[id] = cmp.Or(t.refused[id], refused)
+			continue
 		}
+		if e.identity != "" {
+			secured = append(secured, e.Endpoint)
+			members[e.identity] = true
+		} else {
+			plain = append(plain, e.Endpoint)
+		}
+	}
+	if service != nil && service.Spec.Type == corev1.ServiceTypeExternalName {
+		t.refused[id] = &refusal{v1alpha1.ReasonTargetRefused, "it is an ExternalName, which leads to whatever its name stands for; " +
+			"give it a selector, or no selector and EndpointSlices whose addresses --allow-target allows"}
 	}
 	switch {
 	case d.Workload != "":
@@ -181,47 +188,4 @@ func (t *translator) workloadOf(key types.NamespacedName, service *corev1.Servic
 		}
 	}
 	return ""
-}
-
-func (t *translator) sliceEndpoints(service types.NamespacedName, port corev1.ServicePort) []ir.Endpoint {
-	var all []ir.Endpoint
-	for _, s := range t.slices[service] {
-		for _, p := range s.Ports {
-			if p.Port == nil || (p.Name != nil && *p.Name != port.Name) || (p.Name == nil && port.Name != "") {
-				continue
-			}
-			for _, e := range s.Endpoints {
-				if !ready(e) {
-					continue
-				}
-				for _, address := range e.Addresses {
-					if endpoint := (ir.Endpoint{Address: address, Port: uint32(*p.Port)}); usable(endpoint) {
-						all = append(all, endpoint)
-					}
-				}
-			}
-		}
-	}
-	return all
-}
-
-// usable endpoints are IP addresses: Envoy refuses all endpoints of a set with
-// another one, and istiod drops Unix sockets as well.
-func usable(e ir.Endpoint) bool {
-	_, err := netip.ParseAddr(e.Address)
-	return err == nil && validPort(e.Port)
-}
-
-// ready as EndpointConditions define it: unknown counts as ready.
-func ready(e discoveryv1.Endpoint) bool { return e.Conditions.Ready == nil || *e.Conditions.Ready }
-
-// entryPort is the port of an entry as istiod resolves it.
-func entryPort(e *entry, port corev1.ServicePort) uint32 {
-	if p, found := e.Spec.GetPorts()[port.Name]; found {
-		return p
-	}
-	if port.TargetPort.Type == intstr.Int && port.TargetPort.IntVal > 0 {
-		return uint32(port.TargetPort.IntVal)
-	}
-	return uint32(port.Port)
 }

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
 
 // Snapshot is all that a translation may depend on. Objects are read, never
@@ -61,6 +62,13 @@ type Settings struct {
 	// another one (a load balancer's, or that of a local listener). Only the
 	// URLs in a status depend on it.
 	AdvertisedPorts map[uint32]uint32
+	// Targets that endpoints which somebody wrote by hand may name, in
+	// EndpointSlices and WorkloadEntries; default public addresses only.
+	Targets *targets.Policy
+	// Local: the whole mesh runs on one machine. Nobody puts EndpointSlices right
+	// there, so that all count as written by hand; and members of the mesh are on
+	// loopback, where each must prove its identity.
+	Local bool
 	// Limits of APIRules; what is 0 has its default.
 	Limits Limits
 }
@@ -70,6 +78,9 @@ func (s Settings) withDefaults() Settings {
 	s.SystemNamespace = cmp.Or(s.SystemNamespace, v1alpha1.SystemNamespace)
 	s.GatewayServiceAccount = cmp.Or(s.GatewayServiceAccount,
 		types.NamespacedName{Namespace: s.SystemNamespace, Name: v1alpha1.ServiceAccountGateway})
+	if s.Targets == nil {
+		s.Targets = &targets.Policy{}
+	}
 	s.Limits = s.Limits.withDefaults()
 	return s
 }

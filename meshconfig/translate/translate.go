@@ -52,6 +52,8 @@ type translator struct {
 	issuers      map[issuerUse]issuerClaim
 	keySets      map[string]keySet
 	destinations map[string]*ir.Destination
+	refused      map[string]*refusal // destinations that lead where they must not
+	claims       *claims             // made when first needed
 	workloads    map[string]*ir.Workload
 	allowed      map[allowKey]int // index into a workload's Allow
 	sinks        map[string]bool  // destinations of the event bus that are no workload
@@ -78,6 +80,7 @@ func newTranslator(s Snapshot) *translator {
 		issuers:      map[issuerUse]issuerClaim{},
 		keySets:      map[string]keySet{},
 		destinations: map[string]*ir.Destination{},
+		refused:      map[string]*refusal{},
 		workloads:    map[string]*ir.Workload{},
 		allowed:      map[allowKey]int{},
 		sinks:        map[string]bool{},

@@ -18,6 +18,7 @@ import (
 func BenchmarkPipeline(b *testing.B) {
 	for _, n := range []int{1, 100, 1000} {
 		s := rules(b, n)
+		s.Settings.Local = true
 		b.Run(fmt.Sprintf("translate/%d", n), func(b *testing.B) {
 			for b.Loop() {
 				translate.Translate(s)

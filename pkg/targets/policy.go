@@ -130,6 +130,28 @@ func (p *Policy) CheckURL(raw string) error {
 	return p.check(u)
 }
 
+// CheckPod returns a [*RefusedError] when addr is none that a pod has, so that
+// who names it means something else: loopback, link-local and metadata
+// addresses, and others that stand for no single machine.
+func CheckPod(addr netip.Addr) error {
+	refuse := func(why string) error {
+		return &RefusedError{Target: addr.String(), Why: why + ", which no pod has"}
+	}
+	switch plain := addr.Unmap(); {
+	case addr.Zone() != "":
+		return refuse("it is an address with a zone")
+	case !plain.IsValid(), plain != addr:
+		return refuse("it is no plain IP address")
+	case netip.MustParsePrefix("240.0.0.0/4").Contains(addr) && addr != netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return nil // reserved, and in use as pods' ranges
+	default:
+		if what, kind := classify(addr); kind == never || kind == loopback {
+			return refuse("it is " + what)
+		}
+		return nil
+	}
+}
+
 func (p *Policy) check(u *url.URL) error {
 	refuse := func(format string, args ...any) error {
 		shown := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, Opaque: u.Opaque}

@@ -84,7 +84,7 @@ func (m *mesh) addControlPlane() error {
 		Cache: mgr.GetCache(), Client: mgr.GetClient(), Reader: mgr.GetAPIReader(),
 		Outputs: []meshcontroller.Output{envoy, istio},
 		JWKS:    jwks.Config{Policy: m.targets},
-		Settings: translate.Settings{Limits: limits, AdvertisedPorts: map[uint32]uint32{
+		Settings: translate.Settings{Limits: limits, Targets: m.backends, Local: true, AdvertisedPorts: map[uint32]uint32{
 			gatewayPort: portNumber(m.sockets.gateway), gatewayTLSPort: portNumber(m.sockets.gatewayTLS),
 		}},
 		Log: m.log("meshconfig"),

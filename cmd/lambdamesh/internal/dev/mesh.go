@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 
 	istioapi "istio.io/api/networking/v1"
@@ -38,7 +40,8 @@ type mesh struct {
 	client     client.Client
 	authority  *ca.CA
 	clientset  kubernetes.Interface
-	targets    *targets.Policy
+	targets    *targets.Policy // of what is called for users
+	backends   *targets.Policy // of what the gateway passes requests on to
 	toolchain  *build.Toolchain
 	eventBus   *member
 	connector  *member
@@ -63,7 +66,7 @@ func newMesh(ctx context.Context, cfg Config, sockets *sockets, private string, 
 	if m.authority, err = ca.Open(ctx, ca.Directory(cfg.path("ca")), ca.Config{}); err != nil {
 		return nil, err
 	}
-	if m.targets, err = m.allowedTargets(); err != nil {
+	if err := m.allowTargets(); err != nil {
 		return nil, err
 	}
 	if m.eventBus, err = newMember(ctx, v1alpha1.ServiceAccountEventBus, v1alpha1.ServiceEventBus, private); err != nil {
@@ -80,23 +83,36 @@ func newMesh(ctx context.Context, cfg Config, sockets *sockets, private string, 
 	return m, nil
 }
 
-// allowedTargets adds the addresses that dev assigns itself and that outsiders
-// are meant to reach, and denies those that nobody may reach by an object of
-// ours.
-func (m *mesh) allowedTargets() (*targets.Policy, error) {
-	allow := append([]string{
+// allowTargets says which addresses objects may name: those that the user
+// allows, for URLs also those that dev assigns itself and outsiders are meant to
+// reach, and never those that nobody may reach by an object of ours.
+func (m *mesh) allowTargets() error {
+	own := []string{
 		m.sockets.gateway.Addr().String(), m.sockets.gatewayTLS.Addr().String(),
 		m.sockets.eventBus.Addr().String(), m.sockets.connector.Addr().String(),
-	}, m.cfg.AllowTargets...)
-	deny := []string{m.sockets.eventBusAdmin.Addr().String(), m.sockets.xds.Addr().String()}
+	}
+	deny := slices.Concat(everyAddress(m.sockets.eventBusAdmin), everyAddress(m.sockets.xds))
 	if host, err := kubernetesAddress(m.rest); err == nil {
 		deny = append(deny, host)
 	}
-	policy, err := targets.New(targets.Config{Allow: allow, Deny: deny})
-	if err != nil {
-		return nil, fmt.Errorf("allowed targets: %w", err)
+	var err error
+	if m.targets, err = targets.New(targets.Config{Allow: slices.Concat(own, m.cfg.AllowTargets), Deny: deny}); err != nil {
+		return fmt.Errorf("allowed targets: %w", err)
 	}
-	return policy, nil
+	if m.backends, err = targets.New(targets.Config{Allow: m.cfg.AllowTargets, Deny: deny}); err != nil {
+		return fmt.Errorf("allowed backends: %w", err)
+	}
+	return nil
+}
+
+// everyAddress at which a listener answers, as targets: on 0.0.0.0 or [::] that
+// is each of the machine's.
+func everyAddress(l net.Listener) []string {
+	at, err := netip.ParseAddrPort(l.Addr().String())
+	if err != nil || !at.Addr().IsUnspecified() {
+		return []string{l.Addr().String()}
+	}
+	return []string{fmt.Sprintf("0.0.0.0/0:%d", at.Port()), fmt.Sprintf("[::/0]:%d", at.Port())}
 }
 
 // addConnector adds the connector behind its sidecar.
