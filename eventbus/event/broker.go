@@ -15,6 +15,9 @@ var (
 	ErrUnavailable = errors.New("the broker is not available")
 	// ErrFull: the storage limit is reached; nothing was stored.
 	ErrFull = errors.New("the storage is full")
+	// ErrBacklog: as many events of the source wait to be stored as may; nothing
+	// was stored.
+	ErrBacklog = errors.New("too many events wait to be stored")
 	// ErrTooLarge: the broker does not take messages of this size.
 	ErrTooLarge = errors.New("the event is too large")
 	// ErrNotFound: there is no such consumer or event.

@@ -18,6 +18,7 @@ const (
 	retryFull        = 30
 	retryTokens      = 1
 	retryBusy        = 1
+	retryBacklog     = 1
 )
 
 // failure is an answer that is no success.
@@ -51,6 +52,11 @@ func failureOf(err error) *failure {
 		return &failure{status: http.StatusRequestEntityTooLarge, detail: err.Error()}
 	case errors.Is(err, event.ErrFull):
 		return &failure{status: http.StatusInsufficientStorage, detail: "the storage for events is full; nothing was stored", retryAfter: retryFull}
+	case errors.Is(err, event.ErrBacklog):
+		return &failure{
+			status: http.StatusTooManyRequests, retryAfter: retryBacklog,
+			detail: "too many events of this source wait to be stored; nothing of this request was stored",
+		}
 	case errors.Is(err, event.ErrUnavailable):
 		return &failure{
 			status: http.StatusServiceUnavailable, retryAfter: retryUnavailable,

@@ -156,6 +156,7 @@ func TestRefused(t *testing.T) {
 		"media type":       {request: request{path: "/publish", header: map[string]string{"Content-Type": "application/cloudevents+xml"}}, status: 415},
 		"broker away":      {request: request{path: "/publish", header: ce()}, store: store{err: event.ErrUnavailable}, status: 503, header: map[string]string{"Retry-After": "2"}},
 		"storage full":     {request: request{path: "/publish", header: ce()}, store: store{err: event.ErrFull}, status: 507, header: map[string]string{"Retry-After": "30"}},
+		"backlog":          {request: request{path: "/publish", header: ce()}, store: store{err: event.ErrBacklog}, status: 429, header: map[string]string{"Retry-After": "1"}},
 		"broker says size": {request: request{path: "/publish", header: ce()}, store: store{err: event.ErrTooLarge}, status: 413},
 		"a fault of ours":  {request: request{path: "/publish", header: ce()}, store: store{err: errors.New("secret detail")}, status: 500},
 		"not ready":        {request: request{method: "GET", path: "/v1/status/ready"}, store: store{err: event.ErrUnavailable}, status: 503},

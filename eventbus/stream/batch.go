@@ -27,6 +27,7 @@ const (
 // request is a call of Publish on its way to the committer.
 type request struct {
 	msgs []*nats.Msg
+	size int          // bytes of them all
 	done chan outcome // buffered: the committer never waits
 }
 
@@ -54,11 +55,10 @@ func (s *Store) Publish(ctx context.Context, events []event.Event) ([]event.Rece
 		}
 		msg.Header.Set(jetstream.MsgIDHeader, e.Key())
 		r.msgs[i] = msg
+		r.size += msg.Size()
 	}
-	select {
-	case s.requests <- r:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: %w", event.ErrUnavailable, ctx.Err())
+	if err := s.queue.add(events[0].Source, r); err != nil {
+		return nil, err
 	}
 	select {
 	case out := <-r.done:
@@ -77,50 +77,33 @@ func (s *Store) Publish(ctx context.Context, events []event.Event) ([]event.Rece
 // commitLoop writes one group of requests after the other. While one is being
 // written the next gathers, so groups grow with the load by themselves.
 func (s *Store) commitLoop(ctx context.Context) {
-	var next *request // did not fit into the group before
-	for {
-		if next == nil {
-			select {
-			case next = <-s.requests:
-			case <-ctx.Done():
-				s.refuseRest()
-				return
-			}
-		}
-		var group []*request
-		for count, bytes := 0, 0; next != nil; {
-			count, bytes = count+len(next.msgs), bytes+size(next)
-			if len(group) > 0 && (count > maxBatch || bytes > maxBatchBytes) {
-				break
-			}
-			group, next = append(group, next), nil
-			select {
-			case next = <-s.requests:
-			default:
-			}
-		}
-		s.commit(ctx, group)
-	}
-}
-
-// refuseRest answers those that came too late to be stored.
-func (s *Store) refuseRest() {
 	for {
 		select {
-		case r := <-s.requests:
-			r.done <- outcome{err: fmt.Errorf("%w: shutting down", event.ErrUnavailable)}
-		default:
-			return
+		case <-s.queue.wake:
+		case <-ctx.Done():
 		}
+		for ctx.Err() == nil {
+			group := s.queue.take()
+			if group == nil {
+				break
+			}
+			s.commit(ctx, group)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	for _, r := range s.queue.close() { // came too late to be stored
+		r.done <- outcome{err: fmt.Errorf("%w: shutting down", event.ErrUnavailable)}
 	}
 }
 
-func size(r *request) int {
-	n := 0
-	for _, m := range r.msgs {
-		n += m.Size()
-	}
-	return n
+// pending is a message of a group and what became of it.
+type pending struct {
+	msg      *nats.Msg
+	receipt  event.Receipt
+	err      error
+	answered bool // somebody was told that it is stored
 }
 
 // commit stores the messages of a group and answers each request.
@@ -135,57 +118,132 @@ func (s *Store) commit(ctx context.Context, group []*request) {
 
 	// Two publishers may send one event at the same time; a batch must not hold
 	// it twice.
-	var msgs []*nats.Msg
-	index := map[string]int{}
+	var events []*pending
+	index := map[string]*pending{}
 	for _, r := range group {
 		for _, m := range r.msgs {
 			id := m.Header.Get(jetstream.MsgIDHeader)
-			if _, ok := index[id]; !ok {
-				index[id] = len(msgs)
-				msgs = append(msgs, m)
+			if index[id] == nil {
+				index[id] = &pending{msg: m}
+				events = append(events, index[id])
 			}
 		}
 	}
 
 	// A group that began is finished when we are told to stop meanwhile.
-	ctx = context.WithoutCancel(ctx)
-	results := make([]result, len(msgs))
-	if len(msgs) < batchThreshold || len(msgs) > maxBatch || !s.publishBatch(ctx, l, msgs, results) {
-		s.publishEach(l, msgs, results)
-	}
+	s.store(context.WithoutCancel(ctx), l, events)
+	s.learn(events)
 
-	s.learn(results)
-
-	answered := make([]bool, len(msgs))
 	for _, r := range group {
 		out := outcome{receipts: make([]event.Receipt, len(r.msgs))}
 		for i, m := range r.msgs {
-			at := index[m.Header.Get(jetstream.MsgIDHeader)]
-			if results[at].err != nil {
-				out.err = results[at].err
+			p := index[m.Header.Get(jetstream.MsgIDHeader)]
+			if p.err != nil {
+				out.err = p.err
 				break
 			}
-			out.receipts[i] = results[at].receipt
-			out.receipts[i].Duplicate = out.receipts[i].Duplicate || answered[at]
-			answered[at] = true
+			out.receipts[i] = p.receipt
+			out.receipts[i].Duplicate = p.receipt.Duplicate || p.answered
+			p.answered = true
 		}
 		r.done <- out
 	}
 }
 
-type result struct {
-	receipt event.Receipt
-	err     error
+// Refusals of a batch, of which nothing was stored.
+var (
+	errHoldsDuplicates = errors.New("some of the batch are stored already")
+	errNoBatch         = errors.New("the server does not take the batch")
+)
+
+// maxRounds is how often a group is tried without what others stored meanwhile.
+// Only another replica of the bus can do so, so that one round is all but always
+// enough.
+const maxRounds = 3
+
+// store stores events and notes what became of each. Its cost must not depend on
+// what publishers send: a batch that holds duplicates is a batch without them, and
+// not a thousand messages one by one.
+func (s *Store) store(ctx context.Context, l *link, events []*pending) {
+	for range maxRounds {
+		if len(events) < batchThreshold || len(events) > maxBatch {
+			s.publishEach(l, events)
+			return
+		}
+		err := s.publishBatch(ctx, l, events)
+		switch {
+		case errors.Is(err, errNoBatch):
+			s.publishEach(l, events)
+			return
+		case errors.Is(err, errHoldsDuplicates):
+			if events, err = s.withoutStored(l, events); err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			fail(events, err)
+		}
+		return
+	}
+	fail(events, fmt.Errorf("%w: others are storing the same events", event.ErrUnavailable))
+}
+
+func fail(events []*pending, err error) {
+	for _, p := range events {
+		p.err = err
+	}
+}
+
+// withoutStored notes which events are stored already and returns the others. It
+// asks the server, which knows them by their id: a message that expects an
+// impossible one before it is answered as a duplicate or refused, and costs no
+// sync. When it fails it returns those that nothing is known about.
+func (s *Store) withoutStored(l *link, events []*pending) ([]*pending, error) {
+	impossible := rand.Text()
+	acks := make([]jetstream.PubAckFuture, len(events))
+	var failed error
+	for i, p := range events {
+		question := nats.NewMsg(p.msg.Subject)
+		question.Header.Set(jetstream.MsgIDHeader, p.msg.Header.Get(jetstream.MsgIDHeader))
+		acks[i], failed = l.js.PublishMsgAsync(question, jetstream.WithExpectStream(EventStream), jetstream.WithExpectLastMsgID(impossible))
+		if failed != nil {
+			break
+		}
+	}
+	var rest []*pending
+	for i, p := range events {
+		if acks[i] == nil {
+			rest = append(rest, p)
+			continue
+		}
+		select {
+		case ok := <-acks[i].Ok():
+			if ok.Duplicate {
+				p.receipt = event.Receipt{Sequence: ok.Sequence, Duplicate: true}
+				continue
+			}
+			failed = errors.New("the server stored a question")
+		case err := <-acks[i].Err():
+			if api, ok := errors.AsType[*jetstream.APIError](err); !ok || api.ErrorCode != codeOtherLastID {
+				failed = err
+			}
+		}
+		rest = append(rest, p)
+	}
+	if failed != nil {
+		failed = translate(fmt.Errorf("ask which events are stored: %w", failed))
+	}
+	return rest, failed
 }
 
 // publishEach sends all messages and then waits for each acknowledgement.
-func (s *Store) publishEach(l *link, msgs []*nats.Msg, results []result) {
-	acks := make([]jetstream.PubAckFuture, len(msgs))
-	for i, m := range msgs {
+func (s *Store) publishEach(l *link, events []*pending) {
+	acks := make([]jetstream.PubAckFuture, len(events))
+	for i, p := range events {
 		// A new header each time: the client library adds its own to it.
-		ack, err := l.js.PublishMsgAsync(m, jetstream.WithExpectStream(EventStream))
+		ack, err := l.js.PublishMsgAsync(p.msg, jetstream.WithExpectStream(EventStream))
 		if err != nil {
-			results[i].err = translate(err)
+			p.err = translate(err)
 			continue
 		}
 		acks[i] = ack
@@ -196,9 +254,9 @@ func (s *Store) publishEach(l *link, msgs []*nats.Msg, results []result) {
 		}
 		select {
 		case ok := <-ack.Ok():
-			results[i].receipt = event.Receipt{Sequence: ok.Sequence, Duplicate: ok.Duplicate}
+			events[i].receipt = event.Receipt{Sequence: ok.Sequence, Duplicate: ok.Duplicate}
 		case err := <-ack.Err():
-			results[i].err = translate(err)
+			events[i].err = translate(err)
 		}
 	}
 }
@@ -210,40 +268,32 @@ const (
 	headerBatchCommit   = "Nats-Batch-Commit"
 )
 
-// publishBatch stores the messages as one atomic batch. It returns false when
-// nothing was stored and the messages should be published one by one: because
-// one of them is stored already, or the server does not take the batch.
-func (s *Store) publishBatch(ctx context.Context, l *link, msgs []*nats.Msg, results []result) bool {
+// publishBatch stores events as one atomic batch, all or none.
+func (s *Store) publishBatch(ctx context.Context, l *link, events []*pending) error {
 	id := rand.Text()
 	defer func() {
-		for _, m := range msgs {
-			m.Header.Del(headerBatchID)
-			m.Header.Del(headerBatchSequence)
-			m.Header.Del(headerBatchCommit)
+		for _, p := range events {
+			p.msg.Header.Del(headerBatchID)
+			p.msg.Header.Del(headerBatchSequence)
+			p.msg.Header.Del(headerBatchCommit)
 		}
 	}()
-	fail := func(err error) bool {
-		for i := range results {
-			results[i].err = err
-		}
-		return true
-	}
-	for i, m := range msgs {
-		m.Header.Set(headerBatchID, id)
-		m.Header.Set(headerBatchSequence, strconv.Itoa(i+1))
-		if i < len(msgs)-1 {
-			if err := l.nc.PublishMsg(m); err != nil {
-				return fail(translate(err))
+	for i, p := range events {
+		p.msg.Header.Set(headerBatchID, id)
+		p.msg.Header.Set(headerBatchSequence, strconv.Itoa(i+1))
+		if i < len(events)-1 {
+			if err := l.nc.PublishMsg(p.msg); err != nil {
+				return translate(err)
 			}
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.config.PublishTimeout)
 	defer cancel()
-	last := msgs[len(msgs)-1]
+	last := events[len(events)-1].msg
 	last.Header.Set(headerBatchCommit, "1")
 	reply, err := l.nc.RequestMsgWithContext(ctx, last)
 	if err != nil {
-		return fail(translate(err))
+		return translate(err)
 	}
 	var ack struct {
 		Error    *jetstream.APIError `json:"error"`
@@ -251,22 +301,23 @@ func (s *Store) publishBatch(ctx context.Context, l *link, msgs []*nats.Msg, res
 		Count    int                 `json:"count"`
 	}
 	if err := json.Unmarshal(reply.Data, &ack); err != nil {
-		return fail(translate(fmt.Errorf("answer to a batch: %w", err)))
+		return translate(fmt.Errorf("answer to a batch: %w", err))
 	}
 	if ack.Error != nil {
+		if ack.Error.ErrorCode == codeBatchHoldsDuplicates {
+			return errHoldsDuplicates
+		}
 		if err := translate(ack.Error); errors.Is(err, event.ErrFull) {
-			return fail(err)
+			return err
 		}
-		if ack.Error.ErrorCode != codeBatchHoldsDuplicates {
-			s.log.Debug("a batch was refused; publishing one by one", "error", ack.Error)
-		}
-		return false
+		s.log.Debug("a batch was refused; publishing one by one", "error", ack.Error)
+		return errNoBatch
 	}
-	if ack.Sequence == 0 || ack.Count != len(msgs) {
-		return fail(fmt.Errorf("%w: a batch of %d was acknowledged as %d", event.ErrUnavailable, len(msgs), ack.Count))
+	if ack.Sequence == 0 || ack.Count != len(events) {
+		return fmt.Errorf("%w: a batch of %d was acknowledged as %d", event.ErrUnavailable, len(events), ack.Count)
 	}
-	for i := range results {
-		results[i].receipt.Sequence = ack.Sequence - uint64(len(msgs)-1-i)
+	for i, p := range events {
+		p.receipt.Sequence = ack.Sequence - uint64(len(events)-1-i)
 	}
-	return true
+	return nil
 }

@@ -19,6 +19,7 @@ const (
 	codeMemoryExceeded       jetstream.ErrorCode = 10028 // insufficient memory resources available
 	codeStorageExceeded      jetstream.ErrorCode = 10047 // insufficient storage resources available
 	codeMessageTooLarge      jetstream.ErrorCode = 10054 // message size exceeds maximum allowed
+	codeOtherLastID          jetstream.ErrorCode = 10070 // wrong last msg ID
 	codeNotStored            jetstream.ErrorCode = 10077 // the stream's limits, or a message too large for it
 	codeHeaderTooLarge       jetstream.ErrorCode = 10097 // header size exceeds maximum allowed of 64k
 	codeBatchHoldsDuplicates jetstream.ErrorCode = 10201

@@ -73,19 +73,19 @@ func (s *Store) stores(err error) {
 	}
 }
 
-// learn notes what the results of a commit say about whether events can be
+// learn notes what a commit says about whether events can be
 // stored. A duplicate says nothing: nothing was written for it. That one event
 // did not fit does not either: a smaller one may.
-func (s *Store) learn(results []result) {
+func (s *Store) learn(events []*pending) {
 	var failed error
-	for _, r := range results {
+	for _, p := range events {
 		switch {
-		case r.err == nil && !r.receipt.Duplicate:
+		case p.err == nil && !p.receipt.Duplicate:
 			s.stores(nil)
 			return
-		case errors.Is(r.err, event.ErrUnavailable):
-			failed = r.err
-		case errors.Is(r.err, event.ErrFull):
+		case errors.Is(p.err, event.ErrUnavailable):
+			failed = p.err
+		case errors.Is(p.err, event.ErrFull):
 			signal(s.full)
 			signal(s.doubt)
 		}

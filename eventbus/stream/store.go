@@ -128,8 +128,8 @@ type Store struct {
 	log    *slog.Logger
 	ready  chan struct{}
 
-	requests chan *request // to the committer, see batch.go
-	link     atomic.Pointer[link]
+	queue *queue // to the committer, see batch.go
+	link  atomic.Pointer[link]
 
 	// failing is why NATS is there and does not store: JetStream is disabled after
 	// a disk was full, a write failed, the space is used up. Nil while it stores.
@@ -159,7 +159,7 @@ func New(config Config) (*Store, error) {
 		config:      config,
 		log:         config.Logger,
 		ready:       make(chan struct{}),
-		requests:    make(chan *request, 1024),
+		queue:       newQueue(),
 		reconnected: make(chan struct{}, 1),
 		full:        make(chan struct{}, 1),
 		doubt:       make(chan struct{}, 1),
