@@ -23,7 +23,7 @@ type Authorizer interface {
 
 // Caller is somebody who publishes, and what they may publish.
 type Caller struct {
-	// Name for logs.
+	// Name for logs, and of whom the memory counts that requests take.
 	Name string
 	// Source the caller may publish: its own, /<namespace>/<name>.
 	Source string

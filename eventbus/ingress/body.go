@@ -54,6 +54,7 @@ func slow() error {
 type body struct {
 	from    io.Reader
 	share   *share
+	headers int64 // what they take, until the request is answered
 	control *http.ResponseController
 
 	begun  time.Time
@@ -61,15 +62,35 @@ type body struct {
 	came   int       // in this window
 }
 
-// newBody reads at most limit bytes. The caller closes the share.
-func newBody(b *Budget, w http.ResponseWriter, r *http.Request, limit int64) *body {
+// headersCost is the memory that a request's headers take: their text, as it was
+// read and as it was parsed.
+func headersCost(header http.Header) (n int64) {
+	for name, values := range header {
+		n += int64(len(name) + perAttribute)
+		for _, v := range values {
+			n += int64(2 * len(v))
+		}
+	}
+	return n
+}
+
+// newBody reads at most limit bytes for the caller of that name. It fails when
+// there is no room for the headers; otherwise who asked closes the share.
+func newBody(b *Budget, caller string, w http.ResponseWriter, r *http.Request, limit int64) (*body, error) {
 	control := http.NewResponseController(w)
 	now := time.Now()
-	return &body{
+	read := &body{
 		from: http.MaxBytesReader(w, r.Body, limit), control: control, begun: now, window: now,
 		// Not every writer has deadlines (those of tests do not).
-		share: b.open(func() { _ = control.SetReadDeadline(time.Unix(1, 0)) }),
+		share:   b.open(caller, func() { _ = control.SetReadDeadline(time.Unix(1, 0)) }),
+		headers: headersCost(r.Header),
 	}
+	if !read.share.take(read.headers) {
+		read.share.close()
+		read.share.interrupt() // or the answer waits for the body
+		return nil, busy()
+	}
+	return read, nil
 }
 
 // Read implements io.Reader. It fails with a [*failure] or with what the body's
@@ -137,7 +158,7 @@ func (b *body) one(kept bool, parse func(raw []byte) (event.Event, error)) (even
 	if err != nil {
 		return event.Event{}, err
 	}
-	if !b.share.settle(cost(&e)) {
+	if !b.share.settle(b.headers + cost(&e)) {
 		return event.Event{}, busy()
 	}
 	return e, nil

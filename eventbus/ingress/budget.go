@@ -9,26 +9,30 @@ import (
 // DefaultMaxBufferedBytes is how much of requests is in memory at once.
 const DefaultMaxBufferedBytes = 128 << 20
 
-// patience is how long a body may take to arrive before it makes room for others
-// when the budget is used up.
+// patience is how long a body may take to arrive before it makes room for another
+// of the same caller when the budget is used up.
 const patience = 2 * time.Second
 
 // Budget bounds the memory that requests take, of all handlers that share it.
 // Bytes are taken as they arrive, so that who announces much and sends little
-// takes little. When nothing is left, the body that has been arriving the longest
-// makes room; when none has for long, who wants more is refused.
+// takes little. When nothing is left, the caller that holds the most makes room: a
+// body of it that is still arriving, the one that began first. When that is who
+// wants more, only a body of its own that has been arriving for long makes room;
+// when there is none, it is refused.
 type Budget struct {
 	mu      sync.Mutex
 	free    int64
-	reading list.List // of *share, those that began first in front
+	reading list.List        // of *share, those that began first in front
+	holds   map[string]int64 // of callers that hold anything
 }
 
 // NewBudget makes one of so many bytes.
-func NewBudget(bytes int64) *Budget { return &Budget{free: bytes} }
+func NewBudget(bytes int64) *Budget { return &Budget{free: bytes, holds: map[string]int64{}} }
 
 // share is what one request has of the budget.
 type share struct {
 	budget *Budget
+	caller string
 	begun  time.Time
 	// interrupt ends a read that waits for bytes.
 	interrupt func()
@@ -38,9 +42,9 @@ type share struct {
 	evicted bool
 }
 
-// open makes a share for a body that is about to be read.
-func (b *Budget) open(interrupt func()) *share {
-	s := &share{budget: b, begun: time.Now(), interrupt: interrupt}
+// open makes a share of the caller for a body that is about to be read.
+func (b *Budget) open(caller string, interrupt func()) *share {
+	s := &share{budget: b, caller: caller, begun: time.Now(), interrupt: interrupt}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s.place = b.reading.PushBack(s)
@@ -54,7 +58,7 @@ func (s *share) take(n int64) bool {
 	b.mu.Lock()
 	var interrupted []func()
 	for !s.evicted && n > b.free {
-		victim, ok := b.slowest(s)
+		victim, ok := b.victim(s, n)
 		if !ok {
 			break
 		}
@@ -63,8 +67,7 @@ func (s *share) take(n int64) bool {
 	}
 	ok := !s.evicted && n <= b.free
 	if ok {
-		b.free -= n
-		s.held += n
+		s.hold(n)
 	}
 	b.mu.Unlock()
 	for _, interrupt := range interrupted {
@@ -73,24 +76,36 @@ func (s *share) take(n int64) bool {
 	return ok
 }
 
-// slowest is the body that has been arriving the longest, if for long enough.
-func (b *Budget) slowest(besides *share) (*share, bool) {
+// victim is the body that makes room for n more bytes of the share.
+func (b *Budget) victim(wants *share, n int64) (*share, bool) {
+	var victim *share
+	most := b.holds[wants.caller] + n
 	for e := b.reading.Front(); e != nil; e = e.Next() {
 		s, _ := e.Value.(*share)
-		if time.Since(s.begun) < patience {
-			return nil, false
-		}
-		if s != besides {
-			return s, true
+		switch holds := b.holds[s.caller]; {
+		case s == wants || s.held == 0:
+		case s.caller != wants.caller && holds > most:
+			victim, most = s, holds
+		case s.caller == wants.caller && victim == nil && time.Since(s.begun) >= patience:
+			victim = s
 		}
 	}
-	return nil, false
+	return victim, victim != nil
+}
+
+// hold takes n bytes, or gives -n back.
+func (s *share) hold(n int64) {
+	b := s.budget
+	s.held += n
+	b.free -= n
+	if b.holds[s.caller] += n; b.holds[s.caller] == 0 {
+		delete(b.holds, s.caller)
+	}
 }
 
 func (b *Budget) evict(s *share) {
 	s.evicted = true
-	b.free += s.held
-	s.held = 0
+	s.hold(-s.held)
 	b.leave(s)
 }
 
@@ -105,9 +120,7 @@ func (b *Budget) leave(s *share) {
 func (s *share) giveBack(n int64) {
 	s.budget.mu.Lock()
 	defer s.budget.mu.Unlock()
-	n = min(n, s.held)
-	s.held -= n
-	s.budget.free += n
+	s.hold(-min(n, s.held))
 }
 
 // settle makes the share n bytes, more or fewer than it has.
@@ -143,6 +156,5 @@ func (s *share) close() {
 	s.budget.mu.Lock()
 	defer s.budget.mu.Unlock()
 	s.budget.leave(s)
-	s.budget.free += s.held
-	s.held = 0
+	s.hold(-s.held)
 }

@@ -230,3 +230,45 @@ func manyMembers(n int) string {
 	}
 	return b.String()
 }
+
+// named lets everybody publish, by the name a header tells.
+type named struct{}
+
+func (named) Authorize(r *http.Request) (ingress.Caller, error) {
+	return ingress.Caller{Name: r.Header.Get("Who"), Everything: true}, nil
+}
+
+func TestWhoHoldsTheMostMakesRoom(t *testing.T) {
+	server := httptest.NewServer(ingress.New(ingress.Config{
+		Publisher: &broker{}, Authorizer: named{}, Budget: ingress.NewBudget(4 * mib), Log: slog.New(slog.DiscardHandler),
+	}))
+	t.Cleanup(server.Close)
+	p := &publisher{t: t, url: server.URL}
+	half := strings.Repeat("1", mib/2)
+	honest := p.begin(binaryHead+"Who: honest\r\nContent-Length: 1048576\r\n", half)
+	for range 8 { // who begins anew all the time holds young bodies only
+		p.begin(binaryHead+"Who: greedy\r\nContent-Length: 1048576\r\n", strings.Repeat("1", mib-mib/16))
+	}
+	_, err := io.WriteString(honest, half)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusAccepted, answer(t, honest))
+	for range 20 {
+		require.Equal(t, http.StatusAccepted, p.status(mib/2), "a third caller")
+	}
+}
+
+func TestHeadersCount(t *testing.T) {
+	p := serve(t, &broker{}, mib)
+	header := "Ce-X: " + strings.Repeat("x", 30<<10) + "\r\n"
+	var refused int
+	for range 40 {
+		conn := p.begin(binaryHead+header+"Content-Length: 10\r\n", "1")
+		require.NoError(t, conn.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
+		if response, err := http.ReadResponse(bufio.NewReader(conn), nil); err == nil {
+			response.Body.Close()
+			require.Equal(t, http.StatusServiceUnavailable, response.StatusCode)
+			refused++
+		}
+	}
+	require.Positive(t, refused)
+}

@@ -153,7 +153,7 @@ func (h *Handler) cloudEvents(w http.ResponseWriter, r *http.Request) (int, any,
 	if application != "" {
 		source = application
 	}
-	read, err := h.open(w, r, mode)
+	read, err := h.open(w, r, caller, mode)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -206,7 +206,7 @@ func (h *Handler) legacy(w http.ResponseWriter, r *http.Request) (int, any, erro
 	if contentType := r.Header.Get("Content-Type"); !maybeJSON(contentType) {
 		return 0, nil, fmt.Errorf("%w: %s: legacy events are application/json", event.ErrUnsupportedMediaType, contentType)
 	}
-	read, err := h.open(w, r, event.ModeBinary)
+	read, err := h.open(w, r, caller, event.ModeBinary)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -252,8 +252,8 @@ func (h *Handler) admit(r *http.Request) (caller Caller, application string, err
 	return caller, application, nil
 }
 
-// open begins to read a body of the mode.
-func (h *Handler) open(w http.ResponseWriter, r *http.Request, mode event.Mode) (*body, error) {
+// open begins to read a body of the mode, for the caller.
+func (h *Handler) open(w http.ResponseWriter, r *http.Request, caller Caller, mode event.Mode) (*body, error) {
 	limit := int64(h.config.Publisher.MaxEventBytes())
 	switch mode {
 	case event.ModeStructured:
@@ -264,7 +264,7 @@ func (h *Handler) open(w http.ResponseWriter, r *http.Request, mode event.Mode) 
 	if r.ContentLength > limit {
 		return nil, &http.MaxBytesError{Limit: limit}
 	}
-	return newBody(h.config.Budget, w, r, limit), nil
+	return newBody(h.config.Budget, caller.Name, w, r, limit)
 }
 
 // publish checks what remains to be checked and stores the events. It closes the
