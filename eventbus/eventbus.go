@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/admin"
@@ -279,8 +280,11 @@ func newManager(config Config) (ctrl.Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("event bus: %w", err)
 	}
+	var cached cache.Options
+	controller.ConfigureCache(&cached)
 	mgr, err := ctrl.NewManager(config.REST, ctrl.Options{
 		Scheme:                        scheme,
+		Cache:                         cached,
 		Logger:                        telemetry.Logr(config.Log),
 		Metrics:                       metricsserver.Options{BindAddress: "0"},
 		HealthProbeBindAddress:        "0",

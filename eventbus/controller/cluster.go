@@ -13,6 +13,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
@@ -22,60 +24,117 @@ import (
 // The cluster's own addresses are reached as Services, under the rules of their
 // namespaces, and never as URIs: not by a name, and not by an address.
 
-// byAddress indexes Services and EndpointSlices by their addresses.
+// byAddress indexes Services, pods and EndpointSlices by their addresses.
 const byAddress = "address"
 
-// sliceController manages the EndpointSlices of Services with a selector. Who
-// writes others under its name has them put right by it.
-const sliceController = "endpointslice-controller.k8s.io"
-
-func managed(slice *discoveryv1.EndpointSlice) bool {
-	return slice.Labels[discoveryv1.LabelManagedBy] == sliceController
+// ConfigureCache keeps of a pod only what tells whose its addresses are.
+func ConfigureCache(options *cache.Options) {
+	if options.ByObject == nil {
+		options.ByObject = map[client.Object]cache.ByObject{}
+	}
+	options.ByObject[&corev1.Pod{}] = cache.ByObject{Transform: func(obj any) (any, error) {
+		pod, ok := obj.(*corev1.Pod)
+		if !ok {
+			return obj, nil
+		}
+		return &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion},
+			Spec:       corev1.PodSpec{HostNetwork: pod.Spec.HostNetwork},
+			Status:     corev1.PodStatus{Phase: pod.Status.Phase, PodIPs: pod.Status.PodIPs},
+		}, nil
+	}}
 }
 
 // IndexAddresses prepares a cache for [DirectDial] and for the controller.
 func IndexAddresses(ctx context.Context, indexer client.FieldIndexer) error {
-	return errors.Join(
-		indexer.IndexField(ctx, &corev1.Service{}, byAddress, func(o client.Object) []string {
-			service, ok := o.(*corev1.Service)
-			if !ok {
-				return nil
-			}
-			return slices.DeleteFunc(slices.Clone(service.Spec.ClusterIPs), func(ip string) bool { return ip == corev1.ClusterIPNone })
-		}),
-		indexer.IndexField(ctx, &discoveryv1.EndpointSlice{}, byAddress, func(o client.Object) []string {
-			slice, ok := o.(*discoveryv1.EndpointSlice)
-			if !ok || !managed(slice) { // a tenant's own would claim the addresses of others
-				return nil
-			}
-			var all []string
-			for i := range slice.Endpoints {
-				all = append(all, slice.Endpoints[i].Addresses...)
-			}
-			return all
-		}),
-	)
+	var errs []error
+	for _, object := range []client.Object{&corev1.Service{}, &corev1.Pod{}, &discoveryv1.EndpointSlice{}} {
+		errs = append(errs, indexer.IndexField(ctx, object, byAddress, addresses))
+	}
+	return errors.Join(errs...)
 }
 
-// namespaceOf returns the namespace of the Service or the pod that has the
-// address; "" when it is none of the cluster's.
-func namespaceOf(ctx context.Context, c client.Reader, addr netip.Addr) (string, error) {
-	match := client.MatchingFields{byAddress: addr.Unmap().String()}
+// addresses are those that a Service or a pod has, and those that an
+// EndpointSlice names.
+func addresses(object client.Object) []string {
+	var all []string
+	add := func(text string) {
+		if addr, err := netip.ParseAddr(text); err == nil { // not "None"
+			all = append(all, targets.Canonical(addr).String())
+		}
+	}
+	switch o := object.(type) {
+	case *corev1.Service:
+		for _, ip := range o.Spec.ClusterIPs {
+			add(ip)
+		}
+	case *corev1.Pod:
+		// The node's address is no pod's, and one that has ended gave its back.
+		if o.Spec.HostNetwork || o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed {
+			return nil
+		}
+		for _, ip := range o.Status.PodIPs {
+			add(ip.IP)
+		}
+	case *discoveryv1.EndpointSlice:
+		for i := range o.Endpoints {
+			for _, ip := range o.Endpoints[i].Addresses {
+				add(ip)
+			}
+		}
+	}
+	return all
+}
+
+func having(addr netip.Addr) client.MatchingFields {
+	return client.MatchingFields{byAddress: targets.Canonical(addr).String()}
+}
+
+// namespacesOf returns the namespaces of the Services and the pods that have the
+// address, sorted; none when it is not the cluster's. EndpointSlices are not
+// asked: whoever may write one may name any address in it, under any label.
+func namespacesOf(ctx context.Context, c client.Reader, addr netip.Addr) ([]string, error) {
 	var services corev1.ServiceList
-	if err := c.List(ctx, &services, match, client.UnsafeDisableDeepCopy); err != nil {
-		return "", fmt.Errorf("look for the Service with the address %s: %w", addr, err)
+	if err := c.List(ctx, &services, having(addr), client.UnsafeDisableDeepCopy); err != nil {
+		return nil, fmt.Errorf("look for the Service with the address %s: %w", addr, err)
 	}
+	var pods corev1.PodList
+	if err := c.List(ctx, &pods, having(addr), client.UnsafeDisableDeepCopy); err != nil {
+		return nil, fmt.Errorf("look for the pod with the address %s: %w", addr, err)
+	}
+	var all []string
 	for i := range services.Items {
-		return services.Items[i].Namespace, nil
-	}
-	var pods discoveryv1.EndpointSliceList
-	if err := c.List(ctx, &pods, match, client.UnsafeDisableDeepCopy); err != nil {
-		return "", fmt.Errorf("look for the endpoint with the address %s: %w", addr, err)
+		all = append(all, services.Items[i].Namespace)
 	}
 	for i := range pods.Items {
-		return pods.Items[i].Namespace, nil
+		all = append(all, pods.Items[i].Namespace)
 	}
-	return "", nil
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+// whose says who has an address, seen from a namespace.
+type whose int
+
+const (
+	// nobodys: it is not the cluster's.
+	nobodys whose = iota
+	// own: only the namespace has it.
+	own
+	// anothers: another namespace has it, if not alone.
+	anothers
+)
+
+func whoseIs(ctx context.Context, c client.Reader, namespace string, addr netip.Addr) (whose, error) {
+	switch owners, err := namespacesOf(ctx, c, addr); {
+	case err != nil:
+		return anothers, err
+	case len(owners) == 0:
+		return nobodys, nil
+	case len(owners) == 1 && owners[0] == namespace:
+		return own, nil
+	}
+	return anothers, nil
 }
 
 const dialTimeout = 5 * time.Second
@@ -89,11 +148,11 @@ func DirectDial(c client.Reader) targets.DialFunc {
 		if err != nil {
 			return nil, fmt.Errorf("dial %s: %w", address, err)
 		}
-		switch namespace, err := namespaceOf(ctx, c, at.Addr()); {
+		switch owners, err := namespacesOf(ctx, c, at.Addr()); {
 		case err != nil:
 			return nil, err
-		case namespace != "":
-			return nil, &targets.RefusedError{Target: address, Why: "it is in namespace " + namespace + " of the cluster: name its Service as sink.service"}
+		case len(owners) > 0:
+			return nil, &targets.RefusedError{Target: address, Why: "it is in namespace " + strings.Join(owners, ", ") + " of the cluster: name its Service as sink.service"}
 		}
 		return base(ctx, network, address)
 	}
@@ -142,20 +201,41 @@ func addressesOf(ctx context.Context, c client.Reader, namespace, name string) (
 	case service.Spec.ClusterIP != corev1.ClusterIPNone:
 		return service.Spec.ClusterIPs, nil
 	}
-	var list discoveryv1.EndpointSliceList
-	err := c.List(ctx, &list, client.InNamespace(namespace), client.MatchingLabels{discoveryv1.LabelServiceName: name}, client.UnsafeDisableDeepCopy)
+	list, err := slicesOf(ctx, c, &service)
 	if err != nil {
-		return nil, fmt.Errorf("list the endpoints of service %s/%s: %w", namespace, name, err)
+		return nil, err
 	}
 	var all []string
-	for i := range list.Items {
-		for _, endpoint := range list.Items[i].Endpoints {
-			if managed(&list.Items[i]) && (endpoint.Conditions.Ready == nil || *endpoint.Conditions.Ready) {
-				all = append(all, endpoint.Addresses...)
+	for i := range list {
+		for _, endpoint := range list[i].Endpoints {
+			if endpoint.Conditions.Ready != nil && !*endpoint.Conditions.Ready {
+				continue
+			}
+			for _, address := range endpoint.Addresses {
+				addr, err := netip.ParseAddr(address)
+				if err != nil {
+					continue
+				}
+				owner, err := whoseIs(ctx, c, namespace, addr)
+				if err != nil {
+					return nil, err
+				}
+				if owner == own {
+					all = append(all, address)
+				}
 			}
 		}
 	}
 	return all, nil
+}
+
+func slicesOf(ctx context.Context, c client.Reader, service *corev1.Service) ([]discoveryv1.EndpointSlice, error) {
+	var list discoveryv1.EndpointSliceList
+	err := c.List(ctx, &list, client.InNamespace(service.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: service.Name}, client.UnsafeDisableDeepCopy)
+	if err != nil {
+		return nil, fmt.Errorf("list the endpoints of service %s/%s: %w", service.Namespace, service.Name, err)
+	}
+	return list.Items, nil
 }
 
 // serviceName takes the Service out of its name in the cluster's DNS: name.namespace.svc.
@@ -173,25 +253,23 @@ func clusterName(host string) string {
 	return strings.TrimSuffix(strings.ToLower(strings.TrimSuffix(host, ".")), ".cluster.local")
 }
 
-// checkService refuses a Service that leads out of its namespace: its endpoints
-// must be pods that it selects, or what a URI may name, too.
+// checkService refuses a Service that leads out of its namespace: each of its
+// endpoints must be a pod in its namespace, or what a URI may name, too.
 func checkService(ctx context.Context, c client.Reader, policy URLPolicy, service *corev1.Service) error {
 	if service.Spec.Type == corev1.ServiceTypeExternalName {
 		return refuse(v1alpha1.ReasonTargetRefused, "Service %s is an ExternalName: write the URL as sink.uri, so that the allowed targets decide", service.Name)
 	}
-	var list discoveryv1.EndpointSliceList
-	err := c.List(ctx, &list, client.InNamespace(service.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: service.Name})
+	list, err := slicesOf(ctx, c, service)
 	if err != nil {
-		return fmt.Errorf("list the endpoints of service %s/%s: %w", service.Namespace, service.Name, err)
+		return err
 	}
-	for i := range list.Items {
-		slice := &list.Items[i]
-		if len(service.Spec.Selector) > 0 && managed(slice) {
-			continue
-		}
-		for _, endpoint := range slice.Endpoints {
-			for _, address := range endpoint.Addresses {
-				if err := checkEndpoint(ctx, c, policy, service, slice, address); err != nil {
+	for i := range list {
+		for j := range list[i].Endpoints {
+			if !mayServe(&list[i].Endpoints[j]) {
+				continue
+			}
+			for _, address := range list[i].Endpoints[j].Addresses {
+				if err := checkEndpoint(ctx, c, policy, service, &list[i], address); err != nil {
 					return err
 				}
 			}
@@ -200,17 +278,25 @@ func checkService(ctx context.Context, c client.Reader, policy URLPolicy, servic
 	return nil
 }
 
+// mayServe tells endpoints that may get traffic: those that are ready, and where
+// none is, those that are ending and still serve. One that does neither outlives
+// its pod for a moment.
+func mayServe(endpoint *discoveryv1.Endpoint) bool {
+	ready, serving := endpoint.Conditions.Ready, endpoint.Conditions.Serving
+	return ready == nil || *ready || serving == nil || *serving
+}
+
 func checkEndpoint(ctx context.Context, c client.Reader, policy URLPolicy, service *corev1.Service, slice *discoveryv1.EndpointSlice, address string) error {
 	addr, err := netip.ParseAddr(address)
 	if err != nil {
 		return refuse(v1alpha1.ReasonTargetRefused, "Service %s: the EndpointSlice %s names %s, which is no IP address", service.Name, slice.Name, address)
 	}
-	switch namespace, err := namespaceOf(ctx, c, addr); {
+	switch owner, err := whoseIs(ctx, c, service.Namespace, addr); {
 	case err != nil:
 		return err
-	case namespace != "" && namespace != service.Namespace:
+	case owner == anothers:
 		return refuse(v1alpha1.ReasonNotPermitted, "Service %s: the EndpointSlice %s leads to %s in another namespace: a sink must be in the Subscription's own", service.Name, slice.Name, address)
-	case namespace == service.Namespace:
+	case owner == own:
 		return nil
 	}
 	ports := []int32{80}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -21,19 +22,48 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
-// endpoints is a slice of a Service; byController: as the cluster makes it for
-// the pods that the Service selects.
-func endpoints(name, service string, byController bool, addresses ...string) *discoveryv1.EndpointSlice {
+// endpoints is a slice of a Service; labelled: as the cluster labels those that
+// it makes for the pods that the Service selects, and as anybody can.
+func endpoints(name, service string, labelled bool, addresses ...string) *discoveryv1.EndpointSlice {
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: service}},
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Endpoints:   []discoveryv1.Endpoint{{Addresses: addresses}},
 		Ports:       []discoveryv1.EndpointPort{{Name: new("http"), Port: new(int32(8080))}},
 	}
-	if byController {
+	if labelled {
 		slice.Labels[discoveryv1.LabelManagedBy] = "endpointslice-controller.k8s.io"
 	}
 	return slice
+}
+
+// runs creates a pod that has an address, as a kubelet would report it.
+func (w *world) runs(namespace, name, address string) *corev1.Pod {
+	w.t.Helper()
+	created := pod(namespace, name)
+	w.create(created)
+	created.Status = podStatus(address)
+	require.NoError(w.t, w.client.Status().Update(w.t.Context(), created))
+	return created
+}
+
+func pod(namespace, name string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "app"}}},
+	}
+}
+
+func podStatus(address string) corev1.PodStatus {
+	return corev1.PodStatus{Phase: corev1.PodRunning, PodIP: address, PodIPs: []corev1.PodIP{{IP: address}}}
+}
+
+// throughNAT64 is how a NAT64 gateway spells an IPv4 address.
+func throughNAT64(address string) string {
+	spelled := netip.MustParseAddr("64:ff9b::").As16()
+	b := netip.MustParseAddr(address).As4()
+	copy(spelled[12:], b[:])
+	return netip.AddrFrom16(spelled).String()
 }
 
 func TestASinkStaysInItsNamespaceAndUnderTheAllowedTargets(t *testing.T) {
@@ -42,8 +72,15 @@ func TestASinkStaysInItsNamespaceAndUnderTheAllowedTargets(t *testing.T) {
 	victim := service("victim", 80)
 	victim.Namespace = other
 	podIP := "10.244.7.9"
-	pods := endpoints("victim-pods", "victim", true, podIP)
-	pods.Namespace = other
+	w.runs(other, "victim", podIP)
+	pods := in(other, endpoints("victim-pods", "victim", true, podIP))
+	for name, ip := range map[string]string{"one": "10.244.7.1", "two": "10.244.7.2"} {
+		w.runs(w.ns, name, ip)
+	}
+	gone := endpoints("leaving-pods", "leaving", true, "10.244.7.3")
+	gone.Endpoints[0].Conditions = discoveryv1.EndpointConditions{Ready: new(false), Serving: new(false), Terminating: new(true)}
+	mapped := endpoints("translated", "translated", true, throughNAT64(podIP))
+	mapped.AddressType = discoveryv1.AddressTypeIPv6
 	external := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: "external"},
 		Spec: corev1.ServiceSpec{
@@ -52,6 +89,14 @@ func TestASinkStaysInItsNamespaceAndUnderTheAllowedTargets(t *testing.T) {
 	}
 	selecting := service("selecting", 80)
 	selecting.Spec.Selector = map[string]string{"app": "x"}
+	forgedToo := service("forged-selecting", 80)
+	forgedToo.Spec.Selector = map[string]string{"app": "x"}
+	w.create(service("forged", 80), endpoints("forged", "forged", true, "10.9.9.9"), forgedToo, endpoints("forged-selecting", "forged-selecting", true, "10.9.9.9"),
+		service("claiming", 80), endpoints("a-claim", "claiming", true, podIP), service("translated", 80), mapped,
+		service("picked", 80), endpoints("picked-pods", "picked", true, "10.244.7.1"), service("leaving", 80), gone,
+		service("by-hand", 80), endpoints("by-hand", "by-hand", false, "10.244.7.2"))
+	// Somebody else's slice may name whatever it likes.
+	w.create(in(other, service("naming", 80)), in(other, endpoints("naming", "naming", true, "93.184.216.36", "10.244.7.1")))
 	w.create(victim, pods, external, selecting, service("private", 80), service("crossing", 80), service("own", 80), service("public", 80),
 		endpoints("private", "private", false, "10.9.9.9"), endpoints("crossing", "crossing", false, podIP),
 		endpoints("selecting-pods", "selecting", true, "10.244.7.1"), endpoints("selecting-more", "selecting", false, "192.168.1.1"),
@@ -70,6 +115,14 @@ func TestASinkStaysInItsNamespaceAndUnderTheAllowedTargets(t *testing.T) {
 		"endpoints that are private":        {byName("private"), v1alpha1.ReasonTargetRefused},
 		"endpoints of another namespace":    {byName("crossing"), v1alpha1.ReasonNotPermitted},
 		"endpoints besides the pods":        {byName("selecting"), v1alpha1.ReasonTargetRefused},
+		"forged ones":                       {byName("forged"), v1alpha1.ReasonTargetRefused},
+		"forged ones besides a selector":    {byName("forged-selecting"), v1alpha1.ReasonTargetRefused},
+		"forged ones that claim a pod":      {byName("claiming"), v1alpha1.ReasonNotPermitted},
+		"forged ones through NAT64":         {byName("translated"), v1alpha1.ReasonNotPermitted},
+		"its pods":                          {byName("picked"), ""},
+		"its pods, named by hand":           {byName("by-hand"), ""},
+		"a pod that is gone":                {byName("leaving"), ""},
+		"what another's slice names":        {v1alpha1.Sink{URI: "http://93.184.216.36/"}, ""},
 		"name.namespace":                    {v1alpha1.Sink{URI: "http://" + v + "/"}, v1alpha1.ReasonNotPermitted},
 		"name.namespace.":                   {v1alpha1.Sink{URI: "http://" + v + "./"}, v1alpha1.ReasonNotPermitted},
 		"name.namespace.svc":                {v1alpha1.Sink{URI: "http://" + v + ".svc/"}, v1alpha1.ReasonNotPermitted},
@@ -81,6 +134,8 @@ func TestASinkStaysInItsNamespaceAndUnderTheAllowedTargets(t *testing.T) {
 		"https":                             {v1alpha1.Sink{URI: "https://" + v + ".svc/"}, v1alpha1.ReasonNotPermitted},
 		"the address of the Service":        {v1alpha1.Sink{URI: "http://" + victim.Spec.ClusterIP + "/"}, v1alpha1.ReasonNotPermitted},
 		"the same in IPv6's form":           {v1alpha1.Sink{URI: "http://[::ffff:" + victim.Spec.ClusterIP + "]/"}, v1alpha1.ReasonNotPermitted},
+		"the same through NAT64":            {v1alpha1.Sink{URI: "http://[" + throughNAT64(victim.Spec.ClusterIP) + "]/"}, v1alpha1.ReasonNotPermitted},
+		"a pod through NAT64":               {v1alpha1.Sink{URI: "http://[" + throughNAT64(podIP) + "]:8080/"}, v1alpha1.ReasonNotPermitted},
 		"the address of a pod":              {v1alpha1.Sink{URI: "http://" + podIP + ":8080/"}, v1alpha1.ReasonNotPermitted},
 		"the name of a pod":                 {v1alpha1.Sink{URI: "http://10-244-7-9." + other + ".pod.cluster.local/"}, v1alpha1.ReasonTargetRefused},
 		"the name of a pod of a Service":    {v1alpha1.Sink{URI: "http://a." + v + ".svc/"}, v1alpha1.ReasonTargetRefused},
@@ -106,8 +161,21 @@ func TestASinkStaysInItsNamespaceAndUnderTheAllowedTargets(t *testing.T) {
 		sub := subscription("turning", "/"+w.ns+"/cart", func(s *v1alpha1.SubscriptionSpec) { s.Sink = byName("own") })
 		w.create(sub)
 		w.expect(sub, v1alpha1.ConditionSinkReady, metav1.ConditionTrue, "Resolved")
-		w.create(endpoints("own", "own", false, "10.9.9.9"))
+		w.create(endpoints("own", "own", true, "10.9.9.9"))
 		w.expect(sub, v1alpha1.ConditionSinkReady, metav1.ConditionFalse, v1alpha1.ReasonTargetRefused)
+	})
+	t.Run("a pod that leaves its address to another", func(t *testing.T) {
+		w.create(service("heir", 80), endpoints("heir", "heir", true, "10.244.7.4"))
+		sub := subscription("heir", "/"+w.ns+"/cart", func(s *v1alpha1.SubscriptionSpec) { s.Sink = byName("heir") })
+		w.create(sub)
+		w.expect(sub, v1alpha1.ConditionSinkReady, metav1.ConditionFalse, v1alpha1.ReasonTargetRefused)
+		first := w.runs(w.ns, "heir", "10.244.7.4")
+		w.expect(sub, v1alpha1.ConditionSinkReady, metav1.ConditionTrue, "Resolved")
+		first.Status.Phase = corev1.PodSucceeded
+		require.NoError(t, w.client.Status().Update(t.Context(), first))
+		w.expect(sub, v1alpha1.ConditionSinkReady, metav1.ConditionFalse, v1alpha1.ReasonTargetRefused)
+		w.runs(other, "heir", "10.244.7.4")
+		w.expect(sub, v1alpha1.ConditionSinkReady, metav1.ConditionFalse, v1alpha1.ReasonNotPermitted)
 	})
 }
 
@@ -124,7 +192,12 @@ func TestDialersKeepApartWhatIsInTheClusterAndWhatIsNot(t *testing.T) {
 		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "orders"}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.7", ClusterIPs: []string{"10.96.0.7"}}},
 		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "pods"}, Spec: corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone, ClusterIPs: []string{corev1.ClusterIPNone}}},
 		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "away"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "localhost"}},
-		in("shop", endpoints("pods", "pods", true, "10.244.0.3")), in("shop", endpoints("forged", "pods", false, "10.244.0.4", "93.184.216.34")),
+		in("shop", endpoints("pods", "pods", true, "10.244.0.3")), running("shop", "one", "10.244.0.3", false),
+		in("shop", endpoints("forged", "pods", true, "93.184.216.34", "10.244.0.5", "10.244.0.6")),
+		running("bank", "vault", "10.244.0.5", false),
+		running("bank", "a", "10.244.0.6", false), running("shop", "b", "10.244.0.6", false),
+		// No pod has these: one is a node's, and slices prove nothing.
+		running("bank", "on-the-node", "127.0.0.1", true), in("evil", endpoints("naming", "naming", true, "127.0.0.1")),
 	)
 	require.NoError(t, controller.IndexAddresses(t.Context(), indexer{builder}))
 	c := builder.Build()
@@ -146,7 +219,10 @@ func TestDialersKeepApartWhatIsInTheClusterAndWhatIsNot(t *testing.T) {
 	}
 
 	direct := controller.DirectDial(c)
-	for _, address := range []string{"10.96.0.7:80", "[::ffff:10.96.0.7]:80", "10.244.0.3:8080"} {
+	for _, address := range []string{
+		"10.96.0.7:80", "[::ffff:10.96.0.7]:80", "10.244.0.3:8080", "10.244.0.6:80",
+		"[" + throughNAT64("10.96.0.7") + "]:80", "[" + throughNAT64("10.244.0.3") + "%lo]:80",
+	} {
 		_, err := direct(t.Context(), "tcp", address)
 		require.True(t, targets.IsRefused(err), "%s: %v", address, err)
 	}
@@ -158,7 +234,13 @@ func TestDialersKeepApartWhatIsInTheClusterAndWhatIsNot(t *testing.T) {
 	conn.Close()
 }
 
-func in(namespace string, slice *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
-	slice.Namespace = namespace
-	return slice
+func in[T client.Object](namespace string, object T) T {
+	object.SetNamespace(namespace)
+	return object
+}
+
+func running(namespace, name, address string, hostNetwork bool) *corev1.Pod {
+	p := pod(namespace, name)
+	p.Spec.HostNetwork, p.Status = hostNetwork, podStatus(address)
+	return p
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -96,8 +97,9 @@ func Register(mgr ctrl.Manager, dispatcher Dispatcher, policy URLPolicy, changes
 		Named("subscription").
 		For(&v1alpha1.Subscription{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.Lambda{}, handler.EnqueueRequestsFromMapFunc(r.inNamespace)).
-		Watches(&corev1.Service{}, handler.EnqueueRequestsFromMapFunc(r.inNamespace)).
-		Watches(&discoveryv1.EndpointSlice{}, handler.EnqueueRequestsFromMapFunc(r.inNamespace), builder.WithPredicates(predicate.NewPredicateFuncs(handMade))).
+		Watches(&corev1.Service{}, handler.EnqueueRequestsFromMapFunc(r.reaching)).
+		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(r.reaching), builder.WithPredicates(addressChanged())).
+		Watches(&discoveryv1.EndpointSlice{}, handler.EnqueueRequestsFromMapFunc(r.inNamespace)).
 		Watches(&v1alpha1.Application{}, handler.EnqueueRequestsFromMapFunc(r.everywhere), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.ApplicationBinding{}, handler.EnqueueRequestsFromMapFunc(r.inNamespace)).
 		Watches(&v1alpha1.EventGrant{}, handler.EnqueueRequestsFromMapFunc(r.granted)).
@@ -115,10 +117,33 @@ func (r *Reconciler) inNamespace(ctx context.Context, obj client.Object) []ctrl.
 	return r.requests(ctx, obj.GetNamespace())
 }
 
-// handMade tells endpoints that a sink's Service may have besides its pods.
-func handMade(obj client.Object) bool {
-	slice, ok := obj.(*discoveryv1.EndpointSlice)
-	return ok && !managed(slice)
+// reaching asks for all Subscriptions that the owner of an address decides
+// about: those in its namespace, and those where an EndpointSlice names the
+// address.
+func (r *Reconciler) reaching(ctx context.Context, obj client.Object) []ctrl.Request {
+	namespaces := map[string]bool{obj.GetNamespace(): true}
+	for _, address := range addresses(obj) {
+		var list discoveryv1.EndpointSliceList
+		if err := r.client.List(ctx, &list, client.MatchingFields{byAddress: address}, client.UnsafeDisableDeepCopy); err != nil {
+			ctrl.LoggerFrom(ctx).Error(err, "listing endpoints failed", "address", address)
+			continue
+		}
+		for i := range list.Items {
+			namespaces[list.Items[i].Namespace] = true
+		}
+	}
+	var all []ctrl.Request
+	for namespace := range namespaces {
+		all = append(all, r.requests(ctx, namespace)...)
+	}
+	return all
+}
+
+// addressChanged passes over what else changes in a pod, which is much.
+func addressChanged() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(e kubeevent.UpdateEvent) bool {
+		return !slices.Equal(addresses(e.ObjectOld), addresses(e.ObjectNew))
+	}}
 }
 
 // everywhere asks for all Subscriptions: an application may own what any of them

@@ -47,12 +47,12 @@ func uriSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace, 
 	}
 	host := clusterName(u.Hostname())
 	if addr, err := netip.ParseAddr(host); err == nil {
-		switch owner, err := namespaceOf(ctx, c, addr); {
+		switch owner, err := whoseIs(ctx, c, namespace, addr); {
 		case err != nil:
 			return push.Sink{}, err
-		case owner != "" && owner != namespace:
+		case owner == anothers:
 			return push.Sink{}, refuse(v1alpha1.ReasonNotPermitted, "sink uri: %s is refused: it is in another namespace, and a sink must be in the Subscription's own", host)
-		case owner != "":
+		case owner == own:
 			return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %s is refused: it is an address in the cluster: name its Service as sink.service", host)
 		}
 	}

@@ -66,7 +66,7 @@ var ranges = []struct {
 	{netip.MustParsePrefix("::/0"), "no public address", never},
 }
 
-// classify says what an address is; IPv4-mapped ones must be unmapped before.
+// classify says what a [Canonical] address is.
 func classify(addr netip.Addr) (what string, k kind) {
 	for _, r := range ranges {
 		if r.prefix.Contains(addr) {
@@ -76,12 +76,21 @@ func classify(addr netip.Addr) (what string, k kind) {
 	return "no address", never
 }
 
-// nat64 returns the IPv4 address that a NAT64 gateway makes of addr (RFC 6052,
-// the well-known prefix): DNS64 resolvers answer so for public hosts.
-func nat64(addr netip.Addr) (netip.Addr, bool) {
-	if !netip.MustParsePrefix("64:ff9b::/96").Contains(addr) {
-		return netip.Addr{}, false
+// nat64 is the well-known prefix of NAT64 gateways (RFC 6052): DNS64 resolvers
+// answer so for public hosts.
+//
+//nolint:gochecknoglobals // a constant
+var nat64 = netip.MustParsePrefix("64:ff9b::/96")
+
+// Canonical returns the address that is reached by calling addr: the IPv4 one
+// that an IPv4-mapped or a NAT64 one stands for, and addr itself otherwise,
+// without its zone. Whatever is decided about an address is decided about this
+// one.
+func Canonical(addr netip.Addr) netip.Addr {
+	addr = addr.WithZone("").Unmap()
+	if !nat64.Contains(addr) {
+		return addr
 	}
 	b := addr.As16()
-	return netip.AddrFrom4([4]byte(b[12:])), true
+	return netip.AddrFrom4([4]byte(b[12:]))
 }

@@ -230,10 +230,7 @@ func (p *Policy) checkAddr(name string, addr netip.Addr, port uint16) string {
 	if addr.Zone() != "" {
 		return "an address with a zone is not allowed"
 	}
-	addr = addr.Unmap()
-	if embedded, ok := nat64(addr); ok {
-		addr = embedded
-	}
+	addr = Canonical(addr)
 	if matchesAddr(p.deny, addr, port) {
 		return "this installation denies it"
 	}

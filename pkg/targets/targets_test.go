@@ -527,3 +527,12 @@ func FuzzCheckURL(f *testing.F) {
 		}
 	})
 }
+
+func TestCanonicalIsWhatACallReaches(t *testing.T) {
+	for text, want := range map[string]string{
+		"10.96.0.7": "10.96.0.7", "::ffff:10.96.0.7": "10.96.0.7", "64:ff9b::a60:7": "10.96.0.7", "64:ff9b::a60:7%eth0": "10.96.0.7",
+		"::ffff:10.96.0.7%eth0": "10.96.0.7", "2001:4860::8888": "2001:4860::8888", "64:ff9b:1::a60:7": "64:ff9b:1::a60:7",
+	} {
+		require.Equal(t, want, targets.Canonical(netip.MustParseAddr(text)).String(), text)
+	}
+}
