@@ -127,8 +127,8 @@ spec: {source: %[1]s, types: ["**"], paused: %[2]v, sink: {uri: "%[3]s/"}, deliv
 	}
 }
 
-// A subscription that is refused keeps what it may not be given no longer than
-// one that is paused.
+// A subscription whose sink is refused keeps its events no longer than one that
+// is paused.
 func TestEventsOfASubscriptionWhoseSinkIsNotThereBecomeDeadLetters(t *testing.T) {
 	m := shared(t)
 	const ns = "hostile-bus-nosink"
@@ -155,4 +155,86 @@ spec: {source: %[1]s, types: ["**"], sink: {lambda: not-there}, delivery: {retry
 		}
 		return nil
 	})
+}
+
+// A tenant whose grant is taken away gets nothing more: not as a dead letter, and
+// not when it is granted again what it could not read meanwhile.
+func TestARevokedGrantDeliversNothing(t *testing.T) {
+	m := shared(t)
+	const owner, reader = "hostile-bus-owner", "hostile-bus-reader"
+	got := make(chan string, 100)
+	sink := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got <- r.URL.Path + " " + r.Header.Get("Ce-Id") }))
+	t.Cleanup(sink.Close)
+	// expect waits for a push and lets those to the clock pass.
+	expect := func(want string) {
+		t.Helper()
+		deadline := time.After(time.Minute)
+		for {
+			select {
+			case p := <-got:
+				if p != want && strings.HasPrefix(p, "/clock ") {
+					continue
+				}
+				require.Equal(t, want, p)
+				return
+			case <-deadline:
+				t.Fatalf("not pushed: %s", want)
+			}
+		}
+	}
+	grant := fmt.Sprintf(`
+apiVersion: lambdamesh.dev/v1alpha1
+kind: EventGrant
+metadata: {name: carts, namespace: %s}
+spec: {namespaces: [%s], lambdas: [cart]}
+`, owner, reader)
+	m.apply(t, fmt.Sprintf(`
+apiVersion: v1
+kind: Namespace
+metadata: {name: %[1]s}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: %[2]s}
+---
+apiVersion: lambdamesh.dev/v1alpha1
+kind: Subscription
+metadata: {name: carts, namespace: %[2]s}
+spec:
+  source: /%[1]s/cart
+  types: ["**"]
+  sink: {uri: "%[3]s/sink"}
+  delivery: {retry: {maxAge: 3s}, deadLetter: {sink: {uri: "%[3]s/dead"}}}
+---
+apiVersion: lambdamesh.dev/v1alpha1
+kind: Subscription
+metadata: {name: clock, namespace: %[1]s}
+spec:
+  source: /%[1]s/cart
+  types: ["**"]
+  paused: true
+  sink: {uri: "%[3]s/"}
+  delivery: {retry: {maxAge: 6s}, deadLetter: {sink: {uri: "%[3]s/clock"}}}
+---`, owner, reader, sink.URL)+grant)
+	m.waitFor(t, owner, "subscription/clock", "Subscribed")
+	m.waitFor(t, reader, "subscription/carts", "Subscribed")
+	publishOne(t, m, "/"+owner+"/cart", "granted")
+	expect("/sink granted")
+
+	m.mustKubectl(t, "", "delete", "eventgrant", "-n", owner, "carts")
+	m.mustKubectl(t, "", "wait", "-n", reader, "subscription/carts", "--for=condition=Subscribed=false", "--timeout=60s")
+	publishOne(t, m, "/"+owner+"/cart", "revoked")
+	expect("/clock revoked") // later than it would be a dead letter of the other one
+
+	m.apply(t, grant)
+	m.waitFor(t, reader, "subscription/carts", "Subscribed")
+	publishOne(t, m, "/"+owner+"/cart", "granted-again")
+	expect("/sink granted-again")
+	answer, err := http.Get(m.EventBusAdmin + "/admin/v1/dead-letters?subscription=" + reader + "/carts")
+	require.NoError(t, err)
+	defer answer.Body.Close()
+	require.Equal(t, http.StatusOK, answer.StatusCode)
+	var page deadLetters
+	require.NoError(t, json.NewDecoder(answer.Body).Decode(&page))
+	require.Empty(t, page.Items)
 }

@@ -54,6 +54,7 @@ const (
 type Dispatcher interface {
 	Set(ctx context.Context, sub push.Subscription) error
 	Hold(ctx context.Context, sub push.Subscription) error
+	Deny(ctx context.Context, sub push.Subscription) error
 	Remove(ctx context.Context, uid string) error
 	Stats(uid string) (push.Stats, bool)
 	Info(ctx context.Context, uid string) (event.ConsumerInfo, error)
@@ -236,15 +237,22 @@ func (r *Reconciler) finalize(ctx context.Context, sub *v1alpha1.Subscription) e
 
 // dispatch tells the dispatcher what to push, and sets the conditions.
 func (r *Reconciler) dispatch(ctx context.Context, sub *v1alpha1.Subscription) (ctrl.Result, error) {
-	wanted, err := compile(sub)
+	wanted, invalid := compile(sub)
+	namespace := sub.Namespace
+	wanted.Permit = func(ctx context.Context, source string) (bool, error) {
+		return permitted(r.mayRead(ctx, namespace, source))
+	}
+	// First what it may read: that it is invalid does not hold what it may not.
+	origins, err := r.origins(ctx, sub.Namespace, sub.Spec.Source)
+	if err == nil {
+		err = invalid
+	}
+	if err == nil {
+		wanted.Selectors, err = selectors(origins, sub.Spec.Types)
+	}
 	if err != nil {
 		return ctrl.Result{}, r.refused(ctx, sub, &wanted, err)
 	}
-	wanted.Selectors, err = r.selectors(ctx, sub)
-	if err != nil {
-		return ctrl.Result{}, r.refused(ctx, sub, &wanted, err)
-	}
-	wanted.Filter = r.unownedOnly(wanted.Selectors, wanted.Filter)
 	if err := r.sinks(ctx, sub, &wanted); err != nil {
 		return ctrl.Result{}, err
 	}
@@ -269,7 +277,9 @@ func (r *Reconciler) sinks(ctx context.Context, sub *v1alpha1.Subscription, want
 	if err == nil && sub.Spec.Delivery.DeadLetter != nil {
 		var dead push.Sink
 		dead, err = resolveSink(ctx, r.client, r.policy, sub.Namespace, sub.Spec.Delivery.DeadLetter.Sink)
-		wanted.DeadLetter = &dead
+		if err == nil {
+			wanted.DeadLetter = &dead
+		}
 		if refused, ok := errors.AsType[*refusal](err); ok {
 			err = refuse(refused.reason, "delivery.deadLetter: %s", refused.message)
 		}
@@ -293,7 +303,8 @@ func (r *Reconciler) sinks(ctx context.Context, sub *v1alpha1.Subscription, want
 	return nil
 }
 
-// refused keeps the position, dispatches nothing and says why.
+// refused dispatches nothing and says why. The backlog stays, unless it may not
+// be read.
 func (r *Reconciler) refused(ctx context.Context, sub *v1alpha1.Subscription, wanted *push.Subscription, err error) error {
 	why, ok := errors.AsType[*refusal](err)
 	if !ok {
@@ -302,6 +313,9 @@ func (r *Reconciler) refused(ctx context.Context, sub *v1alpha1.Subscription, wa
 	reconcile.False(sub, v1alpha1.ConditionSubscribed, why.reason, why.message)
 	for _, other := range []string{v1alpha1.ConditionSinkReady, v1alpha1.ConditionDelivering} {
 		reconcile.False(sub, other, ReasonNotDispatched, "the subscription is refused: "+why.message)
+	}
+	if why.reason == v1alpha1.ReasonNotPermitted {
+		return r.dispatcher.Deny(ctx, *wanted)
 	}
 	return r.dispatcher.Hold(ctx, *wanted)
 }

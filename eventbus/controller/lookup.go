@@ -32,8 +32,8 @@ func owner(ctx context.Context, c client.Reader, source string) (*v1alpha1.Appli
 }
 
 // Owned returns a function that tells whether somebody owns a source: a workload
-// by its form, or an application that has the name or speaks for it. c reads from
-// a cache.
+// by its form, or an application that has the name or speaks for it. One
+// that cannot be read is nobody's: publishing is refused then. c reads from a cache.
 func Owned(c client.Reader) func(source string) bool {
 	return func(source string) bool {
 		if _, _, ok := event.WorkloadOf(source); ok {

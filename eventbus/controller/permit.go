@@ -2,13 +2,13 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
-	"github.com/lambdamesh/lambdamesh/eventbus/push"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
@@ -22,21 +22,25 @@ func refuse(reason, format string, args ...any) error {
 	return &refusal{reason: reason, message: fmt.Sprintf(format, args...)}
 }
 
-// selectors returns what a subscription may read of what it asks for. It fails
-// with a [*refusal] when that is nothing.
-func (r *Reconciler) selectors(ctx context.Context, sub *v1alpha1.Subscription) ([]event.Selector, error) {
-	for _, pattern := range sub.Spec.Types {
+// permitted tells a refusal from a failure to find out.
+func permitted(err error) (bool, error) {
+	if _, ok := errors.AsType[*refusal](err); ok {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// selectors combines origins with the types that a subscription asks for. It
+// fails with a [*refusal] when a type is invalid.
+func selectors(origins []event.Selector, types []string) ([]event.Selector, error) {
+	for _, pattern := range types {
 		if err := event.CheckTypePattern(pattern); err != nil {
 			return nil, refuse(v1alpha1.ReasonInvalid, "%v", err)
 		}
 	}
-	origins, err := r.origins(ctx, sub.Namespace, sub.Spec.Source)
-	if err != nil {
-		return nil, err
-	}
 	var all []event.Selector
 	for _, origin := range origins {
-		for _, pattern := range sub.Spec.Types {
+		for _, pattern := range types {
 			origin.Type = pattern
 			all = append(all, origin)
 		}
@@ -45,48 +49,65 @@ func (r *Reconciler) selectors(ctx context.Context, sub *v1alpha1.Subscription) 
 }
 
 // origins returns the sources, as selectors without a type, that a namespace
-// may read of a subscription's source.
+// may read of a subscription's source. It fails with a [*refusal] when that is
+// nothing.
 func (r *Reconciler) origins(ctx context.Context, namespace, source string) ([]event.Selector, error) {
-	c := r.client
 	if source == "*" {
 		return r.everything(ctx, namespace)
 	}
-	if owner, name, ok := event.WorkloadOf(source); ok {
-		if owner == namespace {
-			return []event.Selector{{Source: source}}, nil
-		}
-		grants, err := grantsTo(ctx, c, namespace)
-		if err != nil {
-			return nil, err
-		}
-		for _, g := range grants {
-			if g.Namespace == owner && (len(g.Spec.Lambdas) == 0 || slices.Contains(g.Spec.Lambdas, name)) {
-				return []event.Selector{{Source: source}}, nil
-			}
-		}
-		return nil, refuse(v1alpha1.ReasonNotPermitted,
-			"events of %s belong to namespace %s: an EventGrant there must name namespace %s", source, owner, namespace)
+	if err := r.mayRead(ctx, namespace, source); err != nil {
+		return nil, err
 	}
-	bound, err := boundApplications(ctx, c, namespace)
+	if _, _, ok := event.WorkloadOf(source); ok {
+		return []event.Selector{{Source: source}}, nil
+	}
+	app, err := owner(ctx, r.client, source)
 	if err != nil {
 		return nil, err
 	}
-	app, err := owner(ctx, c, source)
-	switch {
-	case err != nil:
-		return nil, err
-	case app == nil && (r.openSources || slices.Contains(bound, source)): // bound: the application is still to come
-		return []event.Selector{{Source: source}}, nil
-	case app == nil:
-		return nil, refuse(v1alpha1.ReasonNotPermitted,
-			"nobody owns the source %s: an Application of that name, or one that names it in spec.sources, must be bound in namespace %s", source, namespace)
-	case !slices.Contains(bound, app.Name):
-		return nil, refuse(v1alpha1.ReasonNotPermitted,
-			"application %s is not bound in namespace %s: make an ApplicationBinding for it", app.Name, namespace)
-	case app.Name == source:
-		return spoken(ctx, c, app.Name)
+	if app != nil && app.Name == source {
+		return spoken(ctx, r.client, source)
 	}
 	return []event.Selector{{Source: source}}, nil
+}
+
+// mayRead returns nil when a namespace may read the events of one source now, a
+// [*refusal] when it may not. It is asked for every event, and reads from a cache.
+func (r *Reconciler) mayRead(ctx context.Context, namespace, source string) error {
+	if owner, name, ok := event.WorkloadOf(source); ok {
+		if owner == namespace {
+			return nil
+		}
+		grants, err := grantsTo(ctx, r.client, namespace, client.InNamespace(owner))
+		if err != nil {
+			return err
+		}
+		for _, g := range grants {
+			if len(g.Spec.Lambdas) == 0 || slices.Contains(g.Spec.Lambdas, name) {
+				return nil
+			}
+		}
+		return refuse(v1alpha1.ReasonNotPermitted,
+			"events of %s belong to namespace %s: an EventGrant there must name namespace %s", source, owner, namespace)
+	}
+	bound, err := boundApplications(ctx, r.client, namespace)
+	if err != nil {
+		return err
+	}
+	app, err := owner(ctx, r.client, source)
+	switch {
+	case err != nil:
+		return err
+	case app == nil && (r.openSources || slices.Contains(bound, source)): // bound: the application is still to come
+		return nil
+	case app == nil:
+		return refuse(v1alpha1.ReasonNotPermitted,
+			"nobody owns the source %s: an Application of that name, or one that names it in spec.sources, must be bound in namespace %s", source, namespace)
+	case !slices.Contains(bound, app.Name):
+		return refuse(v1alpha1.ReasonNotPermitted,
+			"application %s is not bound in namespace %s: make an ApplicationBinding for it", app.Name, namespace)
+	}
+	return nil
 }
 
 // spoken are the sources of an application: its name, and those that it speaks
@@ -112,7 +133,8 @@ func spoken(ctx context.Context, c client.Reader, application string) ([]event.S
 
 // everything is all that a namespace may read: its own workloads' events, those
 // of bound applications, what it was granted, and, where they are open, those of
-// sources that nobody owns, see [Reconciler.unownedOnly].
+// sources that nobody owns. Which those are changes when applications do, and the
+// broker selects all that are no workloads: [Reconciler.mayRead] tells the rest.
 func (r *Reconciler) everything(ctx context.Context, namespace string) ([]event.Selector, error) {
 	c := r.client
 	all := []event.Selector{{Owner: namespace}}
@@ -145,30 +167,10 @@ func (r *Reconciler) everything(ctx context.Context, namespace string) ([]event.
 	return all, nil
 }
 
-// unownedOnly narrows a filter of a subscription that reads sources without an
-// owner: which they are changes when applications do, and the broker selects all
-// that are no workloads.
-func (r *Reconciler) unownedOnly(selectors []event.Selector, filter push.Filter) push.Filter {
-	if !slices.ContainsFunc(selectors, func(s event.Selector) bool { return s.Owner == event.NoOwner }) {
-		return filter
-	}
-	named := map[string]bool{}
-	for _, s := range selectors {
-		named[s.Source] = true
-	}
-	owned := Owned(r.client)
-	return func(e *event.Event) bool {
-		if _, _, ok := event.WorkloadOf(e.Source); !ok && !named[e.Source] && owned(e.Source) {
-			return false
-		}
-		return filter == nil || filter(e)
-	}
-}
-
 // boundApplications are the names of the applications bound in a namespace.
 func boundApplications(ctx context.Context, c client.Reader, namespace string) ([]string, error) {
 	var bindings v1alpha1.ApplicationBindingList
-	if err := c.List(ctx, &bindings, client.InNamespace(namespace)); err != nil {
+	if err := c.List(ctx, &bindings, client.InNamespace(namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("list the application bindings of namespace %s: %w", namespace, err)
 	}
 	var names []string
@@ -181,10 +183,10 @@ func boundApplications(ctx context.Context, c client.Reader, namespace string) (
 	return names, nil
 }
 
-// grantsTo are the event grants of other namespaces to this one.
-func grantsTo(ctx context.Context, c client.Reader, namespace string) ([]v1alpha1.EventGrant, error) {
+// grantsTo are the event grants to a namespace, among those that opts select.
+func grantsTo(ctx context.Context, c client.Reader, namespace string, opts ...client.ListOption) ([]v1alpha1.EventGrant, error) {
 	var grants v1alpha1.EventGrantList
-	if err := c.List(ctx, &grants); err != nil {
+	if err := c.List(ctx, &grants, append(opts, client.UnsafeDisableDeepCopy)...); err != nil {
 		return nil, fmt.Errorf("list event grants: %w", err)
 	}
 	return slices.DeleteFunc(grants.Items, func(g v1alpha1.EventGrant) bool {

@@ -59,7 +59,7 @@ func TestWhatGetsTooOldWhileNothingIsPushedIsADeadLetter(t *testing.T) {
 			synctest.Wait()
 			require.NoError(t, d.Set(t.Context(), held(sub)))
 		},
-		"refused": func(t *testing.T, d *push.Dispatcher, sub push.Subscription) {
+		"invalid": func(t *testing.T, d *push.Dispatcher, sub push.Subscription) {
 			require.NoError(t, d.Set(t.Context(), sub))
 			synctest.Wait()
 			require.NoError(t, d.Hold(t.Context(), sub))

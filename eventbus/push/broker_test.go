@@ -31,6 +31,7 @@ type broker struct {
 	letters   []event.DeadLetter
 	lettersOK bool
 	ackFails  bool // the next one
+	life      int  // of the stream: how often it began anew
 }
 
 func newBroker() *broker {
@@ -54,6 +55,7 @@ type delivery struct {
 	stored  time.Time
 	attempt int
 	slow    time.Duration // how long reading it takes
+	life    int
 }
 
 func (b *broker) add(seq uint64, id string) {
@@ -66,10 +68,23 @@ func (b *broker) add(seq uint64, id string) {
 func (b *broker) put(d delivery) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	d.b = b
+	d.b, d.life = b, b.life
 	b.stored = append(b.stored, d)
 	for _, c := range b.consumers {
 		c.offer(d)
+	}
+}
+
+// lose lets the stream begin anew.
+func (b *broker) lose() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.life++
+	b.stored = nil
+	for _, c := range b.consumers {
+		c.queue = nil
+		clear(c.attempts)
+		clear(c.open)
 	}
 }
 
@@ -88,7 +103,9 @@ func (d *delivery) again(after time.Duration) {
 	time.AfterFunc(after, func() {
 		d.b.mu.Lock()
 		defer d.b.mu.Unlock()
-		d.c.offer(copied)
+		if copied.life == d.b.life {
+			d.c.offer(copied)
+		}
 	})
 }
 

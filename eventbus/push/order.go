@@ -1,10 +1,6 @@
 package push
 
-import (
-	"time"
-
-	"github.com/lambdamesh/lambdamesh/eventbus/event"
-)
+import "time"
 
 // lane holds the deliveries of one key, in order.
 type lane struct{ waiting []queued }
@@ -12,7 +8,7 @@ type lane struct{ waiting []queued }
 // held is a delivery that stays here between its attempts, so that nothing
 // overtakes it.
 type held struct {
-	event.Delivery
+	*taken
 	attempt int
 	again   bool
 	pause   time.Duration
@@ -95,8 +91,8 @@ func (r *runner) drive(key string, l *lane) {
 
 // insist attempts one delivery until it is done with. When the runner ends, the
 // delivery is given back.
-func (r *runner) insist(d event.Delivery) (done bool) {
-	h := &held{Delivery: d, attempt: d.Attempt()}
+func (r *runner) insist(d *taken) (done bool) {
+	h := &held{taken: d, attempt: d.Attempt()}
 	for r.ctx.Err() == nil {
 		sub, _ := r.current()
 		if sub.Hold && time.Now().Before(sub.expires(d.Stored())) { // no attempt: wait for what comes
@@ -104,11 +100,12 @@ func (r *runner) insist(d event.Delivery) (done bool) {
 			continue
 		}
 		h.again = false
+		idle := r.idle(d)
 		done = r.handle(&sub, h)
 		if !h.again {
 			return done
 		}
-		if r.wait(h.pause) {
+		if r.wait(h.pause) && r.idle(d) == idle {
 			h.attempt++
 		}
 	}

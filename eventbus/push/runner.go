@@ -49,39 +49,21 @@ type runner struct {
 	unfetch  context.CancelFunc
 	demanded int // events asked of the broker and not yet here
 	inFlight int
-	backlog  bool                 // more is there than a fetch brings unasked
-	need     int64                // bytes the next event needs, when it did not fit
-	average  int64                // bytes of an event, lately
-	open     map[uint64]attempted // by sequence: what was tried and is not done
-	lanes    map[string]*lane     // by key of ordered events
+	backlog  bool                    // more is there than a fetch brings unasked
+	need     int64                   // bytes the next event needs, when it did not fit
+	average  int64                   // bytes of an event, lately
+	open     map[identity]*attempted // what was tried and is not done
+	lanes    map[string]*lane        // by key of ordered events
 	stats    Stats
 	dirty    bool
 }
-
-// attempted is what is remembered of an event between its attempts.
-type attempted struct {
-	stored time.Time
-	last   outcome
-	idle   int // deliveries that were no attempt
-}
-
-// taken is a delivery that takes memory here.
-type taken struct {
-	event.Delivery
-	bytes   int64
-	attempt int
-}
-
-// Attempt counts the pushes and the one to come, as far as this process knows
-// which deliveries were none.
-func (t *taken) Attempt() int { return t.attempt }
 
 func newRunner(d *Dispatcher, sub Subscription, consumer event.Consumer) *runner {
 	r := &runner{
 		d: d, sub: sub, consumer: consumer,
 		log:  d.config.Log.With("subscription", sub.Namespace+"/"+sub.Name),
 		wake: make(chan struct{}, 1),
-		open: map[uint64]attempted{}, lanes: map[string]*lane{},
+		open: map[identity]*attempted{}, lanes: map[string]*lane{},
 	}
 	r.account = d.budget.account(sub.Namespace, r.signal)
 	r.ctx, r.end = context.WithCancel(d.pull)
@@ -102,11 +84,16 @@ func (r *runner) update(sub Subscription, consumer event.Consumer) {
 	r.signal()
 }
 
-func (r *runner) hold() {
+// refuse pushes nothing more, nor dead letters: whatever is there waits or, when
+// nothing is permitted, is acknowledged.
+func (r *runner) refuse(denied bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.sub.Hold = true
-	r.stopFetching()
+	r.sub.Hold, r.sub.Denied, r.sub.DeadLetter = !denied, denied, nil
+	if r.sub.Hold {
+		r.stopFetching()
+	}
+	r.signal()
 }
 
 // stopFetching takes back what was asked of the broker. Call it with mu held.
@@ -141,9 +128,9 @@ func (r *runner) snapshot() Stats {
 	defer r.mu.Unlock()
 	s := r.stats
 	s.InFlight = int64(r.inFlight)
-	for _, a := range r.open {
-		if s.Oldest.IsZero() || a.stored.Before(s.Oldest) {
-			s.Oldest = a.stored
+	for id := range r.open {
+		if stored := time.Unix(0, id.stored); s.Oldest.IsZero() || stored.Before(s.Oldest) {
+			s.Oldest = stored
 		}
 	}
 	return s
@@ -263,7 +250,7 @@ func (r *runner) fetch(f *fetch) {
 // accept takes a delivery that was demanded on its way. It returns how much of
 // what was reserved it takes.
 func (r *runner) accept(d event.Delivery, reserved int64) (used int64) {
-	e := d.Event()
+	e, id := d.Event(), identify(d)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.demanded--
@@ -271,7 +258,7 @@ func (r *runner) accept(d event.Delivery, reserved int64) (used int64) {
 	r.average += (bytes - r.average) / 8
 	used = min(bytes, reserved)
 	r.account.charge(bytes - used)
-	t := r.takeLocked(d, bytes)
+	t := r.takeLocked(d, id, bytes)
 	if r.sub.OrderBy != "" {
 		if key, ok := e.Attribute(r.sub.OrderBy); ok {
 			// Before mu is released: when nothing is demanded any more the next
@@ -286,18 +273,18 @@ func (r *runner) accept(d event.Delivery, reserved int64) (used int64) {
 
 // take counts a delivery among those in flight.
 func (r *runner) take(d event.Delivery, bytes int64) *taken {
+	id := identify(d)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.takeLocked(d, bytes)
+	return r.takeLocked(d, id, bytes)
 }
 
 // takeLocked is take with mu held.
-func (r *runner) takeLocked(d event.Delivery, bytes int64) *taken {
+func (r *runner) takeLocked(d event.Delivery, id identity, bytes int64) *taken {
 	r.inFlight++
-	known := r.open[d.Sequence()]
-	known.stored = d.Stored()
-	r.open[d.Sequence()] = known
-	return &taken{Delivery: d, bytes: bytes, attempt: max(1, d.Attempt()-known.idle)}
+	known := r.known(id)
+	known.here++
+	return &taken{Delivery: d, id: id, bytes: bytes, attempt: max(1, d.Attempt()-known.idle)}
 }
 
 // process brings one delivery to its end.
@@ -312,15 +299,17 @@ func (r *runner) finish(d *taken, done bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.inFlight--
+	known := r.known(d.id)
+	known.here--
 	if done {
-		delete(r.open, d.Sequence())
+		delete(r.open, d.id)
 	}
 	r.dirty = true
 	r.signal()
 }
 
 // handle returns whether the event is done with.
-func (r *runner) handle(sub *Subscription, d event.Delivery) (done bool) {
+func (r *runner) handle(sub *Subscription, d delivery) (done bool) {
 	e := d.Event()
 	if bad := d.Unreadable(); bad != nil {
 		return r.handleUnreadable(sub, d, bad)
@@ -333,6 +322,13 @@ func (r *runner) handle(sub *Subscription, d event.Delivery) (done bool) {
 	if r.last(d).delivered() { // its acknowledgement did not get through
 		return r.answer("acknowledge", d.Ack())
 	}
+	switch permitted, err := r.permitted(e.Source); {
+	case err != nil:
+		r.log.Warn("whether an event is permitted is not known; it stays", "event", e.ID, "error", err)
+		return r.giveBack(d)
+	case !permitted:
+		return r.answer("acknowledge", d.Ack())
+	}
 	attempt := d.Attempt()
 	expires := sub.expires(d.Stored())
 	switch {
@@ -341,13 +337,7 @@ func (r *runner) handle(sub *Subscription, d event.Delivery) (done bool) {
 	case !time.Now().Before(expires):
 		return r.bury(sub, d, event.ReasonExpired, attempt-1)
 	case sub.Hold: // came while the fetch was being taken back
-		r.change(func() {
-			known := r.open[d.Sequence()]
-			known.idle++
-			r.open[d.Sequence()] = known
-		})
-		r.answer("give back", d.Retry(brokerPause))
-		return false
+		return r.giveBack(d)
 	}
 	if attempt > 1 {
 		r.change(func() { r.stats.Redelivered++ })
@@ -377,17 +367,38 @@ func (r *runner) handle(sub *Subscription, d event.Delivery) (done bool) {
 	if attempt >= sub.Retry.MaxAttempts {
 		return r.bury(sub, d, event.ReasonAttemptsExhausted, attempt)
 	}
-	pause := max(sub.Retry.backoff(attempt), result.retryAfter)
-	if time.Now().Add(pause).After(expires) {
+	left := time.Until(expires)
+	if left <= 0 {
 		return r.bury(sub, d, event.ReasonExpired, attempt)
 	}
-	r.answer("retry", d.Retry(pause))
+	// Not beyond the end: until then maxAge may be raised.
+	r.answer("retry", d.Retry(min(max(sub.Retry.backoff(attempt), result.retryAfter), left)))
+	return false
+}
+
+// permitted reports whether the subscription may have events of a source now; a
+// message that names none was selected by the broker.
+func (r *runner) permitted(source string) (bool, error) {
+	sub, _ := r.current()
+	if sub.Denied {
+		return false, nil
+	}
+	if sub.Permit == nil || source == "" {
+		return true, nil
+	}
+	return sub.Permit(r.d.push, source)
+}
+
+// giveBack lets the broker offer a delivery again that was no attempt.
+func (r *runner) giveBack(d delivery) (done bool) {
+	r.change(func() { r.known(d.identity()).idle++ })
+	r.answer("give back", d.Retry(brokerPause))
 	return false
 }
 
 // handleUnreadable makes a dead letter of what is no event, unless what could be
 // read of it says that it is not for this subscription.
-func (r *runner) handleUnreadable(sub *Subscription, d event.Delivery, bad *event.Unreadable) (done bool) {
+func (r *runner) handleUnreadable(sub *Subscription, d delivery, bad *event.Unreadable) (done bool) {
 	if e := d.Event(); e.Source != "" && e.Type != "" && sub.Selectors != nil && !event.Selects(sub.Selectors, e.Source, e.Type) {
 		return r.answer("acknowledge", d.Ack())
 	}
@@ -395,22 +406,17 @@ func (r *runner) handleUnreadable(sub *Subscription, d event.Delivery, bad *even
 	return r.bury(sub, d, event.ReasonUnreadable, 0)
 }
 
-// note remembers the outcome of an attempt. Call it with mu held.
-func (r *runner) note(d event.Delivery, last outcome) {
-	known := r.open[d.Sequence()]
-	known.stored, known.last = d.Stored(), last
-	r.open[d.Sequence()] = known
-}
-
-// last is the outcome of the attempt before, if this process made it.
-func (r *runner) last(d event.Delivery) outcome {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.open[d.Sequence()].last
-}
-
-// bury stores the dead letter and acknowledges the event after that.
-func (r *runner) bury(sub *Subscription, d event.Delivery, reason string, attempts int) (done bool) {
+// bury stores the dead letter and acknowledges the event after that. A letter
+// holds the event: there is none of what is not permitted.
+func (r *runner) bury(sub *Subscription, d delivery, reason string, attempts int) (done bool) {
+	switch permitted, err := r.permitted(d.Event().Source); {
+	case err != nil:
+		r.log.Warn("whether a dead letter is permitted is not known; the event stays", "event", d.Event().ID, "error", err)
+		r.answer("retry", d.Retry(storePause))
+		return false
+	case !permitted:
+		return r.answer("acknowledge", d.Ack())
+	}
 	last := r.last(d)
 	letter := event.DeadLetter{
 		Subscription: sub.Namespace + "/" + sub.Name,
@@ -446,12 +452,20 @@ func (r *runner) bury(sub *Subscription, d event.Delivery, reason string, attemp
 	if m := r.d.config.Metrics; m != nil {
 		m.dead.WithLabelValues(sub.Namespace, sub.Name, reason).Inc()
 	}
-	if sub.DeadLetter != nil {
-		if result := r.d.post(sub, *sub.DeadLetter, d, &letter); !result.ok() {
-			r.log.Warn("the sink for dead letters did not take one; it is stored", "event", letter.Event.ID, "error", result.text())
-		}
-	}
+	r.forward(d, &letter)
 	return r.answer("acknowledge", d.Ack())
+}
+
+// forward sends a stored dead letter to the sink for them, as things are by now:
+// the event may have been on its way for long.
+func (r *runner) forward(d delivery, letter *event.DeadLetter) {
+	sub, _ := r.current()
+	if permitted, err := r.permitted(letter.Event.Source); err != nil || !permitted || sub.DeadLetter == nil {
+		return
+	}
+	if result := r.d.post(&sub, *sub.DeadLetter, d, letter); !result.ok() {
+		r.log.Warn("the sink for dead letters did not take one; it is stored", "event", letter.Event.ID, "error", result.text())
+	}
 }
 
 // extend tells the broker now and then that the push goes on.

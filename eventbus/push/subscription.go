@@ -1,6 +1,7 @@
 package push
 
 import (
+	"context"
 	"math/rand/v2"
 	"time"
 
@@ -40,6 +41,12 @@ type Subscription struct {
 	Start     event.Start
 	// Filter decides further which events are pushed; nil: all selected ones.
 	Filter Filter
+	// Permit tells whether the subscription may be given events of a source; nil:
+	// all of them. It is asked whenever an event is pushed or given up, because
+	// what was permitted when the event was accepted may be no longer. What it
+	// denies is acknowledged and leaves no dead letter; when it fails, the event
+	// stays and is tried again.
+	Permit func(ctx context.Context, source string) (bool, error)
 	// OrderBy is an attribute or extension: events with one value of it are
 	// pushed one after another, in the order they were accepted, an event waiting
 	// until the one before is delivered or dead. Those that wait count towards
@@ -56,6 +63,9 @@ type Subscription struct {
 	// Hold keeps the position and pushes nothing: paused, or the sink is not
 	// there. What gets older than Retry.MaxAge becomes a dead letter all the same.
 	Hold bool
+	// Denied: nothing is permitted, see Permit. Events do not wait as those of a
+	// subscription on hold do, or it would be given them once it is permitted again.
+	Denied bool
 }
 
 // selects reports whether an event that the broker offers is for the subscription.

@@ -18,9 +18,10 @@ const (
 
 // sweep makes dead letters of what gets too old while nothing is pushed: a
 // subscription that is paused, or whose sink is not there, fetches nothing, and
-// nobody else would notice.
+// nobody else would notice. It also forgets what does not come again.
 func (r *runner) sweep() {
 	for pause := minSweep; r.wait(pause); {
+		r.forget()
 		pause = r.expireHeld()
 	}
 }
