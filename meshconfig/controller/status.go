@@ -36,7 +36,7 @@ type wanted struct {
 
 func (w wanted) equal(o wanted) bool {
 	return w.programmed == o.programmed && o.status != nil && w.status.Generation == o.status.Generation &&
-		slices.Equal(w.status.URLs, o.status.URLs) && slices.Equal(w.status.Conditions, o.status.Conditions)
+		slices.Equal(w.status.URLs, o.status.URLs) && sameCharge(w.status.Charged, o.status.Charged) && slices.Equal(w.status.Conditions, o.status.Conditions)
 }
 
 // statusWriter writes statuses that differ from what they shall say, a few at a
@@ -178,6 +178,7 @@ func (w *statusWriter) newest(ctx context.Context, key types.NamespacedName) (*v
 // apply sets the status of a rule of the same generation.
 func (w wanted) apply(rule *v1alpha1.APIRule) {
 	rule.Status.URLs = w.status.URLs
+	rule.Status.Charged = w.status.Charged
 	for _, condition := range w.status.Conditions {
 		reconcile.Set(rule, condition.Type, condition.Status, condition.Reason, condition.Message)
 	}
@@ -193,9 +194,13 @@ func isProgrammed(rule *v1alpha1.APIRule) bool {
 }
 
 func sameStatus(a, b *v1alpha1.APIRuleStatus) bool {
-	return a.ObservedGeneration == b.ObservedGeneration && slices.Equal(a.URLs, b.URLs) &&
+	return a.ObservedGeneration == b.ObservedGeneration && slices.Equal(a.URLs, b.URLs) && sameCharge(a.Charged, b.Charged) &&
 		slices.EqualFunc(a.Conditions, b.Conditions, func(x, y metav1.Condition) bool {
 			return x.Type == y.Type && x.Status == y.Status && x.Reason == y.Reason &&
 				x.Message == y.Message && x.ObservedGeneration == y.ObservedGeneration
 		})
+}
+
+func sameCharge(a, b *v1alpha1.Charge) bool {
+	return a == b || a != nil && b != nil && *a == *b
 }

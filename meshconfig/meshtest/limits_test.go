@@ -59,6 +59,66 @@ func TestNoAPIRuleWritesMoreThanItIsChargedFor(t *testing.T) {
 	}
 }
 
+// A namespace that writes as many full key sets as it may, at a gateway of many
+// servers, leaves listeners that a message carries.
+func TestKeySetsOfManyServersFitIntoAMessage(t *testing.T) {
+	var keys []string
+	for i := range 260 {
+		keys = append(keys, fmt.Sprintf(`{"kty":"OKP","crv":"Ed25519","kid":"%03d","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}`, i))
+	}
+	s := caseNamed(t, "open-lambda").Snapshot(t)
+	gateway := s.Gateways[0].DeepCopy()
+	first := gateway.Spec.Servers[0]
+	gateway.Spec.Servers = nil
+	for i := range 20 {
+		server := first.DeepCopy()
+		server.Port.Number, server.Port.Name = uint32(8000+i), fmt.Sprint("http-", i)
+		gateway.Spec.Servers = append(gateway.Spec.Servers, server)
+	}
+	s.Gateways[0] = gateway
+	s.APIRules, s.JWKS = nil, map[string]translate.KeySetResult{"https://keys.test/set": {JSON: `{"keys":[` + strings.Join(keys, ",") + `]}`}}
+	for n := range 4 {
+		rule := &v1alpha1.APIRule{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: fmt.Sprint("keys-", n), Generation: 1}}
+		rule.Spec.Hosts = []string{rule.Name}
+		for r := range 2 {
+			jwt := &v1alpha1.JWTAuth{}
+			for i := range 8 {
+				jwt.Authentications = append(jwt.Authentications, v1alpha1.JWTAuthentication{Issuer: fmt.Sprintf("https://%d-%d-%d.test", n, r, i), JWKSURI: "https://keys.test/set"})
+			}
+			rule.Spec.Rules = append(rule.Spec.Rules, v1alpha1.Rule{Path: fmt.Sprintf("/%d", r), Lambda: "last-order", JWT: jwt})
+		}
+		s.APIRules = append(s.APIRules, rule)
+	}
+	healthy := &v1alpha1.APIRule{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "open", Generation: 1}}
+	healthy.Spec.Hosts, healthy.Spec.Rules = []string{"open"}, []v1alpha1.Rule{{Path: "/*", Lambda: "last-order", NoAuth: new(true)}}
+	s.APIRules = append(s.APIRules, healthy)
+
+	mesh, problems := translate.Translate(s)
+	for _, status := range translate.Statuses(s, mesh, problems) {
+		if status.Name == "open" {
+			require.Equal(t, metav1.ConditionTrue, status.Conditions[0].Status)
+			continue
+		}
+		require.Equal(t, translate.ReasonTooLarge, status.Conditions[0].Reason)
+		require.Regexp(t, `needs \d+ bytes, and other APIRules of namespace shop`, status.Conditions[0].Message)
+	}
+	// One full set for each of 8 issuers fits.
+	s.APIRules[0].Spec.Rules = s.APIRules[0].Spec.Rules[:1]
+	mesh, problems = translate.Translate(s)
+	for _, status := range translate.Statuses(s, mesh, problems)[:1] {
+		require.Equal(t, metav1.ConditionTrue, status.Conditions[0].Status, status.Conditions[0].Message)
+		require.Equal(t, metav1.ConditionTrue, status.Conditions[1].Status, status.Conditions[1].Message)
+	}
+	resources, err := xds.GatewayResources(&mesh, gateway.Namespace, gateway.Name)
+	require.NoError(t, err)
+	size := 0
+	for _, l := range resources.Listeners {
+		size += proto.Size(l)
+	}
+	require.Greater(t, size, 8*20*16_000, "the key sets are there")
+	require.Less(t, size, 30<<20, "what ads has room for")
+}
+
 func caseNamed(t *testing.T, name string) meshtest.Case {
 	t.Helper()
 	for _, c := range meshtest.Cases(t) {

@@ -4,9 +4,6 @@ import (
 	"fmt"
 	"slices"
 
-	"k8s.io/apimachinery/pkg/api/meta"
-	"k8s.io/apimachinery/pkg/types"
-
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
@@ -20,6 +17,8 @@ type cost struct {
 	instructions int
 	// tooLarge says which part is beyond what any APIRule may have.
 	tooLarge string
+	// listener are the bytes that every server of a Gateway repeats, without keys.
+	listener int
 }
 
 // Upper estimates, in bytes, of what something adds to the resources of a data
@@ -108,8 +107,10 @@ func (c *cost) jwt(namespace string, jwt *v1alpha1.JWTAuth) {
 		set := keySetName(namespace, a)
 		c.keySets[a.Issuer+"|"+set] = true
 		name += 16 + len(a.Issuer) + len(set)
+		c.listener += keySetBytes + 2*(len(a.Issuer)+len(set))
 		c.bytes += keySetBytes + 2*(len(a.Issuer)+len(set))
 	}
+	c.listener += 4 * name
 	c.bytes += 4 * name // of the requirement: its name, what it is made of, and the route's
 	type sum struct{ matchers, bytes int }
 	matcher := func(s *sum, times int, texts ...string) {
@@ -182,140 +183,4 @@ func deref(s *string) string {
 		return ""
 	}
 	return *s
-}
-
-// account is what was taken of a budget.
-type account struct {
-	budget                 Budget
-	bytes, matchers, hosts int
-	keySets                map[string]bool
-}
-
-func newAccount(b Budget) *account { return &account{budget: b, keySets: map[string]bool{}} }
-
-// excess says what of the cost does not fit: how much it needs, how much is
-// taken and how much there may be.
-func (a *account) excess(c cost) (what string, needs, taken, limit int, exceeds bool) {
-	more := 0
-	for set := range c.keySets {
-		if !a.keySets[set] {
-			more++
-		}
-	}
-	for _, e := range []struct {
-		what                string
-		needs, taken, limit int
-	}{
-		{"matchers", c.matchers, a.matchers, a.budget.Matchers},
-		{"bytes", c.bytes, a.bytes, a.budget.Bytes},
-		{"key sets", more, len(a.keySets), a.budget.KeySets},
-		{"hosts", c.hosts, a.hosts, a.budget.Hosts},
-	} {
-		if e.needs > e.limit-e.taken {
-			return e.what, e.needs, e.taken, e.limit, true
-		}
-	}
-	return "", 0, 0, 0, false
-}
-
-func (a *account) charge(c cost) {
-	a.bytes, a.matchers, a.hosts = a.bytes+c.bytes, a.matchers+c.matchers, a.hosts+c.hosts
-	for set := range c.keySets {
-		a.keySets[set] = true
-	}
-}
-
-// treasury charges APIRules to budgets.
-type treasury struct {
-	limits     Limits
-	costs      map[types.NamespacedName]cost
-	inOrder    []*v1alpha1.APIRule
-	namespaces map[string]*account
-	gateways   map[string]*account
-	// refused APIRules and why; unclaimed are those whose hosts were too many.
-	refused   map[types.NamespacedName]string
-	unclaimed map[types.NamespacedName]bool
-}
-
-// newTreasury charges the APIRules to their own budgets and to those of their
-// namespaces. Who holds a place keeps it: what was accepted in its present
-// generation comes before what is new or changed, and the older before the
-// younger. So nobody is pushed out by who comes later or grows.
-func newTreasury(limits Limits, rules []*v1alpha1.APIRule) *treasury {
-	t := &treasury{
-		limits: limits, costs: make(map[types.NamespacedName]cost, len(rules)),
-		namespaces: map[string]*account{}, gateways: map[string]*account{},
-		refused: map[types.NamespacedName]string{}, unclaimed: map[types.NamespacedName]bool{},
-	}
-	t.inOrder = slices.SortedFunc(slices.Values(rules), func(a, b *v1alpha1.APIRule) int {
-		if x, y := holds(a), holds(b); x != y {
-			if x {
-				return -1
-			}
-			return 1
-		}
-		return compareAge(a, b)
-	})
-	for _, r := range t.inOrder {
-		key, c := name(r), costOf(r)
-		t.costs[key] = c
-		if c.tooLarge != "" {
-			t.refuse(key, "regex", c.tooLarge)
-			continue
-		}
-		if what, needs, _, limit, exceeds := newAccount(limits.APIRule).excess(c); exceeds {
-			t.refuse(key, what, fmt.Sprintf("it needs %d %s and an APIRule may have %d; make it smaller or split it", needs, what, limit))
-			continue
-		}
-		ofNamespace := t.namespaces[r.Namespace]
-		if ofNamespace == nil {
-			ofNamespace = newAccount(limits.Namespace)
-			t.namespaces[r.Namespace] = ofNamespace
-		}
-		if what, needs, taken, limit, exceeds := ofNamespace.excess(c); exceeds {
-			t.refuse(key, what, fmt.Sprintf("it needs %d %s, and other APIRules of namespace %s have %d of the %d there are for it; remove some of them", needs, what, r.Namespace, taken, limit))
-			continue
-		}
-		ofNamespace.charge(c)
-	}
-	return t
-}
-
-func (t *treasury) refuse(key types.NamespacedName, what, why string) {
-	t.refused[key] = why
-	t.unclaimed[key] = what == "hosts"
-}
-
-// holds says whether the APIRule, as it is now, was let in before.
-func holds(r *v1alpha1.APIRule) bool {
-	c := meta.FindStatusCondition(r.Status.Conditions, v1alpha1.ConditionAccepted)
-	return c != nil && c.ObservedGeneration == r.Generation && c.Reason != ReasonTooLarge
-}
-
-// chargeGateways charges those that their Gateway serves.
-func (t *treasury) chargeGateways(serves func(*v1alpha1.APIRule) bool) {
-	for _, r := range t.inOrder {
-		key := name(r)
-		if t.refused[key] != "" || !serves(r) {
-			continue
-		}
-		gateway, c := gatewayKey(r), t.costs[key]
-		account := t.gateways[gateway]
-		if account == nil {
-			account = newAccount(t.limits.Gateway)
-			t.gateways[gateway] = account
-		}
-		if what, needs, taken, limit, exceeds := account.excess(c); exceeds {
-			t.refuse(key, what, fmt.Sprintf("it needs %d %s, and other APIRules of Gateway %s have %d of the %d there are for it", needs, what, gateway, taken, limit))
-			continue
-		}
-		account.charge(c)
-	}
-}
-
-// withinBudgets are the rules that are neither too large themselves nor too much
-// for their namespaces: nothing is fetched for others.
-func withinBudgets(limits Limits, rules []*v1alpha1.APIRule) []*v1alpha1.APIRule {
-	t := newTreasury(limits.withDefaults(), rules)
-	return slices.DeleteFunc(slices.Clone(rules), func(r *v1alpha1.APIRule) bool { return t.refused[name(r)] != "" })
 }

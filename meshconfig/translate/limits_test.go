@@ -12,6 +12,7 @@ import (
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
@@ -249,4 +250,56 @@ func TestARegexIsChargedByWhatItCompilesTo(t *testing.T) {
 		require.Regexp(t, message, accepted[name].Message)
 	}
 	require.Equal(t, translate.ReasonAccepted, accepted["ordinary"].Reason, accepted["ordinary"].Message)
+}
+
+// remember writes what the translation says into the statuses, as the controller
+// does.
+func remember(t *testing.T, s translate.Snapshot) (map[string]metav1.Condition, ir.Mesh) {
+	t.Helper()
+	mesh, problems := translate.Translate(s)
+	require.NoError(t, mesh.Validate())
+	accepted := map[string]metav1.Condition{}
+	for _, status := range translate.Statuses(s, mesh, problems) {
+		accepted[status.Name] = status.Conditions[0]
+		for _, r := range s.APIRules {
+			if r.Namespace == status.Namespace && r.Name == status.Name {
+				r.Status.Conditions, r.Status.Charged = status.Conditions, status.Charged
+			}
+		}
+	}
+	return accepted, mesh
+}
+
+// An edit that takes no more than before loses nothing, even to an older rule
+// that waits for room; and who grows too large keeps what it had, closed.
+func TestAHarmlessEditKeepsItsPlace(t *testing.T) {
+	limits := translate.Limits{}
+	require.NoError(t, limits.Set(map[string]int{"apirule.hosts": 4, "namespace.hosts": 6, "gateway.hosts": 6}))
+	early, vault := ruleOf("shop", "early", 1, "a.example.com"), ruleOf("bank", "vault", 2, "b.example.com", "c.example.com")
+	fill := ruleOf("shop", "fill", 3, "d.example.com", "e.example.com", "f.example.com")
+	s := within(limits, early, vault, fill)
+	remember(t, s)
+
+	early.Generation, early.Spec.Hosts = 2, []string{"a.example.com", "g.example.com"}
+	accepted, mesh := remember(t, s)
+	require.Equal(t, translate.ReasonTooLarge, accepted["early"].Reason, "it grew")
+	closed := 0
+	for _, vh := range mesh.Gateways[0].VirtualHosts {
+		if vh.Owner.Name == "early" {
+			closed++
+			require.Equal(t, []string{"a.example.com"}, vh.Hosts, "only what it has a place for")
+			require.Len(t, vh.Rules, 1)
+			require.EqualValues(t, 503, vh.Rules[0].Closed.Status)
+		}
+	}
+	require.Equal(t, 1, closed)
+
+	vault.Generation, vault.Spec.Timeout = 2, &metav1.Duration{Duration: 31 * time.Second}
+	accepted, _ = remember(t, s)
+	require.Equal(t, translate.ReasonAccepted, accepted["vault"].Reason, accepted["vault"].Message)
+	require.Equal(t, translate.ReasonTooLarge, accepted["early"].Reason)
+
+	early.Generation, early.Spec.Hosts = 3, []string{"a.example.com"}
+	accepted, _ = remember(t, s)
+	require.Equal(t, translate.ReasonAccepted, accepted["early"].Reason, "its place was kept")
 }

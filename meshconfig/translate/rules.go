@@ -36,14 +36,24 @@ func (t *translator) addAPIRules() {
 		if t.meshProblem != "" {
 			t.report(apiRuleProblem(r, v1alpha1.ConditionAccepted, "spec.rules").because(ReasonPathsNotNormalized, "%s", t.meshProblem))
 		}
-		if !budgets.unclaimed[name(r)] {
-			served[r] = t.hosts(r, g)
+		claims := r
+		if budgets.unclaimed[name(r)] {
+			claims = claimsOfRefused(budgets, r)
 		}
+		served[r] = t.hosts(claims, g)
 	}
-	budgets.chargeGateways(func(r *v1alpha1.APIRule) bool { return len(served[r]) > 0 })
+	budgets.chargeGateways(func(r *v1alpha1.APIRule) int {
+		if len(served[r]) == 0 {
+			return 0
+		}
+		return len(t.gateways[gatewayKey(r)].ir.Servers)
+	})
 	for _, r := range t.apiRules {
 		if why := budgets.refused[name(r)]; why != "" {
 			t.report(apiRuleProblem(r, v1alpha1.ConditionAccepted, "spec").because(ReasonTooLarge, "%s", why))
+			if kept := min(len(served[r]), budgets.kept[name(r)].hosts); kept > 0 {
+				t.closeHosts(r, served[r][:kept])
+			}
 			continue
 		}
 		g, hosts := t.gateways[gatewayKey(r)], served[r]
@@ -60,6 +70,24 @@ func (t *translator) addAPIRules() {
 			g.ir.VirtualHosts = append(g.ir.VirtualHosts, vh)
 		}
 	}
+}
+
+// claimsOfRefused is the APIRule with as many hosts as it has a place for: who
+// asks for too many keeps those it had, and no others from anybody.
+func claimsOfRefused(budgets *treasury, r *v1alpha1.APIRule) *v1alpha1.APIRule {
+	kept, _ := budgets.reservedAtGateway(r)
+	less := r.DeepCopy()
+	less.Spec.Hosts = less.Spec.Hosts[:kept.hosts]
+	return less
+}
+
+// closeHosts answers 503 at hosts of an APIRule that was served and is refused
+// now: a 404 would tell its clients that there is nothing.
+func (t *translator) closeHosts(r *v1alpha1.APIRule, hosts []string) {
+	g := t.gateways[gatewayKey(r)]
+	g.ir.VirtualHosts = append(g.ir.VirtualHosts, ir.VirtualHost{Owner: owner("APIRule", r), Hosts: hosts, Rules: []ir.Rule{
+		{ID: r.Namespace + "/" + r.Name + "/too-large", Path: ir.AnyPath(), Closed: &ir.Closed{Status: statusClosed, Reason: ReasonTooLarge}},
+	}})
 }
 
 func gatewayKey(r *v1alpha1.APIRule) string {

@@ -27,6 +27,8 @@ type APIRuleStatus struct {
 	// Conditions Accepted and ResolvedRefs: type, status, reason, message and
 	// observedGeneration, without a time.
 	Conditions []metav1.Condition `json:"conditions"`
+	// Charged is what it takes of budgets, or took before it was too large.
+	Charged *v1alpha1.Charge `json:"-"`
 }
 
 // Statuses says for each of the APIRules, sorted by namespace and name, what
@@ -57,6 +59,7 @@ func Statuses(s Snapshot, mesh ir.Mesh, problems Problems) []APIRuleStatus {
 		all = append(all, APIRuleStatus{
 			Namespace: r.Namespace, Name: r.Name, Generation: r.Generation,
 			Gateway: gatewayKey(r), Served: served[key], URLs: addresses[key],
+			Charged: chargeOf(r, served[key], byRule[key]),
 			Conditions: []metav1.Condition{
 				condition(r, v1alpha1.ConditionAccepted, ReasonAccepted, byRule[key]),
 				condition(r, v1alpha1.ConditionResolvedRefs, ReasonResolved, byRule[key]),

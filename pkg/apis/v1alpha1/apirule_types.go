@@ -489,6 +489,32 @@ type APIRuleStatus struct {
 	// +optional
 	// +listType=atomic
 	URLs []string `json:"urls,omitempty"`
+	// Charged is what the rule takes of the budgets it shares. A changed rule
+	// keeps its place up to that.
+	// +optional
+	Charged *Charge `json:"charged,omitempty"`
+}
+
+// Charge is what an APIRule was let in with.
+type Charge struct {
+	// Gateway that it is charged to; none while it is not served.
+	// +optional
+	Gateway string `json:"gateway,omitempty"`
+	// Bytes of resources, an upper estimate.
+	// +optional
+	Bytes int64 `json:"bytes,omitempty"`
+	// ListenerBytes are repeated by each server of the Gateway.
+	// +optional
+	ListenerBytes int64 `json:"listenerBytes,omitempty"`
+	// Matchers: conditions that requests are held against.
+	// +optional
+	Matchers int64 `json:"matchers,omitempty"`
+	// KeySets: pairs of an issuer and its keys.
+	// +optional
+	KeySets int64 `json:"keySets,omitempty"`
+	// Hosts, as written in spec.hosts.
+	// +optional
+	Hosts int64 `json:"hosts,omitempty"`
 }
 
 // Conditions implements [Object].
