@@ -22,16 +22,16 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
-// endpoints is a slice of a Service; labelled: as the cluster labels those that
+// endpoints is a slice of a Service; labeled: as the cluster labels those that
 // it makes for the pods that the Service selects, and as anybody can.
-func endpoints(name, service string, labelled bool, addresses ...string) *discoveryv1.EndpointSlice {
+func endpoints(name, service string, labeled bool, addresses ...string) *discoveryv1.EndpointSlice {
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: service}},
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Endpoints:   []discoveryv1.Endpoint{{Addresses: addresses}},
 		Ports:       []discoveryv1.EndpointPort{{Name: new("http"), Port: new(int32(8080))}},
 	}
-	if labelled {
+	if labeled {
 		slice.Labels[discoveryv1.LabelManagedBy] = "endpointslice-controller.k8s.io"
 	}
 	return slice
