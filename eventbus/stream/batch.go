@@ -185,7 +185,9 @@ func (s *Store) store(ctx context.Context, l *link, events []*pending) {
 		}
 		return
 	}
-	fail(events, fmt.Errorf("%w: others are storing the same events", event.ErrUnavailable))
+	// Another replica is storing the same events just now: one by one each of them
+	// is stored once, whoever comes first.
+	s.publishEach(l, events)
 }
 
 func fail(events []*pending, err error) {
