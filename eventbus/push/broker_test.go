@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -192,6 +193,14 @@ func (b *broker) StoreDeadLetter(_ context.Context, letter *event.DeadLetter) er
 	}
 	b.letters = append(b.letters, *letter)
 	return nil
+}
+
+// dead returns the letters so far; a test that goes on afterwards may not look at
+// the field, which is written again.
+func (b *broker) dead() []event.DeadLetter {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.letters)
 }
 
 func (d *delivery) Event() *event.Event {

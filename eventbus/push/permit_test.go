@@ -63,7 +63,7 @@ func TestWhatIsNotPermittedGoesNowhere(t *testing.T) {
 					time.Sleep(2 * time.Hour)
 					synctest.Wait()
 					require.Len(t, posted, 1, "neither to the sink nor to that for dead letters")
-					require.Empty(t, b.letters)
+					require.Empty(t, b.dead())
 					require.ElementsMatch(t, []uint64{1, 2}, b.acked)
 
 					fails = false
@@ -95,7 +95,7 @@ func TestPermissionThatEndsDuringAPushLeavesNoDeadLetter(t *testing.T) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		require.Equal(t, []string{"last-order.shop.svc"}, posted)
-		require.Empty(t, b.letters)
+		require.Empty(t, b.dead())
 		require.Equal(t, []uint64{1}, b.acked)
 	})
 }
@@ -112,7 +112,7 @@ func TestASubscriptionDeniedAfterARestartLeavesNothing(t *testing.T) {
 			b.put(delivery{seq: 2, stored: time.Now(), bad: &event.Unreadable{Err: errors.New("broken")}})
 			synctest.Wait()
 			require.ElementsMatch(t, []uint64{1, 2}, b.acked)
-			require.Empty(t, b.letters)
+			require.Empty(t, b.dead())
 			stats, _ := d.Stats("u1")
 			require.Zero(t, stats.Delivered)
 		})
@@ -131,7 +131,7 @@ func TestARefusedSubscriptionGetsNoDeadLettersPushed(t *testing.T) {
 		b.add(1, "1")
 		time.Sleep(2 * time.Hour)
 		synctest.Wait()
-		require.Len(t, b.letters, 1)
+		require.Len(t, b.dead(), 1)
 		require.Empty(t, posted)
 	})
 }
@@ -157,7 +157,7 @@ func TestAnEventStaysWhileItIsNotKnownWhetherItIsPermitted(t *testing.T) {
 					synctest.Wait()
 					require.Zero(t, pushed)
 					require.Empty(t, b.acked)
-					require.Empty(t, b.letters)
+					require.Empty(t, b.dead())
 					known.Store(true)
 					time.Sleep(time.Minute)
 					synctest.Wait()
