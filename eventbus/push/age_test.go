@@ -81,12 +81,9 @@ func TestWhatGetsTooOldWhileNothingIsPushedIsADeadLetter(t *testing.T) {
 					time.Sleep(50 * time.Minute)
 					b.keyed(100, "young", "a")
 					synctest.Wait()
-					b.mu.Lock()
 					require.Empty(t, b.dead())
-					b.mu.Unlock()
 					time.Sleep(12 * time.Minute)
 					synctest.Wait()
-					b.mu.Lock()
 					require.Len(t, b.dead(), 20)
 					for _, letter := range b.dead() {
 						require.Equal(t, event.ReasonExpired, letter.Reason)
@@ -94,7 +91,6 @@ func TestWhatGetsTooOldWhileNothingIsPushedIsADeadLetter(t *testing.T) {
 						require.Zero(t, letter.Attempts)
 					}
 					require.Empty(t, pushed)
-					b.mu.Unlock()
 					require.NoError(t, d.Set(t.Context(), sub))
 					time.Sleep(time.Minute)
 					synctest.Wait()
