@@ -244,6 +244,7 @@ func testLife(t *testing.T, m *machine) {
 		t.Fatal(out)
 	}
 	c.must(t, "-n", "test", "wait", "--for=condition=Available", "--timeout=60s", "deployment/front", "deployment/back")
+	c.must(t, "-n", "test", "rollout", "status", "--timeout=60s", "statefulset/store")
 
 	t.Run("an image is pulled by any registry's name", func(t *testing.T) {
 		out := c.must(t, "-n", "test", "get", "pods", "-o", "jsonpath={range .items[*]}{.spec.containers[0].image} {.status.phase}{\"\\n\"}{end}")
@@ -314,6 +315,34 @@ func testLife(t *testing.T, m *machine) {
 			t.Errorf("sidecar started and restarts of the container: %s, want true 0", out)
 		}
 	})
+	t.Run("a Service leads to a port that a sidecar names", func(t *testing.T) {
+		eventually(t, "answer", 20*time.Second, func() error {
+			body, err := get(c.front(t, "node1", "/get", url.Values{"url": {"http://sidecar.test.svc.cluster.local/"}}))
+			if err != nil {
+				return err
+			}
+			return contains(body, "sidecar uid=")
+		})
+	})
+	t.Run("memory of pods", func(t *testing.T) {
+		eventually(t, "figures", time.Minute, func() error {
+			var summary struct {
+				Pods []struct {
+					PodRef struct{ Name string }
+					Memory struct{ WorkingSetBytes uint64 }
+				}
+			}
+			if err := json.Unmarshal([]byte(c.must(t, "get", "--raw", "/api/v1/nodes/node1/proxy/stats/summary")), &summary); err != nil {
+				return err
+			}
+			for _, pod := range summary.Pods {
+				if strings.HasPrefix(pod.PodRef.Name, "front-") && pod.Memory.WorkingSetBytes > 1<<20 {
+					return nil
+				}
+			}
+			return fmt.Errorf("no pod front-* with more than 1 MiB in %+v", summary)
+		})
+	})
 	t.Run("logs and exec", func(t *testing.T) {
 		if err := contains(c.must(t, "-n", "test", "logs", "deployment/back"), "listening"); err != nil {
 			t.Error(err)
@@ -362,6 +391,20 @@ func testLife(t *testing.T, m *machine) {
 		c.must(t, "-n", "test", "wait", "--for=condition=Available", "--timeout=60s", "deployment/front")
 	})
 	t.Run("a node is killed and comes back", func(t *testing.T) { testKill(t, c) })
+	t.Run("a volume goes with its claim", func(t *testing.T) {
+		folder := c.must(t, "get", "persistentvolumes", "-o", "jsonpath={.items[0].spec.local.path}")
+		c.run(t, "node", "--name", c.name, "exec", "2", "test", "-e", folder+"/starts")
+		c.must(t, "-n", "test", "delete", "statefulset/store", "persistentvolumeclaim/data-store-0")
+		eventually(t, "removed", time.Minute, func() error {
+			if left := c.must(t, "get", "persistentvolumes", "-o", "name"); left != "" {
+				return fmt.Errorf("left: %s", left)
+			}
+			return nil
+		})
+		if out, err := c.command("node", "--name", c.name, "exec", "2", "test", "-e", folder).CombinedOutput(); err == nil {
+			t.Errorf("the folder %s is still there: %s", folder, out)
+		}
+	})
 	t.Run("the control plane is killed and comes back", func(t *testing.T) {
 		front := c.front(t, "node1", "/", nil)
 		c.run(t, "node", "kill", "control-plane", "--name", c.name)
@@ -430,6 +473,13 @@ func testKill(t *testing.T, c *running) {
 			return err
 		}
 		return contains(body, "back-")
+	})
+	eventually(t, "its volume holds what was written before", time.Minute, func() error {
+		body, err := get(c.front(t, "node1", "/get", url.Values{"url": {"http://store.test.svc.cluster.local/starts"}}))
+		if err == nil && body != "start\nstart\n" {
+			err = fmt.Errorf("starts written: %q", body)
+		}
+		return err
 	})
 	restarts := c.must(t, "-n", "test", "get", "pods", "-l", "app=back", "-o", "jsonpath={.items[*].status.containerStatuses[0].restartCount}")
 	if restarts != "1" {

@@ -37,7 +37,7 @@ func runNode(ctx context.Context, s *state.State, n int, logger *slog.Logger) er
 		return err
 	}
 	if err := copyFiles(s.Path("pki"), root.dir+kubernetesDir,
-		"ca.crt", name+".crt", name+".key", name+".kubeconfig", "kube-proxy.crt", "kube-proxy.key", "kube-proxy.kubeconfig"); err != nil {
+		"ca.crt", name+".crt", name+".key", name+".kubeconfig", "kube-proxy.crt", "kube-proxy.key", "kube-proxy.kubeconfig", "volumes.crt", "volumes.key"); err != nil {
 		return err
 	}
 	for file, content := range map[string]string{
@@ -85,6 +85,11 @@ func runNode(ctx context.Context, s *state.State, n int, logger *slog.Logger) er
 	v.start("kubelet", "--config="+kubernetesDir+"kubelet.json", "--kubeconfig="+kubernetesDir+name+".kubeconfig",
 		"--hostname-override="+name, "--node-ip="+s.Node(n).String(), "--root-dir=/var/lib/kubelet", "--cert-dir=/var/lib/kubelet/pki")
 	v.start("kube-proxy", "--config="+kubernetesDir+"kube-proxy.json")
+	volumes, err := kube.New(s.Server(), kubernetesDir, "volumes")
+	if err != nil {
+		return err
+	}
+	go provideVolumes(ctx, volumes, name, logger)
 	route(ctx, client, name, logger, func(pods netip.Prefix) {
 		if written, err := writeCNI(pods); err != nil {
 			logger.Error("cannot write the network of pods", "error", err)

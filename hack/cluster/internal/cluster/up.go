@@ -3,7 +3,7 @@ package cluster
 import (
 	"bytes"
 	"context"
-	_ "embed"
+	"embed"
 	"errors"
 	"fmt"
 	"io"
@@ -26,8 +26,8 @@ import (
 	"github.com/lambdamesh/lambdamesh/hack/cluster/internal/state"
 )
 
-//go:embed manifests/coredns.yaml
-var corednsManifest string
+//go:embed manifests/*.yaml
+var manifests embed.FS
 
 const corednsImage = "registry.k8s.io/coredns/coredns"
 
@@ -160,7 +160,7 @@ func (u *up) run(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	if err := u.dns(ctx); err != nil {
+	if err := u.install(ctx); err != nil {
 		return err
 	}
 	if err := u.nodes(ctx); err != nil {
@@ -225,6 +225,7 @@ func (u *up) certificates() error {
 		"controller-manager": {CommonName: "system:kube-controller-manager"},
 		"scheduler":          {CommonName: "system:kube-scheduler"},
 		"kube-proxy":         {CommonName: "system:kube-proxy"},
+		"volumes":            {CommonName: "system:lambdamesh-volumes"},
 		"kubelet-client":     {CommonName: "kube-apiserver", Groups: []string{"system:masters"}},
 		"front-proxy":        {CommonName: "front-proxy"},
 		"apiserver": {
@@ -294,23 +295,28 @@ func (u *up) apiServer(ctx context.Context) error {
 	})
 }
 
-func (u *up) dns(ctx context.Context) error {
-	var manifest bytes.Buffer
-	t, err := template.New("coredns.yaml").Parse(corednsManifest)
+// install applies what every cluster has: names and storage.
+func (u *up) install(ctx context.Context) error {
+	t, err := template.ParseFS(manifests, "manifests/*.yaml")
 	if err != nil {
 		return err
 	}
-	if err := t.Execute(&manifest, map[string]any{
-		"Nameservers": u.state.Nameservers, "Image": u.corednsImage(), "Address": u.state.DNS(),
-	}); err != nil {
-		return err
+	var all bytes.Buffer
+	for _, manifest := range t.Templates() {
+		all.WriteString("---\n")
+		if err := manifest.Execute(&all, map[string]any{
+			"Nameservers": u.state.Nameservers, "Image": u.corednsImage(), "Address": u.state.DNS(),
+			"StorageClass": boot.StorageClass, "Provisioner": boot.Provisioner,
+		}); err != nil {
+			return err
+		}
 	}
 	// It need not fetch all schemas to validate what never changes.
 	apply := exec.CommandContext(ctx, find(u.Programs, "kubectl"), "--kubeconfig="+u.state.Kubeconfig(), "apply", "--validate=false", "-f", "-")
 	apply.Env = []string{"HOME=" + u.state.Path("kubectl")} // its cache
-	apply.Stdin = &manifest
+	apply.Stdin = &all
 	if out, err := apply.CombinedOutput(); err != nil {
-		return fmt.Errorf("install CoreDNS: %s: %w", bytes.TrimSpace(out), err)
+		return fmt.Errorf("install names and storage: %s: %w", bytes.TrimSpace(out), err)
 	}
 	return nil
 }

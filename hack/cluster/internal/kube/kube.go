@@ -89,32 +89,38 @@ func (n Node) Address() (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-type nodeList struct {
+type list[T any] struct {
 	Metadata struct {
 		ResourceVersion string `json:"resourceVersion"`
 	} `json:"metadata"`
-	Items []Node `json:"items"`
+	Items []T `json:"items"`
 }
+
+const nodesPath = "/api/v1/nodes"
 
 // Healthy asks whether the API server is ready.
 func (c *Client) Healthy(ctx context.Context) error { return c.get(ctx, "/readyz", nil) }
 
 // Nodes lists the nodes.
 func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
-	var list nodeList
-	err := c.get(ctx, "/api/v1/nodes", &list)
-	return list.Items, err
+	var nodes list[Node]
+	err := c.get(ctx, nodesPath, &nodes)
+	return nodes.Items, err
 }
 
 // EachChange calls back with all nodes, now and after each change of one, until
 // the context ends. What fails is tried again: an API server may be away.
 func (c *Client) EachChange(ctx context.Context, changed func([]Node)) {
+	each(ctx, c, nodesPath, changed)
+}
+
+func each[T any](ctx context.Context, c *Client, path string, changed func([]T)) {
 	for ctx.Err() == nil {
-		var list nodeList
-		err := c.get(ctx, "/api/v1/nodes", &list)
+		var all list[T]
+		err := c.get(ctx, path, &all)
 		if err == nil {
-			changed(list.Items)
-			err = c.waitForEvent(ctx, list.Metadata.ResourceVersion)
+			changed(all.Items)
+			err = c.waitForEvent(ctx, path, all.Metadata.ResourceVersion)
 		}
 		if err != nil {
 			Pause(ctx, 500*time.Millisecond)
@@ -122,11 +128,11 @@ func (c *Client) EachChange(ctx context.Context, changed func([]Node)) {
 	}
 }
 
-func (c *Client) waitForEvent(ctx context.Context, version string) error {
+func (c *Client) waitForEvent(ctx context.Context, path, version string) error {
 	// A connection that died with the other end must not be waited on for ever.
 	ctx, cancel := context.WithTimeout(ctx, 40*time.Second)
 	defer cancel()
-	body, err := c.open(ctx, "/api/v1/nodes?watch=true&timeoutSeconds=30&resourceVersion="+url.QueryEscape(version))
+	body, err := c.open(ctx, path+"?watch=true&timeoutSeconds=30&resourceVersion="+url.QueryEscape(version))
 	if err != nil {
 		return err
 	}

@@ -49,9 +49,26 @@ func main() {
 			os.Exit(1)
 		}
 	}
+	// What a volume keeps: a line for each start.
+	if file := os.Getenv("STARTS"); file != "" {
+		if err := start(file); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		http.HandleFunc("/starts", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, file) })
+	}
 	fmt.Println("listening")
 	if err := http.ListenAndServe(os.Getenv("ADDRESS"), nil); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
+}
+
+func start(file string) error {
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(f, "start")
+	return errors.Join(err, f.Sync(), f.Close())
 }
