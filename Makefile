@@ -119,6 +119,7 @@ golden: check-go ## Rewrite the golden files; read the diff before you commit it
 .PHONY: lint
 lint: check-go ## Lint, the import arrows of the architecture included
 	@CGO_ENABLED=0 $(TOOL) golangci-lint run $(PKG)
+	@[ -n '$(PKG)' ] || (cd hack/cluster && GOWORK=off CGO_ENABLED=0 ../../$(TOOL) golangci-lint run)
 	@bad=$$(for file in $$(grep -rl --include='*_test.go' 'time\.Sleep(' $(or $(patsubst %/...,%,$(PKG)),.)); do \
 		grep -q '"testing/synctest"' "$$file" || echo "$$file"; done); [ -z "$$bad" ] || { echo "$$bad" >&2; \
 		echo 'lint: these tests sleep: wait for an event with a deadline, or use testing/synctest' >&2; exit 1; }
