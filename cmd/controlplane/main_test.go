@@ -244,7 +244,7 @@ func TestWithEnvoyItServesDataPlanesThatProveWhoTheyAre(t *testing.T) {
 	require.True(t, roots.AppendCertsFromPEM(secret.Data[corev1.TLSCertKey]))
 	p, err := proxy.New(proxy.Config{
 		NodeID: ads.GatewayNodeID(v1alpha1.SystemNamespace, "gateway", "0"), ADSAddress: address,
-		ADSServerName: "controlplane.lambdamesh-system.svc", RootCAs: roots, Log: slog.New(slog.DiscardHandler),
+		ADSServerName: "controlplane.lambdamesh-system.svc", RootCAs: func() (*x509.CertPool, error) { return roots, nil }, Log: slog.New(slog.DiscardHandler),
 		Token: func(ctx context.Context) (string, error) {
 			request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{v1alpha1.XDSTokenAudience}}}
 			answer, err := clients.CoreV1().ServiceAccounts(v1alpha1.SystemNamespace).CreateToken(ctx, v1alpha1.ServiceAccountGateway, request, metav1.CreateOptions{})

@@ -155,6 +155,9 @@ func (c *CA) Pool() *x509.CertPool {
 	return pool
 }
 
+// Roots is Pool for who asks at each connection.
+func (c *CA) Roots() (*x509.CertPool, error) { return c.Pool(), nil }
+
 // Issue makes a certificate for a SPIFFE identity
 // ("spiffe://<trust domain>/<path>"), valid for clients and servers.
 func (c *CA) Issue(identity string) (Leaf, error) {

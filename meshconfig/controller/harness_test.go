@@ -239,7 +239,7 @@ func (w *world) node(address, id, token string, bound net.Listener) *node {
 	w.t.Helper()
 	n := &node{t: w.t, real: map[string]string{}}
 	p, err := proxy.New(proxy.Config{
-		NodeID: id, ADSAddress: address, RootCAs: w.ca.Pool(),
+		NodeID: id, ADSAddress: address, RootCAs: w.ca.Roots,
 		Token: func(context.Context) (string, error) { return token, nil },
 		Log:   slog.New(slog.DiscardHandler), DrainTimeout: 5 * time.Second,
 		Listen: func(ctx context.Context, network, address string) (net.Listener, error) {

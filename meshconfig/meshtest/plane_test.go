@@ -75,7 +75,7 @@ func (p *plane) run(t testing.TB, node, target string, id ads.Identity, resource
 	var mu sync.Mutex
 	addresses := map[string]string{}
 	dataPlane, err := proxy.New(proxy.Config{
-		NodeID: node, ADSAddress: p.server.Addr(), RootCAs: p.ca.Pool(), Log: slog.New(slog.DiscardHandler),
+		NodeID: node, ADSAddress: p.server.Addr(), RootCAs: p.ca.Roots, Log: slog.New(slog.DiscardHandler),
 		Token: func(context.Context) (string, error) { return id.String(), nil },
 		Listen: func(_ context.Context, _, address string) (net.Listener, error) {
 			mu.Lock()

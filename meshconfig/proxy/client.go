@@ -2,8 +2,11 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -40,6 +43,32 @@ func (t token) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]
 
 func (token) RequireTransportSecurity() bool { return true }
 
+// channel is TLS to the control plane, with the roots of the moment: what is
+// trusted may change while the proxy runs.
+type channel struct {
+	credentials.TransportCredentials
+	roots func() (*x509.CertPool, error)
+	name  string
+}
+
+func newChannel(config *Config) *channel {
+	return &channel{credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, ServerName: config.ADSServerName}), config.RootCAs, config.ADSServerName}
+}
+
+// ClientHandshake implements credentials.TransportCredentials.
+func (c *channel) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	roots, err := c.roots()
+	if err != nil {
+		return nil, nil, fmt.Errorf("find what the control plane is verified by: %w", err)
+	}
+	return credentials.NewClientTLSFromCert(roots, c.name).ClientHandshake(ctx, authority, conn)
+}
+
+// Clone implements credentials.TransportCredentials.
+func (c *channel) Clone() credentials.TransportCredentials {
+	return &channel{c.TransportCredentials.Clone(), c.roots, c.name}
+}
+
 // follow keeps a stream to the control plane until ctx ends.
 func (p *Proxy) follow(ctx context.Context) error {
 	target := p.config.ADSAddress
@@ -47,7 +76,7 @@ func (p *Proxy) follow(ctx context.Context) error {
 		target = "passthrough:///" + target
 	}
 	client, err := grpc.NewClient(target,
-		grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(p.config.RootCAs, p.config.ADSServerName)),
+		grpc.WithTransportCredentials(newChannel(&p.config)),
 		grpc.WithPerRPCCredentials(token(p.config.Token)),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		grpc.WithConnectParams(grpc.ConnectParams{

@@ -23,8 +23,9 @@ type Config struct {
 	// ADSServerName is the name in the server's certificate; default: the host of
 	// ADSAddress.
 	ADSServerName string
-	// RootCAs verify the ADS server. Required.
-	RootCAs *x509.CertPool
+	// RootCAs returns what verifies the ADS server; it is asked for each
+	// connection. Required.
+	RootCAs func() (*x509.CertPool, error)
 	// Token returns the service-account token to authenticate with; it is asked
 	// for each new stream. Required.
 	Token func(ctx context.Context) (string, error)

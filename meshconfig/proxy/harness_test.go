@@ -134,7 +134,7 @@ func (m *mesh) node(nodeID string, change ...func(*proxy.Config)) *node {
 	n := &node{real: map[string]string{}}
 	identity := identityOf(nodeID)
 	config := proxy.Config{
-		NodeID: nodeID, ADSAddress: m.server.Addr(), RootCAs: m.ca.Pool(), Log: quiet(), DrainTimeout: 5 * time.Second,
+		NodeID: nodeID, ADSAddress: m.server.Addr(), RootCAs: m.ca.Roots, Log: quiet(), DrainTimeout: 5 * time.Second,
 		Token: func(context.Context) (string, error) { return identity.String(), nil },
 		Listen: func(_ context.Context, network, address string) (net.Listener, error) {
 			n.mu.Lock()

@@ -129,7 +129,7 @@ func (n named) Name() string { return n.name }
 // newProxy makes an embedded proxy that authenticates as a service account.
 func (m *mesh) newProxy(node, namespace, serviceAccount string, listen func(context.Context, string, string) (net.Listener, error)) (*proxy.Proxy, error) {
 	return proxy.New(proxy.Config{
-		NodeID: node, ADSAddress: m.sockets.xds.Addr().String(), RootCAs: m.authority.Pool(),
+		NodeID: node, ADSAddress: m.sockets.xds.Addr().String(), RootCAs: m.authority.Roots,
 		Token: m.tokenFor(namespace, serviceAccount), Listen: listen, Log: m.log("proxy"),
 	})
 }

@@ -1,0 +1,144 @@
+package bootstrap_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
+	"github.com/lambdamesh/lambdamesh/meshconfig/proxy/bootstrap"
+)
+
+// shipped is the bootstrap of the manifests with the paths of its files in dir.
+func shipped(t *testing.T, dir string) string {
+	t.Helper()
+	overlay := filepath.Join("..", "..", "..", "manifests", "overlays", "envoy")
+	text, err := os.ReadFile(filepath.Join(overlay, "envoy.yaml"))
+	require.NoError(t, err)
+	token, err := os.ReadFile(filepath.Join(overlay, "xds-token.yaml"))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "xds-token.yaml"), []byte(replace(t, string(token), "/var/run/lambdamesh/", dir+"/")), 0o600))
+	return replace(t, replace(t, string(text), "/var/run/lambdamesh/", dir+"/"), "/etc/envoy/", dir+"/")
+}
+
+func replace(t *testing.T, text, old, with string) string {
+	t.Helper()
+	require.Contains(t, text, old)
+	return strings.ReplaceAll(text, old, with)
+}
+
+func TestTheShippedBootstrapIsUnderstood(t *testing.T) {
+	dir := t.TempDir()
+	b, err := bootstrap.Read([]byte(shipped(t, dir)), nil)
+	require.NoError(t, err)
+	require.Equal(t, &bootstrap.Bootstrap{
+		Admin: "127.0.0.1:9901",
+		Listeners: []bootstrap.Listener{{
+			Name: "ready", Address: "0.0.0.0:9902", Paths: []string{bootstrap.PathReady, bootstrap.PathMetrics},
+		}},
+		ControlPlane: bootstrap.ControlPlane{
+			Address: "controlplane.lambdamesh-system.svc:15010", ServerName: "controlplane.lambdamesh-system.svc",
+			CAFile: filepath.Join(dir, "ca.crt"), TokenFile: filepath.Join(dir, "token"),
+		},
+	}, b)
+}
+
+func TestTheOverlayIsMerged(t *testing.T) {
+	b, err := bootstrap.Read([]byte(shipped(t, t.TempDir())), []byte("node: {id: pod~shop~tax-1, cluster: tax}\n"))
+	require.NoError(t, err)
+	require.Equal(t, "pod~shop~tax-1", b.NodeID)
+	require.Equal(t, "tax", b.Cluster)
+}
+
+// What Envoy would do and this proxy would not is refused by its name.
+func TestWhatIsNotImplementedIsRefusedByName(t *testing.T) {
+	for name, test := range map[string]struct{ overlay, old, with, refused string }{
+		"a field of the bootstrap":   {overlay: "stats_sinks: [{name: envoy.stat_sinks.dog_statsd}]", refused: "stats_sinks is not supported"},
+		"an access log of the admin": {overlay: "admin: {access_log: [{name: stdout}]}", refused: "admin.access_log is not supported"},
+		"several at once": {
+			overlay: "overload_manager: {refresh_interval: 1s}\nwatchdogs: {main_thread_watchdog: {miss_timeout: 1s}}",
+			refused: "overload_manager is not supported\nwatchdogs is not supported",
+		},
+		"a setting of the runtime": {
+			old: "re2.max_program_size.error_level: 32768", with: "envoy.reloadable_features.anything: true",
+			refused: "layered_runtime.layers.static_layer[envoy.reloadable_features.anything] is not supported",
+		},
+		"admin on every address":       {old: "{address: 127.0.0.1, port_value: 9901}", with: "{address: 0.0.0.0, port_value: 9901}", refused: "admin.address: 0.0.0.0:9901 is not on loopback"},
+		"other paths of the admin":     {old: "match: {path: /stats/prometheus}", with: "match: {path: /quitquitquit}", refused: `listener "ready": path "/quitquitquit": the admin interface has /ready and /stats/prometheus only`},
+		"prefixes":                     {old: "match: {path: /ready}", with: "match: {prefix: /}", refused: "routes.match.prefix is not supported"},
+		"routes to elsewhere":          {old: "route: {cluster: admin}", with: "route: {cluster: xds}", refused: `cluster "xds" is not the admin address`},
+		"a cluster that nobody uses":   {overlay: "static_resources: {clusters: [{name: other}]}", refused: `cluster "other": nothing that is supported uses it`},
+		"REST":                         {old: "api_type: GRPC", with: "api_type: REST", refused: "write api_type: GRPC"},
+		"incremental ADS":              {old: "api_type: GRPC", with: "api_type: DELTA_GRPC", refused: "write api_type: GRPC"},
+		"an extension it has not":      {old: "envoy.extensions.filters.http.router.v3.Router", with: "envoy.extensions.filters.http.lua.v3.Lua", refused: "Lua"},
+		"a control plane in plain":     {old: "transport_socket:", with: "metadata: {}\n      typed_dns_resolver_config:", refused: "static_resources.clusters.metadata is not supported"},
+		"anybody's control plane":      {old: "              trusted_ca: {filename:", with: "              watched_directory: {path:", refused: "validation_context.watched_directory is not supported"},
+		"two names":                    {old: "sni: controlplane.lambdamesh-system.svc", with: "sni: elsewhere.example", refused: `sni "elsewhere.example" is not the name`},
+		"a name by prefix":             {old: "matcher: {exact:", with: "matcher: {prefix:", refused: "match_typed_subject_alt_names.matcher.prefix is not supported"},
+		"a token that is no bearer's":  {old: `header_value_prefix: "Bearer "`, with: `header_value_prefix: "Basic "`, refused: `header_value_prefix "Basic ": only "Bearer " is supported`},
+		"a token in another header":    {old: `header_value_prefix: "Bearer "`, with: "header: x-token\n                    header_value_prefix: \"Bearer \"", refused: "credential.typed_config(Generic).header is not supported"},
+		"a token from a control plane": {old: "path_config_source: {path:", with: "ads: {} #", refused: "credential.sds_config.ads is not supported"},
+		"a word that is none":          {overlay: "admn: {}", refused: `unknown field "admn"`},
+		"a word said twice":            {old: "admin:\n", with: "admin: {}\nadmin:\n", refused: "already set"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := shipped(t, t.TempDir())
+			if test.old != "" {
+				text = replace(t, text, test.old, test.with)
+			}
+			_, err := bootstrap.Read([]byte(text), []byte(test.overlay))
+			require.ErrorContains(t, err, test.refused)
+		})
+	}
+}
+
+func TestTheTokensFileIsRefusedWhenItSaysSomethingElse(t *testing.T) {
+	for name, test := range map[string]struct{ file, refused string }{
+		"another secret":   {"resources: []", "there is no such secret"},
+		"a value":          {"resources: [{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret, name: xds-token, generic_secret: {secret: {inline_string: abc}}}]", "only a generic_secret with the filename"},
+		"another resource": {"resources: [{'@type': type.googleapis.com/envoy.config.cluster.v3.Cluster, name: xds-token}]", "mismatched message type"},
+		"no YAML":          {"\t", "xds-token.yaml"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			text := shipped(t, dir)
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "xds-token.yaml"), []byte(test.file), 0o600))
+			_, err := bootstrap.Read([]byte(text), nil)
+			require.ErrorContains(t, err, test.refused)
+		})
+	}
+}
+
+func TestFilesAreReadAgainEachTime(t *testing.T) {
+	dir := t.TempDir()
+	b, err := bootstrap.Read([]byte(shipped(t, dir)), nil)
+	require.NoError(t, err)
+	control := b.ControlPlane
+
+	_, err = control.Token(t.Context())
+	require.ErrorIs(t, err, os.ErrNotExist)
+	require.NoError(t, os.WriteFile(control.TokenFile, []byte(" \n"), 0o600))
+	_, err = control.Token(t.Context())
+	require.ErrorContains(t, err, "is empty")
+	for _, want := range []string{"one", "two"} {
+		require.NoError(t, os.WriteFile(control.TokenFile, []byte(want+"\n"), 0o600))
+		got, err := control.Token(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+
+	require.NoError(t, os.WriteFile(control.CAFile, []byte("no certificate"), 0o600))
+	_, err = control.RootCAs()
+	require.ErrorContains(t, err, "holds no certificate")
+	for range 2 {
+		authority, err := ca.Open(t.Context(), ca.Directory(t.TempDir()), ca.Config{})
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(control.CAFile, authority.Root(), 0o600))
+		pool, err := control.RootCAs()
+		require.NoError(t, err)
+		require.True(t, authority.Pool().Equal(pool))
+	}
+}
