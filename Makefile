@@ -13,7 +13,7 @@ TOOL := hack/tools/run
 # Modules of their own inside the checkout that have tests (the runtimes' SDKs).
 NESTED = $(shell find . -name go.mod -not -path './go.mod' -not -path './hack/*' \
 	-not -path '*/testdata/*' -not -path '*/node_modules/*' -not -path './.lambdamesh/*' -exec dirname {} \;)
-MODULES = . $(NESTED) hack/kubernetes hack/cluster hack/cluster/containerd hack/cluster/coredns hack/tools hack/tools/lint
+MODULES = . $(NESTED) hack/kubernetes hack/cluster hack/cluster/containerd hack/cluster/coredns hack/images hack/tools hack/tools/lint
 
 # Tests and benchmarks of the whole module, or `make test PKG=./eventbus/...`.
 PKG ?=
@@ -62,9 +62,18 @@ cluster: check-go ## Start real Kubernetes nodes on this machine (Linux, root; h
 cluster-down: check-go ## End that cluster and undo what it changed, also after an interrupted start
 	@hack/cluster/run down --name '$(NAME)'
 
+# Of which platforms and which images: make push PLATFORMS=linux/amd64 IMAGES=controlplane,proxy REGISTRY=...
+PLATFORMS ?=
+IMAGES ?=
+IMAGE_FLAGS = --version '$(VERSION)' --platforms '$(PLATFORMS)' --images '$(IMAGES)'
+
 .PHONY: images
-images: check-go ## Build container images to dist/images.tar; KO_DOCKER_REPO=registry/path pushes them instead
-	@VERSION='$(VERSION)' hack/images.sh
+images: check-go ## Build container images into dist/images (OCI layout) and dist/images.tar; PLATFORMS=, IMAGES=
+	@hack/images/run build $(IMAGE_FLAGS)
+
+.PHONY: push
+push: check-go ## Build them for amd64 and arm64 and push them: make push REGISTRY=registry.example.com/lambdamesh
+	@hack/images/run push $(IMAGE_FLAGS) '$(REGISTRY)'
 
 ##@ Test
 
@@ -76,6 +85,10 @@ test: kubernetes ## Run the unit and integration tests (with -race where a C com
 e2e: build ## Drive the built programs from outside
 	@KUBEBUILDER_ASSETS="$$(hack/kubernetes/get.sh --dir)" LAMBDAMESH_BIN='$(CURDIR)/bin' CGO_ENABLED=0 \
 		go test -count=1 -timeout 20m $(ARGS) ./e2e/...
+
+.PHONY: test-images
+test-images: check-go ## Test the container images in a registry of their own
+	@hack/images/test.sh $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: check-go ## Test hack/cluster with real clusters (root; says when it is left out)
@@ -119,7 +132,8 @@ golden: check-go ## Rewrite the golden files; read the diff before you commit it
 .PHONY: lint
 lint: check-go ## Lint, the import arrows of the architecture included
 	@CGO_ENABLED=0 $(TOOL) golangci-lint run $(PKG)
-	@[ -n '$(PKG)' ] || (cd hack/cluster && GOWORK=off CGO_ENABLED=0 ../../$(TOOL) golangci-lint run)
+	@[ -n '$(PKG)' ] || for module in hack/cluster hack/images; do \
+		(cd $$module && GOWORK=off CGO_ENABLED=0 ../../$(TOOL) golangci-lint run) || exit 1; done
 	@bad=$$(for file in $$(grep -rl --include='*_test.go' 'time\.Sleep(' $(or $(patsubst %/...,%,$(PKG)),.)); do \
 		grep -q '"testing/synctest"' "$$file" || echo "$$file"; done); [ -z "$$bad" ] || { echo "$$bad" >&2; \
 		echo 'lint: these tests sleep: wait for an event with a deadline, or use testing/synctest' >&2; exit 1; }

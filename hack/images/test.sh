@@ -1,0 +1,9 @@
+#!/bin/sh
+# Tests the images: builds them as `make push` does, into a registry of the
+# tests on loopback, and looks at what a node would get.
+#
+# Usage: hack/images/test.sh [FLAGS OF go test]
+set -eu
+
+cd "$(dirname -- "$0")"
+GOWORK=off GOFLAGS=-buildvcs=false CGO_ENABLED=0 go test -count=1 -timeout 40m "$@" ./...
