@@ -19,7 +19,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/lambdamesh/lambdamesh/lambdas/build"
 	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
@@ -78,15 +80,20 @@ func Add(mgr ctrl.Manager, config Config) error {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
+	pods, err := newPods(mgr)
+	if err != nil {
+		return err
+	}
 	p := &policies{config: config, client: mgr.GetClient(), reader: mgr.GetAPIReader()}
-	r := &reconciler{config: config, client: mgr.GetClient(), reader: mgr.GetAPIReader(), policies: p, failures: map[types.NamespacedName]failure{}}
-	err := ctrl.NewControllerManagedBy(mgr).
+	r := &reconciler{config: config, client: mgr.GetClient(), reader: mgr.GetAPIReader(), pods: pods, policies: p, failures: map[types.NamespacedName]failure{}}
+	err = ctrl.NewControllerManagedBy(mgr).
 		Named("lambda").
 		For(&v1alpha1.Lambda{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Owns(&appsv1.Deployment{}).
 		Owns(&corev1.Service{}).
 		Owns(&corev1.ServiceAccount{}).
 		Owns(&corev1.ConfigMap{}).
+		WatchesRawSource(source.Kind(pods, &corev1.Pod{}, handler.TypedEnqueueRequestsFromMapFunc(lambdaOfPod), podChanges())).
 		WithOptions(controller.Options{MaxConcurrentReconciles: config.Concurrency, SkipNameValidation: new(true)}).
 		Complete(r)
 	if err != nil {
@@ -99,6 +106,7 @@ type reconciler struct {
 	config Config
 	client client.Client
 	reader client.Reader // past the cache, for what was just applied
+	pods   client.Reader // those of lambdas, see newPods
 
 	policies *policies
 
@@ -269,11 +277,21 @@ func (r *reconciler) observe(ctx context.Context, lambda *v1alpha1.Lambda) error
 			return nil
 		}
 	}
+	pods, err := r.podsOf(ctx, lambda)
+	if err != nil {
+		return err
+	}
+	trouble := troubleOf(pods)
 	if status.ObservedGeneration != deployment.Generation || status.UpdatedReplicas != wanted || status.AvailableReplicas != wanted || status.Replicas != wanted {
-		reconcile.False(lambda, v1alpha1.ConditionDeployed, ReasonProgressing, fmt.Sprintf("%d of %d replicas of this version are ready", min(status.UpdatedReplicas, status.ReadyReplicas), wanted))
+		progress := fmt.Sprintf("%d of %d replicas of this version are ready", min(status.UpdatedReplicas, status.ReadyReplicas), wanted)
+		if trouble.reason != "" && trouble.reason != reasonRestarted {
+			reconcile.False(lambda, v1alpha1.ConditionDeployed, trouble.reason, progress+"; "+trouble.message)
+			return nil
+		}
+		reconcile.False(lambda, v1alpha1.ConditionDeployed, ReasonProgressing, progress)
 		return nil
 	}
-	notes := []string{withoutEffect(lambda.Spec.Scale, wanted)}
+	notes := []string{withoutEffect(lambda.Spec.Scale, wanted), trouble.message}
 	for _, condition := range status.Conditions {
 		if condition.Type == deploy.ConditionRestarted && condition.Status == corev1.ConditionTrue {
 			notes = append(notes, condition.Message)

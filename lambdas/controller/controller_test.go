@@ -244,6 +244,8 @@ func TestController(t *testing.T) {
 		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, "")
 	})
 
+	t.Run("what is wrong with a pod is in the lambda's conditions", func(t *testing.T) { testPods(t, config, w, builder) })
+
 	t.Run("what a replica's crash says reaches the lambda", func(t *testing.T) {
 		ns := testkit.Namespace(t, config)
 		builder.set(ns, builds("registry.example/a:1"))
