@@ -23,7 +23,6 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"github.com/lambdamesh/lambdamesh/hack/cluster/internal/images"
 	"github.com/lambdamesh/lambdamesh/hack/cluster/internal/kube"
 )
 
@@ -237,9 +236,7 @@ func testLife(t *testing.T, m *machine) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if err := images.Push(t.Context(), images.Image{Program: web, Name: "web"}, c.registry+"/test/web:1"); err != nil {
-		t.Fatal(err)
-	}
+	c.run(t, "push", web, c.registry+"/test/web:1")
 	if out, err := c.apply(t, "pods.yaml"); err != nil {
 		t.Fatal(out)
 	}

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/hack/cluster/internal/boot"
 	"github.com/lambdamesh/lambdamesh/hack/cluster/internal/cluster"
 	"github.com/lambdamesh/lambdamesh/hack/cluster/internal/host"
+	"github.com/lambdamesh/lambdamesh/hack/cluster/internal/images"
 	"github.com/lambdamesh/lambdamesh/hack/cluster/internal/state"
 )
 
@@ -32,6 +34,7 @@ const usage = `usage: hack/cluster/run COMMAND [--name NAME]
   node kill N           end a node as a power cut would (or: control-plane)
   node start N          start it again with what is on its disk
   node exec N COMMAND   run a command inside the node
+  push FILE REFERENCE   make an image of one static program and push it, as REGISTRY/test/app:1
   check                 say in one line what this machine lacks
 `
 
@@ -93,6 +96,8 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 		return err
 	}
 	switch {
+	case command == "push" && len(words) == 2:
+		return images.Push(ctx, images.Image{Program: words[0], Name: filepath.Base(words[0])}, words[1])
 	case command == "check" && len(words) == 0:
 		return host.Check(ctx)
 	case command == "up" && len(words) == 0:
