@@ -32,7 +32,8 @@ func TestHostileSlowPublishers(t *testing.T) {
 }
 
 // A sink that is not the Subscription's own is refused however it is named, and
-// the one that it names gets nothing.
+// the one that it names gets nothing: the victim is a lambda that the bus reaches
+// with its own events, and tells how many it got.
 func TestHostileSinks(t *testing.T) {
 	m := shared(t)
 	r := newReceiver(t, nil)
@@ -49,17 +50,22 @@ func TestHostileSinks(t *testing.T) {
 		"external":     {`{service: {name: external}}`, "TargetRefused"},
 		"external-uri": {`{uri: "http://external.hostile-sinks.svc/"}`, "TargetRefused"},
 		"hand-made":    {`{service: {name: hand-made}}`, "TargetRefused"},
+		"forged":       {`{service: {name: forged}}`, "TargetRefused"},
+		"nat64":        {`{uri: "http://[64:ff9b::a0b:c0d]/"}`, "TargetRefused"},
 	}
-	objects := bound("hostile-sinks") + `
-apiVersion: v1
-kind: Namespace
-metadata: {name: hostile-victim}
----
-apiVersion: v1
-kind: Service
+	m.apply(t, bound("hostile-victim")+echo("hostile-victim", "victim", countCode)+`
+apiVersion: lambdamesh.dev/v1alpha1
+kind: APIRule
 metadata: {name: victim, namespace: hostile-victim}
-spec: {selector: {app: victim}, ports: [{name: http, port: 80}]}
+spec: {hosts: [hostile-victim], rules: [{path: /, methods: [GET], lambda: victim, noAuth: true}]}
 ---
+apiVersion: lambdamesh.dev/v1alpha1
+kind: Subscription
+metadata: {name: own, namespace: hostile-victim}
+spec: {source: hostile-victim, types: ["**"], sink: {lambda: victim}}
+`)
+	m.waitFor(t, "hostile-victim", "subscription/own", "Ready")
+	objects := bound("hostile-sinks") + `
 apiVersion: v1
 kind: Service
 metadata: {name: external, namespace: hostile-sinks}
@@ -75,6 +81,21 @@ kind: EndpointSlice
 metadata: {name: hand-made, namespace: hostile-sinks, labels: {kubernetes.io/service-name: hand-made}}
 addressType: IPv4
 endpoints: [{addresses: [10.11.12.13]}]
+ports: [{name: http, port: 80}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: forged, namespace: hostile-sinks}
+spec: {ports: [{name: http, port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: forged
+  namespace: hostile-sinks
+  labels: {kubernetes.io/service-name: forged, endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io}
+addressType: IPv4
+endpoints: [{addresses: [10.9.9.9]}]
 ports: [{name: http, port: 80}]
 `
 	subscription := `---
@@ -102,7 +123,35 @@ spec: {source: hostile-sinks, types: ["**"], sink: %s}
 	require.Equal(t, "1", r.next(t).ID())
 	require.Equal(t, "0", strings.Join(uniq(strings.Fields(m.mustKubectl(t, "", "get", "subscriptions", "-n", "hostile-sinks",
 		"--field-selector", "metadata.name!=control", "-o", "jsonpath={.items[*].status.delivered}"))), " "))
+
+	publishOne(t, m, "hostile-victim", "own")
+	eventually(t, time.Minute, func() error {
+		got, err := m.get(t.Context(), "hostile-victim.lambdas.localhost", "/")
+		if err == nil && got.body != "got 1" { // its own, and no other before
+			err = errorf("the victim answers %d %q", got.status, got.body)
+		}
+		return err
+	})
 }
+
+const countCode = `package victim
+
+import (
+	"fmt"
+	"net/http"
+	"sync/atomic"
+)
+
+var got atomic.Int64
+
+func Main(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet {
+		got.Add(1)
+		return
+	}
+	fmt.Fprintf(w, "got %d", got.Load())
+}
+`
 
 func uniq(words []string) (all []string) {
 	seen := map[string]bool{}
