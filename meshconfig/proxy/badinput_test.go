@@ -99,6 +99,7 @@ func TestPathsAreDecidedInTheirCanonicalForm(t *testing.T) {
 		"http://other.example/private":     418, // absolute form wins over Host
 		"HTTP://SHOP.example/private":      403,
 		"ftp:private":                      400,
+		"*":                                400, // for OPTIONS only
 	} {
 		t.Run(strings.ReplaceAll(path, "/", "|"), func(t *testing.T) {
 			codes, _ := raw(t, gateway, "GET "+path+" HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n")

@@ -272,7 +272,7 @@ func (e *exchange) sanitizePath() string {
 	if !strings.HasPrefix(target, "/") {
 		// Absolute form (RFC 9112, section 3.2.2): the authority is e.host already.
 		_, rest, ok := strings.Cut(target, "://")
-		if !ok && target != "*" {
+		if !ok && (target != "*" || e.r.Method != http.MethodOptions) {
 			return "http.invalid_path"
 		}
 		if target != "*" {

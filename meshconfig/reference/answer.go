@@ -53,9 +53,14 @@ type Gateway struct {
 
 // Answer says what a request deserves.
 func (g Gateway) Answer(r Request) Answer {
+	// A question about the server and no resource of it (RFC 9112, section 3.2.4).
+	asterisk := r.Target == "*" && r.Method == http.MethodOptions
 	host, target, ok := split(r)
-	if !ok || strings.ContainsFunc(strings.Join(names(r.Header), ""), func(c rune) bool { return c == '_' }) {
+	if !ok && !asterisk || strings.ContainsFunc(strings.Join(names(r.Header), ""), func(c rune) bool { return c == '_' }) {
 		return Answer{Status: http.StatusBadRequest}
+	}
+	if asterisk {
+		return Answer{Status: http.StatusNotFound}
 	}
 	path := parseTarget(target)
 	if path.malformed {
