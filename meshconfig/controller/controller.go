@@ -213,7 +213,7 @@ func (c *Controller) first(ctx context.Context) {
 	if err != nil {
 		return // ctx has ended; the loop will see it
 	}
-	c.keySets.Keep(translate.JWKSURIs(c.config.Settings.Limits, rules))
+	c.keySets.Keep(translate.JWKSURIs(c.config.Settings, rules))
 	timeout := c.config.JWKS.Timeout
 	if timeout <= 0 {
 		timeout = 5 * time.Second

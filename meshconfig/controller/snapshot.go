@@ -59,10 +59,10 @@ func (c *Controller) snapshot(ctx context.Context) (translate.Snapshot, error) {
 	s.EndpointSlices = pointers(slices.Items)
 	s.Gateways, s.Sidecars, s.WorkloadEntries = gateways.Items, sidecars.Items, entries.Items
 
-	if s.Secrets, err = c.readSecrets(ctx, translate.SecretRefs(s.Settings.Limits, s.APIRules, s.Gateways)); err != nil {
+	if s.Secrets, err = c.readSecrets(ctx, translate.SecretRefs(s.Settings, s.APIRules, s.Gateways)); err != nil {
 		return s, err
 	}
-	c.keySets.Keep(translate.JWKSURIs(s.Settings.Limits, s.APIRules))
+	c.keySets.Keep(translate.JWKSURIs(s.Settings, s.APIRules))
 	s.JWKS = map[string]translate.KeySetResult{}
 	for uri, result := range c.keySets.Results() {
 		s.JWKS[uri] = translate.KeySetResult(result)

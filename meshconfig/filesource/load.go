@@ -179,7 +179,7 @@ func (l *loader) complete() []string {
 		l.snapshot.Gateways = append(l.snapshot.Gateways, defaultGateway())
 		notes = append(notes, fmt.Sprintf("no file has the Gateway %s: assumed one that serves every host at port 80, with domain %s", v1alpha1.DefaultGateway, AssumedDomain))
 	}
-	for _, uri := range translate.JWKSURIs(l.snapshot.Settings.Limits, l.snapshot.APIRules) {
+	for _, uri := range translate.JWKSURIs(l.snapshot.Settings, l.snapshot.APIRules) {
 		notes = append(notes, fmt.Sprintf("the keys of %s are not fetched here: every token is refused in this translation", uri))
 	}
 	return notes

@@ -1,6 +1,7 @@
 package ir
 
 import (
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -132,6 +133,28 @@ func (s *Server) Accepts(namespace, host string) bool {
 		}
 	}
 	return false
+}
+
+// RouteTables says in how many of the Gateway's tables of routes the hosts of a
+// namespace are: those servers share one that listen without TLS at one place.
+func (g *Gateway) RouteTables(namespace string, hosts []string) int {
+	type place struct {
+		name, bind string
+		port       uint32
+	}
+	tables := map[place]bool{}
+	for i := range g.Servers {
+		s := &g.Servers[i]
+		if !slices.ContainsFunc(hosts, func(h string) bool { return s.Accepts(namespace, h) }) {
+			continue
+		}
+		at := place{bind: s.Bind, port: s.Port}
+		if s.Protocol == HTTPS {
+			at.name = s.Name
+		}
+		tables[at] = true
+	}
+	return len(tables)
 }
 
 // CoversHost says whether every name that host stands for is one that pattern

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -11,8 +12,15 @@ import (
 // cost is what an APIRule takes of a [Budget]. It follows from its spec alone:
 // what is refused is never expanded.
 type cost struct {
-	bytes, matchers, hosts int
-	keySets                map[string]bool
+	// bytes behind one server of a Gateway; of them, routes are repeated by each
+	// server that serves the APIRule.
+	bytes, routes int
+	// servers that serve it; 0 while no Gateway is concerned.
+	servers         int
+	matchers, hosts int
+	keySets         map[string]bool
+	// keyCopies: under Istio each backend has the key sets of its rules.
+	keyCopies map[string]bool
 	// instructions of the regexes; they are among the matchers.
 	instructions int
 	// tooLarge says which part is beyond what any APIRule may have.
@@ -22,10 +30,14 @@ type cost struct {
 }
 
 // Upper estimates, in bytes, of what something adds to the resources of a data
-// plane besides its own text. A test holds them against what is written.
+// plane, or to Istio's objects, besides its own text. A test holds them against
+// what is written.
 const (
-	ruleBytes    = 1536
+	apiRuleBytes = 1024
 	hostBytes    = 320 // with the gateway's domain
+	ruleBytes    = 1024
+	jwtBytes     = 1024 // of a rule with jwt
+	corsBytes    = 512  // of every rule beside spec.cors
 	matcherBytes = 128
 	backendBytes = 2048 // with its cluster
 	keySetBytes  = 512
@@ -33,54 +45,74 @@ const (
 )
 
 func costOf(r *v1alpha1.APIRule) cost {
-	c := cost{hosts: len(r.Spec.Hosts), bytes: 1024 + hostBytes*len(r.Spec.Hosts), keySets: map[string]bool{}}
-	text := func(parts ...string) {
-		for _, part := range parts {
-			c.bytes += entryBytes + 2*len(part)
-		}
-	}
-	if cors := r.Spec.CORS; cors != nil {
-		c.bytes += ruleBytes
-		for i, o := range cors.AllowOrigins {
+	c := cost{hosts: len(r.Spec.Hosts), routes: apiRuleBytes + hostBytes*len(r.Spec.Hosts), keySets: map[string]bool{}, keyCopies: map[string]bool{}}
+	cors := 0
+	if policy := r.Spec.CORS; policy != nil {
+		for i, o := range policy.AllowOrigins {
 			c.matchers++
 			c.regex(o.Regex, "spec.cors.allowOrigins[%d]", i)
-			text(deref(o.Exact), deref(o.Prefix), deref(o.Regex))
+			cors += text(deref(o.Exact), deref(o.Prefix), deref(o.Regex))
 		}
-		text(cors.AllowHeaders...)
-		text(cors.ExposeHeaders...)
-		for _, m := range cors.AllowMethods {
-			text(string(m))
-		}
+		cors += corsBytes + text(policy.AllowHeaders...) + text(policy.ExposeHeaders...) + text(policy.AllowMethods...)
+		c.routes += cors + corsBytes*len(r.Spec.Rules)
+		c.bytes += 3 * cors // Istio's objects repeat it in the routes that are not of rules
 	}
 	for i := range r.Spec.Rules {
 		rule := &r.Spec.Rules[i]
-		c.bytes += ruleBytes + 3*len(r.Namespace+r.Name) + 2*pathBytes(rule.Path)
+		c.bytes += cors
+		c.routes += ruleBytes + 3*len(r.Namespace+r.Name)
 		c.matchers += 2 + len(rule.Headers) // the path and the methods
-		for _, m := range rule.Methods {
-			text(string(m))
-		}
+		match := pathBytes(rule.Path) + text(rule.Methods...)
 		for j, h := range rule.Headers {
 			c.regex(h.Regex, "spec.rules[%d].headers[%d]", i, j)
-			text(h.Name, deref(h.Exact), deref(h.Prefix), deref(h.Regex))
+			match += text(h.Name, deref(h.Exact), deref(h.Prefix), deref(h.Regex))
 		}
-		c.bytes += backendBytes * (1 + len(rule.Backends))
+		c.routes += match
+		c.bytes += backendBytes * max(1, len(rule.Backends))
 		if rule.Rewrite != nil {
-			text(rule.Rewrite.Path, rule.Rewrite.Host)
+			c.routes += pathBytes(rule.Path) + 2*text(rule.Rewrite.Path, rule.Rewrite.Host)
 		}
 		for _, edits := range []*v1alpha1.HeaderEdits{rule.Request, rule.Response} {
 			if edits == nil {
 				continue
 			}
 			for name, value := range edits.SetHeaders {
-				text(name, string(value))
+				c.routes += text(name, string(value))
 			}
-			text(edits.RemoveHeaders...)
+			c.routes += text(edits.RemoveHeaders...)
 		}
 		if rule.JWT != nil {
-			c.jwt(r.Namespace, rule.JWT)
+			// Istio's objects have a route for each of two ways to lack a token.
+			c.bytes += 2*match + cors
+			c.jwt(r.Namespace, rule)
 		}
 	}
+	c.bytes += c.routes
 	return c
+}
+
+// text is the size of values that are quoted and may stand one by one.
+func text[T ~string](values ...T) int {
+	n := 0
+	for _, v := range values {
+		n += entryBytes + quoted(string(v))
+	}
+	return n
+}
+
+// quoted is the length of a text as JSON has it in Istio's objects, or as Envoy
+// has it in a header, where % is doubled.
+func quoted(s string) int {
+	n := len(s)
+	for _, c := range []byte(s) {
+		switch {
+		case c == '"', c == '\\', c == '%', c >= 0x80:
+			n++
+		case c < ' ', c == '<', c == '>', c == '&':
+			n += len(`\u003c`) - 1
+		}
+	}
+	return n
 }
 
 // regex counts an expression as the matchers that its instructions are. Once
@@ -100,15 +132,41 @@ func (c *cost) regex(text *string, field string, indexes ...any) {
 	}
 }
 
-// jwt counts what [ir.JWT.Alternatives] multiplies out, without doing it.
-func (c *cost) jwt(namespace string, jwt *v1alpha1.JWTAuth) {
+// backendsOf a rule, as far as they matter to tokens.
+func backendsOf(namespace string, rule *v1alpha1.Rule) []string {
+	one := func(lambda string, service *v1alpha1.ServiceRef) string {
+		if service == nil {
+			return namespace + "/" + lambda
+		}
+		return cmp.Or(service.Namespace, namespace) + "/" + service.Name
+	}
+	if len(rule.Backends) == 0 {
+		return []string{one(rule.Lambda, rule.Service)}
+	}
+	var all []string
+	for _, b := range rule.Backends {
+		all = append(all, one(b.Lambda, b.Service))
+	}
+	return all
+}
+
+// jwt counts what [ir.JWT.Alternatives] multiplies out, without doing it. Under
+// Istio it is said at each backend.
+func (c *cost) jwt(namespace string, rule *v1alpha1.Rule) {
+	jwt, backends := rule.JWT, backendsOf(namespace, rule)
+	c.routes += jwtBytes
+	c.bytes += jwtBytes * len(backends)
 	name := 0
 	for _, a := range jwt.Authentications {
 		set := keySetName(namespace, a)
 		c.keySets[a.Issuer+"|"+set] = true
+		for _, backend := range backends {
+			c.keyCopies[a.Issuer+"|"+set+"|"+backend] = true
+		}
 		name += 16 + len(a.Issuer) + len(set)
-		c.listener += keySetBytes + 2*(len(a.Issuer)+len(set))
-		c.bytes += keySetBytes + 2*(len(a.Issuer)+len(set))
+		provider := keySetBytes + 2*(quoted(a.Issuer)+len(set))
+		c.listener += provider
+		c.bytes += provider * len(backends)
 	}
 	c.listener += 4 * name
 	c.bytes += 4 * name // of the requirement: its name, what it is made of, and the route's
@@ -116,7 +174,7 @@ func (c *cost) jwt(namespace string, jwt *v1alpha1.JWTAuth) {
 	matcher := func(s *sum, times int, texts ...string) {
 		for _, t := range texts {
 			s.matchers += times
-			s.bytes += times * (matcherBytes + len(t))
+			s.bytes += times * (matcherBytes + quoted(t))
 		}
 	}
 	authorizations := jwt.Authorizations
@@ -143,7 +201,8 @@ func (c *cost) jwt(namespace string, jwt *v1alpha1.JWTAuth) {
 				times = len(ir.ScopeClaims())
 			}
 			c.matchers += times * one.matchers
-			c.bytes += times * one.bytes
+			c.routes += times * one.bytes
+			c.bytes += times * one.bytes * (len(backends) - 1)
 		}
 	}
 }

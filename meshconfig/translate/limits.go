@@ -33,9 +33,9 @@ type Budget struct {
 	Hosts int
 }
 
-// The defaults have room for 10,000 ordinary rules in a namespace and several
-// times that on a gateway, and a gateway at its limits stays below the message
-// of 64 MiB that proxies take.
+// The defaults have room for 2,000 small APIRules in a namespace, served with and
+// without TLS, and for twice that on a gateway; and a gateway at its limits stays
+// below the message of 64 MiB that proxies take.
 func defaultLimits() Limits {
 	return Limits{
 		APIRule:     Budget{Bytes: 512 << 10, Matchers: 4096, KeySets: 16, Hosts: 16},

@@ -187,9 +187,9 @@ func TestNothingIsFetchedForWhatIsTooLarge(t *testing.T) {
 	hostile.Spec.Rules[0].JWT = &v1alpha1.JWTAuth{Authentications: []v1alpha1.JWTAuthentication{
 		{Issuer: "https://a.test", JWKSURI: "https://a.test/keys"}, {Issuer: "https://b.test", JWKSSecret: "keys"},
 	}}
-	require.Empty(t, translate.JWKSURIs(limits, []*v1alpha1.APIRule{hostile}))
-	require.Empty(t, translate.SecretRefs(limits, []*v1alpha1.APIRule{hostile}, nil))
-	require.Len(t, translate.JWKSURIs(translate.Limits{}, []*v1alpha1.APIRule{hostile}), 1)
+	require.Empty(t, translate.JWKSURIs(translate.Settings{Limits: limits}, []*v1alpha1.APIRule{hostile}))
+	require.Empty(t, translate.SecretRefs(translate.Settings{Limits: limits}, []*v1alpha1.APIRule{hostile}, nil))
+	require.Len(t, translate.JWKSURIs(translate.Settings{}, []*v1alpha1.APIRule{hostile}), 1)
 }
 
 func TestAKeySetThatIsTooLargeRefusesEveryToken(t *testing.T) {

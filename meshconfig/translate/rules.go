@@ -24,7 +24,7 @@ const defaultTimeout = 180 * time.Second
 const statusClosed = 503
 
 func (t *translator) addAPIRules() {
-	budgets := newTreasury(t.settings.Limits, t.apiRules)
+	budgets := newTreasury(t.settings, t.apiRules)
 	served := make(map[*v1alpha1.APIRule][]string, len(t.apiRules))
 	for _, r := range t.apiRules {
 		key := gatewayKey(r)
@@ -42,12 +42,13 @@ func (t *translator) addAPIRules() {
 		}
 		served[r] = t.hosts(claims, g)
 	}
-	budgets.chargeGateways(func(r *v1alpha1.APIRule) int {
-		if len(served[r]) == 0 {
-			return 0
+	servers := make(map[*v1alpha1.APIRule]serving, len(served))
+	for r, hosts := range served {
+		if g := t.gateways[gatewayKey(r)]; len(hosts) > 0 {
+			servers[r] = serving{all: len(g.ir.Servers), own: g.ir.RouteTables(r.Namespace, hosts)}
 		}
-		return len(t.gateways[gatewayKey(r)].ir.Servers)
-	})
+	}
+	budgets.chargeGateways(servers)
 	for _, r := range t.apiRules {
 		if why := budgets.refused[name(r)]; why != "" {
 			t.report(apiRuleProblem(r, v1alpha1.ConditionAccepted, "spec").because(ReasonTooLarge, "%s", why))

@@ -96,9 +96,9 @@ type KeySetResult struct {
 
 // JWKSURIs lists the URIs of key sets that the rules name, sorted. Those of rules
 // that are too large are left out.
-func JWKSURIs(limits Limits, rules []*v1alpha1.APIRule) []string {
+func JWKSURIs(settings Settings, rules []*v1alpha1.APIRule) []string {
 	uris := map[string]bool{}
-	for _, r := range withinBudgets(limits, rules) {
+	for _, r := range withinBudgets(settings, rules) {
 		for _, a := range authentications(r) {
 			if a.JWKSURI != "" {
 				uris[a.JWKSURI] = true
@@ -110,9 +110,9 @@ func JWKSURIs(limits Limits, rules []*v1alpha1.APIRule) []string {
 
 // SecretRefs lists the Secrets a translation needs, sorted: key sets of rules
 // that are not too large, and the certificates of Gateways' TLS servers.
-func SecretRefs(limits Limits, rules []*v1alpha1.APIRule, gateways []*networkingv1.Gateway) []types.NamespacedName {
+func SecretRefs(settings Settings, rules []*v1alpha1.APIRule, gateways []*networkingv1.Gateway) []types.NamespacedName {
 	refs := map[types.NamespacedName]bool{}
-	for _, r := range withinBudgets(limits, rules) {
+	for _, r := range withinBudgets(settings, rules) {
 		for _, a := range authentications(r) {
 			if a.JWKSSecret != "" {
 				refs[types.NamespacedName{Namespace: r.Namespace, Name: a.JWKSSecret}] = true

@@ -217,9 +217,9 @@ spec:
     hosts: ["*"]
     tls: {mode: SIMPLE, credentialName: cert}
 `, apiRule("r", older, "h", jwtRule), apiRule("u", older, "u", `[{path: /*, lambda: a, jwt: {authentications: [{issuer: i, jwksUri: "https://b"}, {issuer: j, jwksUri: "https://a"}, {issuer: k, jwksUri: "https://a"}]}}]`))
-	require.Equal(t, []string{"https://a", "https://b"}, translate.JWKSURIs(translate.Limits{}, s.APIRules))
+	require.Equal(t, []string{"https://a", "https://b"}, translate.JWKSURIs(translate.Settings{}, s.APIRules))
 	require.Equal(t, []types.NamespacedName{{Namespace: "lambdamesh-system", Name: "cert"}, {Namespace: "shop", Name: "keys"}},
-		translate.SecretRefs(translate.Limits{}, s.APIRules, s.Gateways))
+		translate.SecretRefs(translate.Settings{}, s.APIRules, s.Gateways))
 }
 
 func TestURLsNameTheAdvertisedPort(t *testing.T) {

@@ -15,50 +15,60 @@ import (
 // together in half of the room that other messages have.
 const listenerWeight = 2
 
+// quotedTwice is what a key set, which is JSON, may grow by as a text in JSON.
+const quotedTwice = 2
+
 // account is what was taken of a budget.
 type account struct {
 	budget                 Budget
 	bytes, matchers, hosts int
-	keySets                map[string]int // by how many APIRules
+	// keySets and keyCopies, by how many APIRules.
+	keySets, keyCopies map[string]int
 	// servers of the Gateway, each of which repeats key sets; 0 where none is concerned.
 	servers int
-	// keySetBytes are what a key set may grow to: it grows without an edit.
-	keySetBytes int
+	// keySetBytes and keyCopyBytes are what a key set and its copy at a backend may
+	// grow to: they grow without an edit.
+	keySetBytes, keyCopyBytes int
 }
 
-func newAccount(b Budget) *account { return &account{budget: b, keySets: map[string]int{}} }
+func newAccount(b Budget) *account {
+	return &account{budget: b, keySets: map[string]int{}, keyCopies: map[string]int{}}
+}
 
-// more says how many key sets of the cost are not paid for yet.
-func (a *account) more(c cost) int {
+// missing says how many of the cost are not paid for yet.
+func missing(paid map[string]int, of map[string]bool) int {
 	n := 0
-	for set := range c.keySets {
-		if a.keySets[set] == 0 {
+	for key := range of {
+		if paid[key] == 0 {
 			n++
 		}
 	}
 	return n
 }
 
-// fullBytes of a cost that has this many new key sets.
-func (a *account) fullBytes(c cost, sets int) int {
-	return c.bytes + listenerWeight*a.servers*(c.listener+sets*a.keySetBytes)
+// ownBytes of a cost are those that it shares with no other.
+func (a *account) ownBytes(c cost) int {
+	return c.bytes + max(0, c.servers-1)*c.routes + listenerWeight*a.servers*c.listener
 }
 
-// takenBytes are those of what was charged and of its key sets.
-func (a *account) takenBytes() int {
-	return a.bytes + listenerWeight*a.servers*len(a.keySets)*a.keySetBytes
+// keyBytes are what these numbers of key sets, and of their copies, may take.
+func (a *account) keyBytes(sets, copies int) int {
+	return listenerWeight*a.servers*sets*a.keySetBytes + copies*a.keyCopyBytes
 }
 
 // excess says what of the cost does not fit: how much it needs, how much is
 // taken and how much there may be.
 func (a *account) excess(c cost) (what string, needs, taken, limit int, exceeds bool) {
-	more := a.more(c)
+	more := missing(a.keySets, c.keySets)
 	for _, e := range []struct {
 		what                string
 		needs, taken, limit int
 	}{
 		{"matchers", c.matchers, a.matchers, a.budget.Matchers},
-		{"bytes", a.fullBytes(c, more), a.takenBytes(), a.budget.Bytes},
+		{
+			"bytes", a.ownBytes(c) + a.keyBytes(more, missing(a.keyCopies, c.keyCopies)),
+			a.bytes + a.keyBytes(len(a.keySets), len(a.keyCopies)), a.budget.Bytes,
+		},
 		{"key sets", more, len(a.keySets), a.budget.KeySets},
 		{"hosts", c.hosts, a.hosts, a.budget.Hosts},
 	} {
@@ -69,32 +79,37 @@ func (a *account) excess(c cost) (what string, needs, taken, limit int, exceeds 
 	return "", 0, 0, 0, false
 }
 
-func (a *account) charge(c cost) {
-	a.bytes, a.matchers, a.hosts = a.bytes+a.fullBytes(c, 0), a.matchers+c.matchers, a.hosts+c.hosts
-	for set := range c.keySets {
-		a.keySets[set]++
-	}
-}
+func (a *account) charge(c cost) { a.add(c, 1) }
 
-func (a *account) release(c cost) {
-	a.bytes, a.matchers, a.hosts = a.bytes-a.fullBytes(c, 0), a.matchers-c.matchers, a.hosts-c.hosts
-	for set := range c.keySets {
-		if a.keySets[set]--; a.keySets[set] == 0 {
-			delete(a.keySets, set)
+func (a *account) release(c cost) { a.add(c, -1) }
+
+func (a *account) add(c cost, times int) {
+	a.bytes, a.matchers, a.hosts = a.bytes+times*a.ownBytes(c), a.matchers+times*c.matchers, a.hosts+times*c.hosts
+	count := func(paid map[string]int, of map[string]bool) {
+		for key := range of {
+			if paid[key] += times; paid[key] == 0 {
+				delete(paid, key)
+			}
 		}
 	}
+	count(a.keySets, c.keySets)
+	count(a.keyCopies, c.keyCopies)
 }
 
 // upTo is the part of the cost that a former one covers.
 func (c cost) upTo(former *v1alpha1.Charge) cost {
-	out := cost{
-		bytes: min(c.bytes, int(former.Bytes)), listener: min(c.listener, int(former.ListenerBytes)),
-		matchers: min(c.matchers, int(former.Matchers)), hosts: min(c.hosts, int(former.Hosts)), keySets: map[string]bool{},
+	first := func(all map[string]bool, n int64) map[string]bool {
+		out := map[string]bool{}
+		for _, key := range slices.Sorted(maps.Keys(all))[:min(len(all), int(n))] {
+			out[key] = true
+		}
+		return out
 	}
-	for _, set := range slices.Sorted(maps.Keys(c.keySets))[:min(len(c.keySets), int(former.KeySets))] {
-		out.keySets[set] = true
+	return cost{
+		bytes: min(c.bytes, int(former.Bytes)), routes: min(c.routes, int(former.RouteBytes)), listener: min(c.listener, int(former.ListenerBytes)),
+		servers: c.servers, matchers: min(c.matchers, int(former.Matchers)), hosts: min(c.hosts, int(former.Hosts)),
+		keySets: first(c.keySets, former.KeySets), keyCopies: first(c.keyCopies, former.KeyCopies),
 	}
-	return out
 }
 
 // treasury charges APIRules to budgets.
@@ -114,7 +129,8 @@ type treasury struct {
 // namespaces. Who was let in keeps its place, up to what it was charged for
 // then: only what it has grown by counts as new, and the older comes before the
 // younger. So nobody is pushed out by who comes later or grows, or by an edit.
-func newTreasury(limits Limits, rules []*v1alpha1.APIRule) *treasury {
+func newTreasury(settings Settings, rules []*v1alpha1.APIRule) *treasury {
+	limits := settings.Limits
 	t := &treasury{
 		limits: limits, costs: make(map[types.NamespacedName]cost, len(rules)),
 		refused: map[types.NamespacedName]string{}, unclaimed: map[types.NamespacedName]bool{},
@@ -141,7 +157,13 @@ func newTreasury(limits Limits, rules []*v1alpha1.APIRule) *treasury {
 		}
 	}
 	t.share(t.inOrder, t.reserved,
-		func(r *v1alpha1.APIRule) (string, *account) { return r.Namespace, newAccount(limits.Namespace) },
+		func(r *v1alpha1.APIRule) (string, *account) {
+			a := newAccount(limits.Namespace)
+			if settings.TokensAtSidecars {
+				a.keyCopyBytes = quotedTwice * limits.KeySetBytes
+			}
+			return r.Namespace, a
+		},
 		"it needs %d %s, and other APIRules of namespace %s have %d of the %d there are for it; remove some of them")
 	return t
 }
@@ -225,20 +247,28 @@ func (t *treasury) share(rules []*v1alpha1.APIRule, reserved func(*v1alpha1.APIR
 	return kept
 }
 
-// chargeGateways charges those that their Gateway serves, with what each of its
-// servers repeats: to the part that a namespace may have of a Gateway, and to
-// the Gateway.
-func (t *treasury) chargeGateways(servers func(*v1alpha1.APIRule) int) {
-	serving := slices.DeleteFunc(slices.Clone(t.inOrder), func(r *v1alpha1.APIRule) bool { return servers(r) == 0 })
+// serving are the servers of a Gateway, and those among them that serve an
+// APIRule.
+type serving struct{ all, own int }
+
+// chargeGateways charges those that their Gateway serves, with what its servers
+// repeat: to the part that a namespace may have of a Gateway, and to the Gateway.
+func (t *treasury) chargeGateways(servers map[*v1alpha1.APIRule]serving) {
+	served := slices.DeleteFunc(slices.Clone(t.inOrder), func(r *v1alpha1.APIRule) bool { return servers[r].own == 0 })
+	for _, r := range served {
+		c := t.costs[name(r)]
+		c.servers = servers[r].own
+		t.costs[name(r)] = c
+	}
 	open := func(r *v1alpha1.APIRule, b Budget) *account {
 		a := newAccount(b)
-		a.servers, a.keySetBytes = servers(r), t.limits.KeySetBytes
+		a.servers, a.keySetBytes = servers[r].all, t.limits.KeySetBytes
 		return a
 	}
-	t.share(serving, t.reservedAtGateway, func(r *v1alpha1.APIRule) (string, *account) {
+	t.share(served, t.reservedAtGateway, func(r *v1alpha1.APIRule) (string, *account) {
 		return r.Namespace + " at Gateway " + gatewayKey(r), open(r, t.limits.Namespace)
 	}, "it needs %d %s, and other APIRules of namespace %s have %d of the %d there are for it; remove some of them")
-	t.kept = t.share(serving, t.reservedAtGateway, func(r *v1alpha1.APIRule) (string, *account) {
+	t.kept = t.share(served, t.reservedAtGateway, func(r *v1alpha1.APIRule) (string, *account) {
 		return gatewayKey(r), open(r, t.limits.Gateway)
 	}, "it needs %d %s, and other APIRules of Gateway %s have %d of the %d there are for it")
 }
@@ -253,8 +283,8 @@ func chargeOf(r *v1alpha1.APIRule, served bool, problems Problems) *v1alpha1.Cha
 	}
 	c := costOf(r)
 	out := &v1alpha1.Charge{
-		Bytes: int64(c.bytes), ListenerBytes: int64(c.listener), Matchers: int64(c.matchers),
-		KeySets: int64(len(c.keySets)), Hosts: int64(c.hosts),
+		Bytes: int64(c.bytes), RouteBytes: int64(c.routes), ListenerBytes: int64(c.listener), Matchers: int64(c.matchers),
+		KeySets: int64(len(c.keySets)), KeyCopies: int64(len(c.keyCopies)), Hosts: int64(c.hosts),
 	}
 	if served {
 		out.Gateway = gatewayKey(r)
@@ -264,7 +294,7 @@ func chargeOf(r *v1alpha1.APIRule, served bool, problems Problems) *v1alpha1.Cha
 
 // withinBudgets are the rules that are neither too large themselves nor too much
 // for their namespaces: nothing is fetched for others.
-func withinBudgets(limits Limits, rules []*v1alpha1.APIRule) []*v1alpha1.APIRule {
-	t := newTreasury(limits.withDefaults(), rules)
+func withinBudgets(settings Settings, rules []*v1alpha1.APIRule) []*v1alpha1.APIRule {
+	t := newTreasury(settings.withDefaults(), rules)
 	return slices.DeleteFunc(slices.Clone(rules), func(r *v1alpha1.APIRule) bool { return t.refused[name(r)] != "" })
 }

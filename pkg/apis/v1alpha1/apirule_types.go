@@ -503,6 +503,10 @@ type Charge struct {
 	// Bytes of resources, an upper estimate.
 	// +optional
 	Bytes int64 `json:"bytes,omitempty"`
+	// RouteBytes are those of them that each server of the Gateway repeats that
+	// serves the rule.
+	// +optional
+	RouteBytes int64 `json:"routeBytes,omitempty"`
 	// ListenerBytes are repeated by each server of the Gateway.
 	// +optional
 	ListenerBytes int64 `json:"listenerBytes,omitempty"`
@@ -512,6 +516,9 @@ type Charge struct {
 	// KeySets: pairs of an issuer and its keys.
 	// +optional
 	KeySets int64 `json:"keySets,omitempty"`
+	// KeyCopies: pairs of a key set and a backend, which has a copy under Istio.
+	// +optional
+	KeyCopies int64 `json:"keyCopies,omitempty"`
 	// Hosts, as written in spec.hosts.
 	// +optional
 	Hosts int64 `json:"hosts,omitempty"`
