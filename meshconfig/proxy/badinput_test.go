@@ -108,6 +108,13 @@ func TestPathsAreDecidedInTheirCanonicalForm(t *testing.T) {
 	}
 }
 
+// The server itself is asked, which no rule is for; net/http would say 200.
+func TestOptionsOfTheServerAreNobodys(t *testing.T) {
+	_, _, gateway := serve(t, config{hcm: edgeHCM, hosts: twoPolicies, clusters: map[string]string{"backend": backend(t, echo)}})
+	codes, _ := raw(t, gateway, "OPTIONS * HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n")
+	require.Equal(t, []int{404}, codes)
+}
+
 func TestUpstreamSeesTheCanonicalPath(t *testing.T) {
 	_, _, gateway := serve(t, config{hcm: edgeHCM, hosts: twoPolicies, clusters: map[string]string{"backend": backend(t, echo)}})
 	for path, want := range map[string]string{

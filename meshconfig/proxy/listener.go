@@ -258,8 +258,11 @@ func newChainServer(p *Proxy, chain *chainConfig) *chainServer {
 	protocols.SetHTTP1(settings.http1)
 	protocols.SetUnencryptedHTTP2(settings.http2)
 	s.http = &http.Server{
-		Handler:           s,
-		Protocols:         protocols,
+		Handler:   s,
+		Protocols: protocols,
+		// Else net/http answers OPTIONS * by itself, past every filter.
+		DisableGeneralOptionsHandler: true,
+
 		ReadHeaderTimeout: settings.headerTimeout,
 		IdleTimeout:       settings.idleTimeout,
 		// net/http allows 4 KiB more than it is told.
