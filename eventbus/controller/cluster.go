@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,8 +25,12 @@ import (
 // The cluster's own addresses are reached as Services, under the rules of their
 // namespaces, and never as URIs: not by a name, and not by an address.
 
-// byAddress indexes Services, pods and EndpointSlices by their addresses.
-const byAddress = "address"
+// byAddress indexes Services, pods and EndpointSlices by their addresses, bySink
+// Subscriptions by what their URIs may turn out to be in the cluster.
+const (
+	byAddress = "address"
+	bySink    = "sink"
+)
 
 // ConfigureCache keeps of a pod only what tells whose its addresses are.
 func ConfigureCache(options *cache.Options) {
@@ -84,6 +89,45 @@ func addresses(object client.Object) []string {
 		}
 	}
 	return all
+}
+
+// sinks are the addresses and the Services that a Subscription's URIs name, also
+// those that are not there yet: a Service may take a name that led elsewhere.
+func sinks(object client.Object) []string {
+	sub, ok := object.(*v1alpha1.Subscription)
+	if !ok {
+		return nil
+	}
+	uris := []string{sub.Spec.Sink.URI}
+	if dead := sub.Spec.Delivery.DeadLetter; dead != nil {
+		uris = append(uris, dead.Sink.URI)
+	}
+	var all []string
+	for _, uri := range uris {
+		u, err := url.Parse(uri)
+		if err != nil || u.Hostname() == "" {
+			continue
+		}
+		host := clusterName(u.Hostname())
+		if addr, err := netip.ParseAddr(host); err == nil {
+			all = append(all, targets.Canonical(addr).String())
+			continue
+		}
+		if name, namespace, ok := shortName(host); ok {
+			all = append(all, name+"."+namespace)
+		}
+	}
+	return all
+}
+
+// shortName reads a host as a resolver in the cluster does before it looks
+// outside: "name.namespace", or "name" for one of the bus's own namespace.
+func shortName(host string) (name, namespace string, ok bool) {
+	name, namespace, found := strings.Cut(host, ".")
+	if !found {
+		namespace = v1alpha1.SystemNamespace
+	}
+	return name, namespace, name != "" && !strings.Contains(namespace, ".")
 }
 
 func having(addr netip.Addr) client.MatchingFields {

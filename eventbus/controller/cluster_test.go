@@ -164,6 +164,38 @@ func TestASinkStaysInItsNamespaceAndUnderTheAllowedTargets(t *testing.T) {
 		w.create(endpoints("own", "own", true, "10.9.9.9"))
 		w.expect(sub, v1alpha1.ConditionSinkReady, metav1.ConditionFalse, v1alpha1.ReasonTargetRefused)
 	})
+	t.Run("a name and an address that somebody in the cluster takes later", func(t *testing.T) {
+		late := func(name, uri string) *v1alpha1.Subscription {
+			sub := subscription(name, "/"+w.ns+"/cart", func(s *v1alpha1.SubscriptionSpec) { s.Sink = v1alpha1.Sink{URI: uri} })
+			w.create(sub)
+			w.expect(sub, v1alpha1.ConditionSinkReady, metav1.ConditionTrue, "Resolved")
+			return sub
+		}
+		byName, upper := late("late-name", "http://late."+other+"/"), late("late-upper", "http://LATE."+strings.ToUpper(other)+".:8080/x")
+		dead := subscription("late-dead", "/"+w.ns+"/cart", func(s *v1alpha1.SubscriptionSpec) {
+			s.Sink = v1alpha1.Sink{URI: "http://93.184.216.50/"}
+			s.Delivery.DeadLetter = &v1alpha1.DeadLetter{Sink: v1alpha1.Sink{URI: "http://late." + other + "/"}}
+		})
+		w.create(dead)
+		w.expect(dead, v1alpha1.ConditionSinkReady, metav1.ConditionTrue, "Resolved")
+		byAddress := late("late-address", "http://93.184.216.51/")
+		external := &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: other, Name: "late"},
+			Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "localhost"},
+		}
+		w.create(external)
+		for _, sub := range []*v1alpha1.Subscription{byName, upper, dead} {
+			w.expect(sub, v1alpha1.ConditionSinkReady, metav1.ConditionFalse, v1alpha1.ReasonNotPermitted)
+		}
+		w.runs(other, "late", "93.184.216.51")
+		w.expect(byAddress, v1alpha1.ConditionSinkReady, metav1.ConditionFalse, v1alpha1.ReasonNotPermitted)
+		require.NoError(t, w.client.Delete(t.Context(), external))
+		w.expect(byName, v1alpha1.ConditionSinkReady, metav1.ConditionTrue, "Resolved")
+
+		own := late("late-own", "http://late-own."+w.ns+"/")
+		w.create(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "late-own"}, Spec: external.Spec})
+		w.expect(own, v1alpha1.ConditionSinkReady, metav1.ConditionFalse, v1alpha1.ReasonTargetRefused)
+	})
 	t.Run("a pod that leaves its address to another", func(t *testing.T) {
 		w.create(service("heir", 80), endpoints("heir", "heir", true, "10.244.7.4"))
 		sub := subscription("heir", "/"+w.ns+"/cart", func(s *v1alpha1.SubscriptionSpec) { s.Sink = byName("heir") })
@@ -232,6 +264,17 @@ func TestDialersKeepApartWhatIsInTheClusterAndWhatIsNot(t *testing.T) {
 	conn, err := direct(t.Context(), "tcp", listener.Addr().String())
 	require.NoError(t, err)
 	conn.Close()
+
+	// They look each time they dial, whatever a Subscription's status says yet.
+	require.NoError(t, c.Create(t.Context(), running("bank", "late", "127.0.0.1", false)))
+	_, err = direct(t.Context(), "tcp", listener.Addr().String())
+	require.True(t, targets.IsRefused(err), "%v", err)
+	var orders corev1.Service
+	require.NoError(t, c.Get(t.Context(), client.ObjectKey{Namespace: "shop", Name: "orders"}, &orders))
+	orders.Spec = corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "localhost"}
+	require.NoError(t, c.Update(t.Context(), &orders))
+	_, err = mesh(t.Context(), "tcp", "orders.shop.svc:8080")
+	require.True(t, targets.IsRefused(err), "%v", err)
 }
 
 func in[T client.Object](namespace string, object T) T {

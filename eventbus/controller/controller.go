@@ -92,6 +92,9 @@ func Register(mgr ctrl.Manager, dispatcher Dispatcher, policy URLPolicy, changes
 	if err := IndexAddresses(context.Background(), mgr.GetFieldIndexer()); err != nil {
 		return fmt.Errorf("subscription controller: %w", err)
 	}
+	if err := mgr.GetFieldIndexer().IndexField(context.Background(), &v1alpha1.Subscription{}, bySink, sinks); err != nil {
+		return fmt.Errorf("subscription controller: %w", err)
+	}
 	r := &Reconciler{client: mgr.GetClient(), dispatcher: dispatcher, policy: policy, openSources: openSources}
 	skipNameValidation := true // several buses may live in one test process
 	err := ctrl.NewControllerManagedBy(mgr).
@@ -115,15 +118,16 @@ func Register(mgr ctrl.Manager, dispatcher Dispatcher, policy URLPolicy, changes
 
 // inNamespace asks for all Subscriptions in the namespace of an object.
 func (r *Reconciler) inNamespace(ctx context.Context, obj client.Object) []ctrl.Request {
-	return r.requests(ctx, obj.GetNamespace())
+	return r.requests(ctx, client.InNamespace(obj.GetNamespace()))
 }
 
-// reaching asks for all Subscriptions that the owner of an address decides
-// about: those in its namespace, and those where an EndpointSlice names the
-// address.
+// reaching asks for all Subscriptions that a Service, or the owner of an address,
+// decides about: those in its namespace, those where an EndpointSlice names the
+// address, and those with a URI that names either.
 func (r *Reconciler) reaching(ctx context.Context, obj client.Object) []ctrl.Request {
 	namespaces := map[string]bool{obj.GetNamespace(): true}
-	for _, address := range addresses(obj) {
+	named := addresses(obj)
+	for _, address := range named {
 		var list discoveryv1.EndpointSliceList
 		if err := r.client.List(ctx, &list, client.MatchingFields{byAddress: address}, client.UnsafeDisableDeepCopy); err != nil {
 			ctrl.LoggerFrom(ctx).Error(err, "listing endpoints failed", "address", address)
@@ -135,7 +139,13 @@ func (r *Reconciler) reaching(ctx context.Context, obj client.Object) []ctrl.Req
 	}
 	var all []ctrl.Request
 	for namespace := range namespaces {
-		all = append(all, r.requests(ctx, namespace)...)
+		all = append(all, r.requests(ctx, client.InNamespace(namespace))...)
+	}
+	if _, isService := obj.(*corev1.Service); isService {
+		named = append(named, obj.GetName()+"."+obj.GetNamespace())
+	}
+	for _, sink := range named {
+		all = append(all, r.requests(ctx, client.MatchingFields{bySink: sink})...)
 	}
 	return all
 }
@@ -150,7 +160,7 @@ func addressChanged() predicate.Predicate {
 // everywhere asks for all Subscriptions: an application may own what any of them
 // reads.
 func (r *Reconciler) everywhere(ctx context.Context, _ client.Object) []ctrl.Request {
-	return r.requests(ctx, metav1.NamespaceAll)
+	return r.requests(ctx)
 }
 
 // granted asks for all Subscriptions in the namespaces of an EventGrant.
@@ -161,15 +171,15 @@ func (r *Reconciler) granted(ctx context.Context, obj client.Object) []ctrl.Requ
 	}
 	var all []ctrl.Request
 	for _, namespace := range grant.Spec.Namespaces {
-		all = append(all, r.requests(ctx, namespace)...)
+		all = append(all, r.requests(ctx, client.InNamespace(namespace))...)
 	}
 	return all
 }
 
-func (r *Reconciler) requests(ctx context.Context, namespace string) []ctrl.Request {
+func (r *Reconciler) requests(ctx context.Context, which ...client.ListOption) []ctrl.Request {
 	var subs v1alpha1.SubscriptionList
-	if err := r.client.List(ctx, &subs, client.InNamespace(namespace)); err != nil {
-		ctrl.LoggerFrom(ctx).Error(err, "listing subscriptions failed", "namespace", namespace)
+	if err := r.client.List(ctx, &subs, which...); err != nil {
+		ctrl.LoggerFrom(ctx).Error(err, "listing subscriptions failed", "which", which)
 		return nil
 	}
 	requests := make([]ctrl.Request, len(subs.Items))

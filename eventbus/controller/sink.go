@@ -58,11 +58,10 @@ func uriSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace, 
 	}
 	name, owner, inCluster := serviceName(host)
 	if !inCluster {
-		if inCluster, err = isShortName(ctx, c, host); err != nil {
-			return push.Sink{}, err
-		}
-		if name, owner, _ = strings.Cut(host, "."); owner == "" {
-			owner = v1alpha1.SystemNamespace // the bus's own, where its resolver looks
+		if name, owner, inCluster = shortName(host); inCluster {
+			if inCluster, err = exists(ctx, c, owner, name); err != nil {
+				return push.Sink{}, err
+			}
 		}
 	}
 	switch {
@@ -93,17 +92,8 @@ func uriSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace, 
 	return push.Sink{URL: uri}, nil
 }
 
-// isShortName reports whether a resolver in the cluster takes a host for a
-// Service, before it looks outside: "name.namespace", or "name" for one of the
-// bus's own namespace.
-func isShortName(ctx context.Context, c client.Reader, host string) (bool, error) {
-	name, namespace, found := strings.Cut(host, ".")
-	if !found {
-		namespace = v1alpha1.SystemNamespace
-	}
-	if name == "" || strings.Contains(namespace, ".") {
-		return false, nil
-	}
+// exists reports whether there is a Service.
+func exists(ctx context.Context, c client.Reader, namespace, name string) (bool, error) {
 	var service corev1.Service
 	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &service)
 	if client.IgnoreNotFound(err) != nil {
