@@ -306,7 +306,7 @@ spec:
 func TestASinkWhereNoneMayBeIsRefused(t *testing.T) {
 	m := shared(t)
 	for name, uri := range map[string]string{
-		"metadata": "http://169.254.169.254/latest", "etcd": m.Kubernetes, "admin": m.EventBusAdmin,
+		"metadata": "http://169.254.169.254/latest", "api-server": m.Kubernetes, "admin": m.EventBusAdmin, "ads": "https://" + m.XDS,
 	} {
 		t.Run(name, func(t *testing.T) {
 			m.apply(t, bound("refused-"+name)+fmt.Sprintf(`

@@ -1,12 +1,15 @@
 package e2e
 
 import (
+	"context"
 	"io/fs"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -76,4 +79,18 @@ func TestHostileNeighbors(t *testing.T) {
 		return nil
 	}))
 	require.Greater(t, files, 5)
+}
+
+// What everybody may use without a word about who they are must not be open to
+// other machines, not even on purpose.
+func TestHostileMachinesFindNoOpenPort(t *testing.T) {
+	for _, flag := range []string{"--eventbus-address", "--eventbus-admin-address"} {
+		for _, address := range []string{"0.0.0.0:0", "[::]:0", "192.0.2.1:0", "example.test:0"} {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			out, err := exec.CommandContext(ctx, binary(t, "lambdamesh"), "dev", "--data-dir", t.TempDir(), flag, address).CombinedOutput()
+			cancel()
+			require.Error(t, err, "%s %s", flag, address)
+			require.Contains(t, string(out), "use a loopback address", "%s %s", flag, address)
+		}
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -96,6 +97,11 @@ func (c *Config) Validate() error {
 			errs = append(errs, fmt.Errorf("%s %q: %w", a.flag, a.address, err))
 		}
 	}
+	for flag, address := range map[string]string{"--eventbus-address": c.EventBusAddress, "--eventbus-admin-address": c.EventBusAdminAddress} {
+		if !loopback(address) {
+			errs = append(errs, fmt.Errorf("%s %q: who reaches it may publish and read anything; use a loopback address such as 127.0.0.1", flag, address))
+		}
+	}
 	for _, path := range c.Apply {
 		if _, err := os.Stat(path); err != nil {
 			errs = append(errs, fmt.Errorf("--apply: %w", err))
@@ -132,6 +138,17 @@ func checkAddress(address string) error {
 		return errors.New("name the host: 127.0.0.1, or 0.0.0.0 to let other machines in on purpose")
 	}
 	return nil
+}
+
+// loopback says whether only this machine reaches the address; what is no
+// address at all has been told already.
+func loopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil || host == "" || host == "localhost" {
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.Unmap().IsLoopback()
 }
 
 // path is a file below the data directory.
