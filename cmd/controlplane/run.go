@@ -150,7 +150,11 @@ func newManager(o *options) (ctrl.Manager, error) {
 		LeaderElectionNamespace:       o.namespace,
 		LeaderElectionReleaseOnCancel: true, // writers have stopped by then
 	}
-	mesh.ConfigureCache(&options.Cache)
+	pods := mesh.LambdaPods()
+	if o.mesh == "envoy" {
+		pods = mesh.MemberPods()
+	}
+	mesh.ConfigureCache(&options.Cache, pods)
 	lambdas.ConfigureCache(&options.Cache)
 	manager, err := ctrl.NewManager(config, options)
 	if err != nil {

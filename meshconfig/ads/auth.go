@@ -21,9 +21,20 @@ import (
 // Identity is a Kubernetes service account.
 type Identity struct {
 	Namespace, ServiceAccount string
+	// Pod and PodUID that a token is bound to; empty when it is bound to none.
+	Pod, PodUID string
 }
 
 func (i Identity) String() string { return i.Namespace + "/" + i.ServiceAccount }
+
+// covers says whether who has proved to be other may be who i asks for: the same
+// account and, where i names a pod, that very pod.
+func (i Identity) covers(other Identity) bool {
+	if i.Pod == "" {
+		other.Pod, other.PodUID = "", ""
+	}
+	return i == other
+}
 
 // ErrUnauthenticated is what an Authenticator's error is when the token is not
 // good, as opposed to not checkable now.
@@ -31,7 +42,8 @@ var ErrUnauthenticated = errors.New("the token is not valid for " + v1alpha1.XDS
 
 // Authenticator tells who holds a token.
 type Authenticator interface {
-	// Authenticate returns the service account of the token. The error is
+	// Authenticate returns the service account of the token, and the pod that it
+	// is bound to. The error is
 	// ErrUnauthenticated when the token is refused; any other error means that
 	// it could not be checked.
 	Authenticate(ctx context.Context, token string) (Identity, error)
@@ -41,6 +53,20 @@ type Authenticator interface {
 // AuthenticationV1().TokenReviews() is one.
 type TokenReviewer interface {
 	Create(ctx context.Context, review *authenticationv1.TokenReview, options metav1.CreateOptions) (*authenticationv1.TokenReview, error)
+}
+
+// What a TokenReview says of a token that is bound to a pod.
+const (
+	extraPodName = "authentication.kubernetes.io/pod-name"
+	extraPodUID  = "authentication.kubernetes.io/pod-uid"
+)
+
+// only is the one value, or nothing.
+func only(values authenticationv1.ExtraValue) string {
+	if len(values) != 1 {
+		return ""
+	}
+	return values[0]
 }
 
 const (
@@ -97,7 +123,10 @@ func (t *tokenReview) Authenticate(ctx context.Context, token string) (Identity,
 	if !found || len(parts) != 4 || parts[0] != "system" || parts[1] != "serviceaccount" {
 		return Identity{}, ErrUnauthenticated
 	}
-	identity := Identity{Namespace: parts[2], ServiceAccount: parts[3]}
+	identity := Identity{
+		Namespace: parts[2], ServiceAccount: parts[3],
+		Pod: only(review.Status.User.Extra[extraPodName]), PodUID: only(review.Status.User.Extra[extraPodUID]),
+	}
 
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -57,6 +57,28 @@ func TestTokenReview(t *testing.T) {
 	}
 }
 
+func TestATokensPodIsKnown(t *testing.T) {
+	const name, uid = "authentication.kubernetes.io/pod-name", "authentication.kubernetes.io/pod-uid"
+	for title, test := range map[string]struct {
+		extra map[string]authenticationv1.ExtraValue
+		want  ads.Identity
+	}{
+		"bound":       {map[string]authenticationv1.ExtraValue{name: {"orders-1"}, uid: {"u-1"}}, ads.Identity{Pod: "orders-1", PodUID: "u-1"}},
+		"not bound":   {nil, ads.Identity{}},
+		"said twice":  {map[string]authenticationv1.ExtraValue{name: {"orders-1", "orders-2"}, uid: {"u-1"}}, ads.Identity{PodUID: "u-1"}},
+		"another key": {map[string]authenticationv1.ExtraValue{"pod-name": {"orders-1"}}, ads.Identity{}},
+	} {
+		t.Run(title, func(t *testing.T) {
+			status := good("system:serviceaccount:shop:orders")
+			status.User.Extra = test.extra
+			test.want.Namespace, test.want.ServiceAccount = "shop", "orders"
+			identity, err := ads.TokenReview(&reviewer{status: status}).Authenticate(t.Context(), "t")
+			require.NoError(t, err)
+			require.Equal(t, test.want, identity)
+		})
+	}
+}
+
 func TestTokenReviewsAreRememberedForAShortTimeAndBounded(t *testing.T) {
 	r := &reviewer{status: good("system:serviceaccount:shop:orders")}
 	a := ads.TokenReview(r)
@@ -83,6 +105,13 @@ func TestNodeIDs(t *testing.T) {
 		ok     bool
 	}{
 		"gateway~edge~main~1":   {"edge/main", true},
+		"pod~shop~orders-1":     {"pod~shop~orders-1", true},
+		"pod~shop~orders.1":     {"pod~shop~orders.1", true},
+		"pod~shop":              {"", false},
+		"pod~shop~":             {"", false},
+		"pod~~orders-1":         {"", false},
+		"pod~shop~orders~1":     {"", false},
+		"pod~shop~a/b":          {"", false},
 		"orders-1.shop":         {"orders-1.shop", true},
 		"a.b.shop":              {"a.b.shop", true},
 		"gateway~edge~main":     {"", false},
@@ -102,4 +131,5 @@ func TestNodeIDs(t *testing.T) {
 	}
 	require.Equal(t, "gateway~edge~main~1", ads.GatewayNodeID("edge", "main", "1"))
 	require.Equal(t, "orders-1.shop", ads.SidecarTarget("shop", "orders-1"))
+	require.Equal(t, "pod~shop~orders-1", ads.PodTarget("shop", "orders-1"))
 }

@@ -28,7 +28,8 @@ type Config struct {
 	// Authenticator checks the clients' tokens. Required.
 	Authenticator Authenticator
 	// NodeIdentity returns the service account that the node with this id must
-	// run as; it is false for a node that is not known. Required.
+	// run as and, for the node of a pod, the pod its token must be bound to; it is
+	// false for a node that is not known. Required.
 	NodeIdentity func(ctx context.Context, nodeID string) (Identity, bool)
 	// OnChange is called when what Status tells about a target has changed: a
 	// node came, went, acknowledged or refused. It must not block. Optional.

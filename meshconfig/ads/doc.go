@@ -9,7 +9,8 @@
 // same) or a sidecar (its node id). What the server promises:
 //
 //   - A stream is served only after its service-account token was verified and
-//     the account is the one its node id stands for ([Config].NodeIdentity).
+//     the account is the one its node id stands for ([Config].NodeIdentity); a
+//     pod's node needs a token that is bound to that very pod.
 //   - Never empty: a node whose target has no resources yet waits.
 //   - Whole or not at all: a set with an invalid resource is refused with an
 //     error that names it, and the former set stays.

@@ -4,15 +4,19 @@ import "strings"
 
 // Node is what a node id says.
 type Node struct {
-	// Gateway is true for gateway~<namespace>~<name>~<instance> and false for a
-	// sidecar, <name>.<namespace>.
-	Gateway         bool
+	// Gateway is true for gateway~<namespace>~<name>~<instance>, Pod for the
+	// sidecar of a pod, pod~<namespace>~<name>. Neither is true for the sidecar of a
+	// WorkloadEntry, <name>.<namespace>.
+	Gateway, Pod    bool
 	Namespace, Name string
 	// Instance tells the instances of a gateway apart.
 	Instance string
 }
 
-const gatewayPrefix = "gateway~"
+const (
+	gatewayPrefix = "gateway~"
+	podPrefix     = "pod~"
+)
 
 // ParseNode reads a node id. It is false for what is neither a gateway nor a
 // sidecar.
@@ -23,6 +27,13 @@ func ParseNode(id string) (Node, bool) {
 			return Node{}, false
 		}
 		return Node{Gateway: true, Namespace: parts[0], Name: parts[1], Instance: parts[2]}, true
+	}
+	if rest, ok := strings.CutPrefix(id, podPrefix); ok {
+		namespace, name, _ := strings.Cut(rest, "~")
+		if namespace == "" || name == "" || strings.ContainsAny(rest, "/") || strings.Contains(name, "~") {
+			return Node{}, false
+		}
+		return Node{Pod: true, Namespace: namespace, Name: name}, true
 	}
 	// A namespace holds no dot, the name of a WorkloadEntry may.
 	i := strings.LastIndexByte(id, '.')
@@ -43,6 +54,9 @@ func GatewayTarget(namespace, name string) string { return namespace + "/" + nam
 // SidecarTarget is the target, and the node id, of the sidecar of a
 // WorkloadEntry.
 func SidecarTarget(namespace, workloadEntry string) string { return workloadEntry + "." + namespace }
+
+// PodTarget is the target, and the node id, of the sidecar of a pod.
+func PodTarget(namespace, pod string) string { return podPrefix + namespace + "~" + pod }
 
 // TargetOf returns the target whose resources a node is served; it is false for
 // an invalid node id.

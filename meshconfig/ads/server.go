@@ -169,7 +169,7 @@ func (s *Server) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return s.cert, nil
 }
 
-// SetResources replaces what a target ([GatewayTarget], [SidecarTarget]) is
+// SetResources replaces what a target ([GatewayTarget], [SidecarTarget], [PodTarget]) is
 // served and returns the version of the set, a hash of its content: the same
 // resources have the same version and are not sent again. A set with an invalid
 // resource, or one that no message could carry, is refused as a whole with an
@@ -262,12 +262,10 @@ func (s *Server) serve(grpcStream adsStream) error {
 	nodeID := first.GetNode().GetId()
 	target, ok := TargetOf(nodeID)
 	if !ok {
-		return status.Errorf(codes.InvalidArgument, "%q is not a node id; write gateway~<namespace>~<name>~<instance> or <workload entry>.<namespace>", nodeID)
+		return status.Errorf(codes.InvalidArgument, "%q is not a node id; write gateway~<namespace>~<name>~<instance>, pod~<namespace>~<name> or <workload entry>.<namespace>", nodeID)
 	}
-	expected, ok := s.config.NodeIdentity(ctx, nodeID)
-	if !ok || expected != identity {
-		// One message for both, so that nobody learns which nodes exist.
-		return status.Errorf(codes.PermissionDenied, "the service account %s may not be the node %q", identity, nodeID)
+	if err := s.admit(ctx, identity, nodeID); err != nil {
+		return err
 	}
 
 	gone, leave := context.WithCancel(ctx)
@@ -299,6 +297,22 @@ func (s *Server) serve(grpcStream adsStream) error {
 		s.config.OnChange(target)
 	}()
 	return st.run(first, s.stopping)
+}
+
+// admit lets an identity be a node. It answers the same whether the node is
+// another's or nobody's, so that nobody learns which nodes exist.
+func (s *Server) admit(ctx context.Context, identity Identity, nodeID string) error {
+	node, _ := ParseNode(nodeID)
+	if node.Pod && identity.Pod == "" {
+		return status.Errorf(codes.PermissionDenied, "the token of %s is bound to no pod; the node %q needs one that the kubelet projects into it", identity, nodeID)
+	}
+	// Who is another pod need not be looked up.
+	if !node.Pod || node.Namespace == identity.Namespace && node.Name == identity.Pod {
+		if expected, ok := s.config.NodeIdentity(ctx, nodeID); ok && expected.covers(identity) {
+			return nil
+		}
+	}
+	return status.Errorf(codes.PermissionDenied, "the service account %s may not be the node %q", identity, nodeID)
 }
 
 func receiveFirst(ctx context.Context, grpcStream adsStream) (*discoveryv3.DiscoveryRequest, error) {

@@ -97,6 +97,9 @@ type Controller struct {
 	writer     *statusWriter
 	objects    *objectWriter
 
+	// members: pods have sidecars that an output of ours programs.
+	members bool
+
 	// statuses of the last rebuild; used by the loop only.
 	statuses []translate.APIRuleStatus
 }
@@ -144,8 +147,11 @@ func New(config Config) (*Controller, error) {
 		progress: make(chan struct{}, 1),
 	}
 	for _, output := range config.Outputs {
-		if _, ok := output.(*IstioOutput); ok { // Istio's gateways look into no token
+		switch output.(type) {
+		case *IstioOutput: // Istio's gateways look into no token
 			c.config.Settings.TokensAtSidecars = true
+		case *EnvoyOutput:
+			c.members = true
 		}
 	}
 	config.JWKS.OnChange = c.markDirty

@@ -37,8 +37,8 @@ const absenceGrace = 10 * time.Second
 type EnvoyConfig struct {
 	// ADS server; its NodeIdentity and OnChange are set here.
 	ADS ads.Config
-	// Cache and Reader find the object a data-plane node stands for: a Gateway
-	// or a WorkloadEntry. Reader is asked about those that the cache does not
+	// Cache and Reader find the object a data-plane node stands for: a Gateway, a
+	// Pod or a WorkloadEntry. Reader is asked about those that the cache does not
 	// have yet. Required.
 	Cache, Reader client.Reader
 	// GatewayServiceAccount that gateway nodes run as; default
@@ -159,7 +159,8 @@ func (o *EnvoyOutput) forgetState(target string) {
 	delete(o.states, target)
 }
 
-// nodeIdentity is who may be a node: what its Gateway or WorkloadEntry says.
+// nodeIdentity is who may be a node: what its Gateway or WorkloadEntry says, and
+// of a pod's node the pod itself.
 func (o *EnvoyOutput) nodeIdentity(ctx context.Context, nodeID string) (ads.Identity, bool) {
 	node, ok := ads.ParseNode(nodeID)
 	if !ok {
@@ -172,6 +173,15 @@ func (o *EnvoyOutput) nodeIdentity(ctx context.Context, nodeID string) (ads.Iden
 		}
 		account := o.config.GatewayServiceAccount
 		return ads.Identity{Namespace: account.Namespace, ServiceAccount: account.Name}, true
+	}
+	if node.Pod {
+		pod := &corev1.Pod{}
+		if !o.find(ctx, key, pod) || !translate.IsMember(pod) {
+			return ads.Identity{}, false
+		}
+		return ads.Identity{
+			Namespace: pod.Namespace, ServiceAccount: translate.ServiceAccountOf(pod), Pod: pod.Name, PodUID: string(pod.UID),
+		}, true
 	}
 	entry := &networkingv1.WorkloadEntry{}
 	if !o.find(ctx, key, entry) {

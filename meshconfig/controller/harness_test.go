@@ -153,8 +153,12 @@ func (w *world) controlPlane(change ...func(*options)) *controlPlane {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(w.t.Output(), nil))
 	}
+	pods := controller.MemberPods()
+	if o.istio {
+		pods = controller.LambdaPods()
+	}
 	cacheOptions := cache.Options{Scheme: w.client.Scheme()}
-	controller.ConfigureCache(&cacheOptions)
+	controller.ConfigureCache(&cacheOptions, pods)
 	objects, err := cache.New(w.config, cacheOptions)
 	require.NoError(w.t, err)
 

@@ -45,6 +45,13 @@ func (c *Controller) snapshot(ctx context.Context) (translate.Snapshot, error) {
 		}
 		s.Pods = pointers(pods.Items)
 	}
+	if c.members {
+		var pods corev1.PodList
+		if err := c.list(ctx, &pods); err != nil {
+			return s, err
+		}
+		s.Members = pointers(pods.Items)
+	}
 	var err error
 	if s.MeshProblem, err = c.meshConfig.lacks(); err != nil {
 		return s, err

@@ -24,16 +24,22 @@ import (
 
 // ConfigureCache sets what the controller needs of a cache: no object keeps its
 // managed fields, and Secrets that are watched for their metadata keep no
-// annotations, where kubectl may have left their data. Of pods it keeps those of
-// lambdas.
-func ConfigureCache(options *cache.Options) {
+// annotations, where kubectl may have left their data. Of pods it keeps those that
+// pods selects, [LambdaPods] or [MemberPods], and nothing of their specification
+// but the service account.
+func ConfigureCache(options *cache.Options, pods labels.Selector) {
 	if options.DefaultTransform == nil {
 		options.DefaultTransform = cache.TransformStripManagedFields()
 	}
 	if options.ByObject == nil {
 		options.ByObject = map[client.Object]cache.ByObject{}
 	}
-	options.ByObject[&corev1.Pod{}] = cache.ByObject{Label: lambdaPods()}
+	options.ByObject[&corev1.Pod{}] = cache.ByObject{Label: pods, Transform: func(obj any) (any, error) {
+		if pod, ok := obj.(*corev1.Pod); ok {
+			pod.Spec = corev1.PodSpec{ServiceAccountName: pod.Spec.ServiceAccountName}
+		}
+		return cache.TransformStripManagedFields()(obj)
+	}}
 	options.ByObject[&corev1.Secret{}] = cache.ByObject{Transform: func(obj any) (any, error) {
 		if secret, ok := obj.(*metav1.PartialObjectMetadata); ok {
 			secret.Annotations, secret.ManagedFields = nil, nil
@@ -42,8 +48,13 @@ func ConfigureCache(options *cache.Options) {
 	}}
 }
 
-// lambdaPods have the label, whatever its value.
-func lambdaPods() labels.Selector {
+// MemberPods have a sidecar of ours: what a mesh without Istio needs to know.
+func MemberPods() labels.Selector {
+	return labels.SelectorFromSet(labels.Set{v1alpha1.LabelSidecar: "true"})
+}
+
+// LambdaPods have the label, whatever its value: what is looked at under Istio.
+func LambdaPods() labels.Selector {
 	requirement, err := labels.NewRequirement(v1alpha1.LabelLambda, selection.Exists, nil)
 	if err != nil {
 		return labels.Nothing() // the label is a constant, and a good one
@@ -69,6 +80,14 @@ func sameSidecar(before, after client.Object) bool {
 		translate.HasSidecar(before) == translate.HasSidecar(after)
 }
 
+// sameMember is for pods of a mesh without Istio.
+func sameMember(before, after client.Object) bool {
+	a, ok1 := before.(*corev1.Pod)
+	b, ok2 := after.(*corev1.Pod)
+	return ok1 && ok2 && a.UID == b.UID && maps.Equal(a.Labels, b.Labels) && maps.Equal(a.Annotations, b.Annotations) &&
+		translate.IsMember(a) == translate.IsMember(b)
+}
+
 type watched struct {
 	object  client.Object
 	handler toolscache.ResourceEventHandler
@@ -91,6 +110,9 @@ func (c *Controller) watch(ctx context.Context) error {
 	}
 	if c.config.Settings.TokensAtSidecars {
 		all = append(all, watched{podMetadata(), c.onChange(sameSidecar, nil)})
+	}
+	if c.members {
+		all = append(all, watched{&corev1.Pod{}, c.onChange(sameMember, nil)})
 	}
 	for _, w := range all {
 		informer, err := c.config.Cache.GetInformer(ctx, w.object, cache.BlockUntilSynced(false))

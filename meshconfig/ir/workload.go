@@ -3,7 +3,8 @@ package ir
 // Workload is what runs behind a destination, and who may reach it: the
 // principals it lists and nobody else.
 type Workload struct {
-	// Owner is the Lambda, or for a system workload a Service.
+	// Owner is the Lambda, for a system workload a Service, and for other pods
+	// with a sidecar of ours their ServiceAccount.
 	Owner Owner `json:"owner"`
 	// Selector of its pods and WorkloadEntries.
 	Selector map[string]string `json:"selector"`
@@ -46,7 +47,8 @@ type Allow struct {
 
 // Sidecar is the proxy beside one replica of a workload.
 type Sidecar struct {
-	// Node is its data-plane id: <WorkloadEntry name>.<namespace>.
+	// Node is its data-plane id: pod~<namespace>~<pod>, or for what is no pod
+	// <WorkloadEntry name>.<namespace>.
 	Node      string `json:"node"`
 	Namespace string `json:"namespace"`
 	// ServiceAccount it runs as, in Namespace.

@@ -156,6 +156,9 @@ func (t *translator) destination(key types.NamespacedName, port uint32) *ir.Dest
 		// Who answers for a workload must prove to be it, wherever it runs.
 		d.Identities = []string{t.workloads[d.Workload].Identity}
 		d.Endpoints = append(plain, secured...)
+	case t.podWorkload(key, service, port) != "":
+		d.Workload = t.podWorkload(key, service, port)
+		d.Identities, d.Endpoints = []string{t.workloads[d.Workload].Identity}, secured
 	case len(members) > 0:
 		// Never in plain text to a Service that has members of the mesh.
 		d.Identities, d.Endpoints = slices.Sorted(maps.Keys(members)), secured

@@ -77,18 +77,19 @@ func (t *translator) sliceEndpoints(key types.NamespacedName, service *corev1.Se
 	var all []endpoint
 	for _, s := range t.slices[key] {
 		selected := len(service.Spec.Selector) > 0 && t.managed(s)
-		for _, p := range s.Ports {
-			if p.Port == nil || (p.Name != nil && *p.Name != port.Name) || (p.Name == nil && port.Name != "") {
-				continue
-			}
+		for _, number := range portsOf(s, port) {
 			for _, e := range s.Endpoints {
 				if !ready(e) {
 					continue
 				}
+				identity := ""
+				if pod := t.memberAt(s, e, number); selected && pod != nil {
+					identity = t.identity(pod.Namespace, ServiceAccountOf(pod))
+				}
 				for _, address := range e.Addresses {
 					all = append(all, endpoint{
-						Endpoint: ir.Endpoint{Address: address, Port: uint32(*p.Port)},
-						kind:     "EndpointSlice", object: s, selected: selected,
+						Endpoint: ir.Endpoint{Address: address, Port: uint32(number)},
+						kind:     "EndpointSlice", object: s, selected: selected, identity: identity,
 					})
 				}
 			}

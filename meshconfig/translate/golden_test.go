@@ -68,6 +68,7 @@ func shuffle(s *translate.Snapshot, r *rand.Rand) {
 	shuffleSlice(r, s.Lambdas)
 	shuffleSlice(r, s.Subscriptions)
 	shuffleSlice(r, s.ApplicationBindings)
+	shuffleSlice(r, s.Members)
 	shuffleSlice(r, s.Services)
 	shuffleSlice(r, s.EndpointSlices)
 	shuffleSlice(r, s.Secrets)

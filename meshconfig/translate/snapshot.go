@@ -30,7 +30,9 @@ type Snapshot struct {
 	ApplicationBindings []*v1alpha1.ApplicationBinding
 
 	// Pods of lambdas, when [Settings.TokensAtSidecars].
-	Pods           []*metav1.PartialObjectMetadata
+	Pods []*metav1.PartialObjectMetadata
+	// Members are pods that have, or had, a sidecar of ours.
+	Members        []*corev1.Pod
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
 	// Secrets that [SecretRefs] lists, as far as they exist.

@@ -40,6 +40,7 @@ type translator struct {
 	secrets     map[types.NamespacedName]*corev1.Secret
 	slices      map[types.NamespacedName][]*discoveryv1.EndpointSlice // by Service
 	pods        map[string][]*metav1.PartialObjectMetadata            // by lambda, namespace/name
+	members     map[types.NamespacedName]*corev1.Pod
 	entries     entryIndex
 	jwks        map[string]KeySetResult
 	apiRules    []*v1alpha1.APIRule // oldest first
@@ -73,6 +74,7 @@ func newTranslator(s Snapshot) *translator {
 		apiRules:     slices.SortedFunc(slices.Values(s.APIRules), compareAge),
 		bindings:     sorted(s.ApplicationBindings),
 		subscribers:  sorted(s.Subscriptions),
+		members:      members(s.Members),
 		entries:      newEntryIndex(s.WorkloadEntries, s.Sidecars),
 		gatewayObjs:  sorted(s.Gateways),
 		gateways:     map[string]*gateway{},

@@ -40,6 +40,7 @@ func (t *translator) addWorkloads() {
 		}
 		t.workloads[w.Key()] = w
 	}
+	t.addPodWorkloads()
 	// Every lambda is a destination, so that whoever may call it finds it.
 	for _, l := range lambdas {
 		t.destination(name(l), v1alpha1.ServicePort)
@@ -152,10 +153,12 @@ func (t *translator) addSink(namespace string, sink v1alpha1.Sink) {
 	t.allow(d.Workload, t.identity(t.settings.SystemNamespace, v1alpha1.ServiceAccountEventBus), ir.AllowEventBus)
 }
 
-// addSidecars pairs each WorkloadEntry with the Sidecar object that selects it.
-// A WorkloadEntry without one has a proxy that somebody else configures.
+// addSidecars makes a sidecar of every member, and pairs each WorkloadEntry with
+// the Sidecar object that selects it. A WorkloadEntry without one has a proxy that
+// somebody else configures.
 func (t *translator) addSidecars() {
 	reach := t.reach()
+	t.addPods(reach)
 	for _, e := range t.entries.all {
 		namespace := e.Namespace
 		object := t.entries.sidecar(e)

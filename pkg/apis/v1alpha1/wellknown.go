@@ -53,6 +53,9 @@ const (
 	// namespace).
 	LabelOwnerNamespace = Group + "/owner-namespace"
 	LabelOwnerName      = Group + "/owner-name"
+	// LabelSidecar set to "true" on a pod asks for a sidecar, in a mesh without
+	// Istio, and tells that there is one. A pod can get none later.
+	LabelSidecar = Group + "/sidecar"
 	// LabelIstioTLSMode set to "istio" tells a client proxy that this endpoint
 	// speaks mutual TLS.
 	LabelIstioTLSMode = "security.istio.io/tlsMode"
@@ -63,6 +66,10 @@ const (
 	// AnnotationDomain on a networking.istio.io/v1 Gateway completes host
 	// labels of APIRules ("last-order" becomes "last-order.<domain>").
 	AnnotationDomain = Group + "/domain"
+	// AnnotationAppAddress on a pod with a sidecar tells where its application
+	// listens, "127.0.0.1:8080" or "unix:/var/run/lambdamesh/app/<name>"; unset:
+	// what EnvListen says there.
+	AnnotationAppAddress = Group + "/app-address"
 	// AnnotationRuntime on a Deployment's pod template tells which runtime
 	// server it runs.
 	AnnotationRuntime = Group + "/runtime"
@@ -70,6 +77,11 @@ const (
 	// source, so that a change rolls out.
 	AnnotationSourceHash = Group + "/source-hash"
 )
+
+// ConfigMapMesh of a namespace holds what sidecars there read before they can be
+// told anything: the mesh's CA and how to reach the control plane. The control
+// plane keeps it, in a mesh without Istio.
+const ConfigMapMesh = "lambdamesh-mesh"
 
 // LocalImagePrefix begins the image of a Deployment whose artifact lies in the
 // local artifact store of `lambdamesh dev`: lambdamesh.local/<runtime>:<hash>.
@@ -109,7 +121,7 @@ const (
 	// EnvSidecar is not empty when a sidecar of the mesh stands before EnvListen
 	// and nothing else reaches that listener. Only then does a runtime believe
 	// the headers that tell who calls; otherwise nobody is known and no call is
-	// an event. In a cluster it is what the sidecar injector wrote into the pod.
+	// an event. Under Istio it is what the sidecar injector wrote into the pod.
 	EnvSidecar = "LAMBDAMESH_SIDECAR"
 	// EnvTrustDomain of the mesh's identities; unset: [DefaultTrustDomain].
 	EnvTrustDomain = "LAMBDAMESH_TRUST_DOMAIN"

@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/testkit"
+)
+
+// membership asks a control plane for the certificate of a node.
+type membership struct {
+	t       *testing.T
+	address string
+	clients kubernetes.Interface
+	roots   *x509.CertPool
+}
+
+func newMembership(t *testing.T, clients kubernetes.Interface, address string) *membership {
+	t.Helper()
+	secret, err := clients.CoreV1().Secrets(v1alpha1.SystemNamespace).Get(t.Context(), ca.SecretName, metav1.GetOptions{})
+	require.NoError(t, err)
+	m := &membership{t: t, address: address, clients: clients, roots: x509.NewCertPool()}
+	require.True(t, m.roots.AppendCertsFromPEM(secret.Data[corev1.TLSCertKey]))
+	return m
+}
+
+// token is what the kubelet projects into a pod; without one, what anybody gets
+// who may make tokens of the account.
+func (m *membership) token(namespace, account, audience string, pod *corev1.Pod) string {
+	m.t.Helper()
+	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{audience}}}
+	if pod != nil {
+		request.Spec.BoundObjectRef = &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID}
+	}
+	answer, err := m.clients.CoreV1().ServiceAccounts(namespace).CreateToken(m.t.Context(), account, request, metav1.CreateOptions{})
+	require.NoError(m.t, err)
+	return answer.Status.Token
+}
+
+// identity is what the certificate says that the node is given.
+func (m *membership) identity(node, token string) (string, error) {
+	m.t.Helper()
+	connection, err := grpc.NewClient("passthrough:///"+m.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
+		RootCAs: m.roots, ServerName: "controlplane.lambdamesh-system.svc", MinVersion: tls.VersionTLS13,
+	})))
+	require.NoError(m.t, err)
+	defer connection.Close()
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(m.t.Context(), "authorization", "Bearer "+token), patience)
+	defer cancel()
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(connection).StreamAggregatedResources(ctx)
+	require.NoError(m.t, err)
+	_ = stream.Send(&discoveryv3.DiscoveryRequest{Node: &corev3.Node{Id: node}, TypeUrl: resource.SecretType, ResourceNames: []string{"default"}})
+	answer, err := stream.Recv()
+	if err != nil {
+		return "", err
+	}
+	secret := &tlsv3.Secret{}
+	require.NoError(m.t, answer.GetResources()[0].UnmarshalTo(secret))
+	block, _ := pem.Decode(secret.GetTlsCertificate().GetCertificateChain().GetInlineBytes())
+	require.NotNil(m.t, block)
+	certificate, err := x509.ParseCertificate(block.Bytes)
+	require.NoError(m.t, err)
+	require.Len(m.t, certificate.URIs, 1)
+	return certificate.URIs[0].String(), nil
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	reserved, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer reserved.Close()
+	return reserved.Addr().String()
+}
+
+func TestAPodIsGivenTheIdentityOfItsOwnTokenAndNobodyElses(t *testing.T) {
+	config, c := cluster(t)
+	address := freeAddress(t)
+	start(t, config, "--mesh=envoy", "--xds-address="+address)
+	clients, err := kubernetes.NewForConfig(config)
+	require.NoError(t, err)
+	m := newMembership(t, clients, address)
+	namespace, elsewhere := testkit.Namespace(t, config), testkit.Namespace(t, config)
+	for _, ns := range []string{namespace, elsewhere} {
+		for _, account := range []string{"tax", "web"} {
+			require.NoError(t, c.Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: account, Namespace: ns}}))
+		}
+	}
+	pod := func(ns, name, account string, labels map[string]string) *corev1.Pod {
+		p := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns, Labels: labels},
+			Spec:       corev1.PodSpec{ServiceAccountName: account, Containers: []corev1.Container{{Name: "app", Image: "app"}}},
+		}
+		require.NoError(t, c.Create(t.Context(), p))
+		return p
+	}
+	member := map[string]string{v1alpha1.LabelSidecar: "true"}
+	tax1, tax2 := pod(namespace, "tax-1", "tax", member), pod(namespace, "tax-2", "tax", member)
+	web := pod(namespace, "web-1", "web", member)
+	foreign := pod(elsewhere, "tax-1", "tax", member)
+	plain := pod(namespace, "plain-1", "tax", nil)
+	node := func(p *corev1.Pod) string { return "pod~" + p.Namespace + "~" + p.Name }
+	const audience = v1alpha1.XDSTokenAudience
+
+	for name, test := range map[string]struct{ node, token, identity string }{
+		"itself":      {node(tax1), m.token(namespace, "tax", audience, tax1), "spiffe://cluster.local/ns/" + namespace + "/sa/tax"},
+		"another one": {node(web), m.token(namespace, "web", audience, web), "spiffe://cluster.local/ns/" + namespace + "/sa/web"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			identity, err := m.identity(test.node, test.token)
+			require.NoError(t, err)
+			require.Equal(t, test.identity, identity)
+		})
+	}
+	for name, test := range map[string]struct {
+		node, token string
+		code        codes.Code
+	}{
+		"another pod of the same account":  {node(tax1), m.token(namespace, "tax", audience, tax2), codes.PermissionDenied},
+		"a pod of another account":         {node(tax1), m.token(namespace, "web", audience, web), codes.PermissionDenied},
+		"a pod of its name elsewhere":      {node(tax1), m.token(elsewhere, "tax", audience, foreign), codes.PermissionDenied},
+		"the account without a pod":        {node(tax1), m.token(namespace, "tax", audience, nil), codes.PermissionDenied},
+		"a token for somebody else":        {node(tax1), m.token(namespace, "tax", v1alpha1.EventBusTokenAudience, tax1), codes.Unauthenticated},
+		"a pod that asked for no sidecar":  {node(plain), m.token(namespace, "tax", audience, plain), codes.PermissionDenied},
+		"a pod that there is not":          {"pod~" + namespace + "~none", m.token(namespace, "tax", audience, tax1), codes.PermissionDenied},
+		"the gateway, by a pod":            {"gateway~lambdamesh-system~gateway~x", m.token(namespace, "tax", audience, tax1), codes.PermissionDenied},
+		"an entry that nobody has written": {"tax-1." + namespace, m.token(namespace, "tax", audience, tax1), codes.PermissionDenied},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := m.identity(test.node, test.token)
+			require.Equal(t, test.code, status.Code(err), "%v", err)
+		})
+	}
+
+	// A pod that took the name of another is another one.
+	token := m.token(namespace, "tax", audience, tax2)
+	_, err = m.identity(node(tax2), token)
+	require.NoError(t, err)
+	require.NoError(t, c.Delete(t.Context(), tax2, client.GracePeriodSeconds(0)))
+	pod(namespace, "tax-2", "tax", member)
+	testkit.Eventually(t, patience+time.Minute, func() error {
+		if _, err := m.identity(node(tax2), token); status.Code(err) != codes.PermissionDenied && status.Code(err) != codes.Unauthenticated {
+			return fmt.Errorf("it is let in: %w", err)
+		}
+		return nil
+	}, "the token of the pod that is gone")
+}
