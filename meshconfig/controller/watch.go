@@ -25,8 +25,8 @@ import (
 // ConfigureCache sets what the controller needs of a cache: no object keeps its
 // managed fields, and Secrets that are watched for their metadata keep no
 // annotations, where kubectl may have left their data. Of pods it keeps those that
-// pods selects, [LambdaPods] or [MemberPods], and nothing of their specification
-// but the service account.
+// pods selects, [LambdaPods] or [MemberPods], and of them no more than who they
+// are and whether they have ended.
 func ConfigureCache(options *cache.Options, pods labels.Selector) {
 	if options.DefaultTransform == nil {
 		options.DefaultTransform = cache.TransformStripManagedFields()
@@ -36,7 +36,7 @@ func ConfigureCache(options *cache.Options, pods labels.Selector) {
 	}
 	options.ByObject[&corev1.Pod{}] = cache.ByObject{Label: pods, Transform: func(obj any) (any, error) {
 		if pod, ok := obj.(*corev1.Pod); ok {
-			pod.Spec = corev1.PodSpec{ServiceAccountName: pod.Spec.ServiceAccountName}
+			pod.Spec, pod.Status = corev1.PodSpec{ServiceAccountName: pod.Spec.ServiceAccountName}, corev1.PodStatus{Phase: pod.Status.Phase}
 		}
 		return cache.TransformStripManagedFields()(obj)
 	}}
