@@ -6,14 +6,18 @@ import (
 	"sync/atomic"
 )
 
-// Conn reads along while a request's header arrives.
+// Conn reads along while a request's header arrives. What it keeps of it does not
+// grow with the header.
 type Conn struct {
 	net.Conn
 
 	off    atomic.Bool // inside a body
 	http2  atomic.Bool // for good: frames are not lines
-	header []byte
+	header header
 	bad    atomic.Pointer[string]
+
+	// Of the header that is arriving, or arrived last.
+	bytes, fields int
 }
 
 // New wraps a client's connection, decrypted.
@@ -26,10 +30,6 @@ func (c *Conn) CloseWrite() error {
 	}
 	return c.Conn.Close()
 }
-
-// maxScan bounds what is kept of a header; the server's own limit ends longer
-// ones.
-const maxScan = 1 << 20
 
 // Read implements net.Conn, and reads along.
 func (c *Conn) Read(p []byte) (int, error) {
@@ -60,12 +60,16 @@ func (c *Conn) Write(p []byte) (int, error) {
 // NextRequest tells that the server waits for another request: for
 // http.Server's ConnState, at http.StateIdle.
 func (c *Conn) NextRequest() {
-	if c.http2.Load() {
-		return // net/http2 reports idle connections too
+	if c.http2.Load() || !c.off.Load() {
+		return // net/http2 reports idle connections too; a header may have begun to arrive
 	}
-	c.header = c.header[:0]
+	c.header = header{line: c.header.line[:0]}
 	c.off.Store(false)
 }
+
+// Header is how long the header is that is arriving or has arrived last, so far,
+// and how many fields it has. Call it where [Conn.Read] is called.
+func (c *Conn) Header() (bytes, fields int) { return c.bytes, c.fields }
 
 // Stop ends the looking: what comes is no HTTP any more.
 func (c *Conn) Stop() { c.off.Store(true) }
@@ -82,88 +86,108 @@ func (c *Conn) Violation() string {
 var http2Preface = []byte("PRI * HTTP/2.0") //nolint:gochecknoglobals // read only
 
 func (c *Conn) look(b []byte) {
-	c.header = append(c.header, b...)
-	for {
-		h := c.header
-		if bytes.HasPrefix(h, http2Preface) {
+	for len(b) > 0 {
+		h := &c.header
+		if !h.arriving {
+			h.arriving = true
+			c.bytes, c.fields = 0, 0
+		}
+		part, rest, ended := bytes.Cut(b, []byte("\n"))
+		h.add(part)
+		c.bytes += len(b) - len(rest)
+		if !h.requestLine && bytes.HasPrefix(h.line, http2Preface) {
 			c.http2.Store(true)
-			c.header = nil
 			return
 		}
-		end, width := endOfHeader(h)
-		if end < 0 {
-			if len(h) > maxScan {
-				c.off.Store(true)
-				c.header = nil
+		if !ended {
+			return
+		}
+		b = rest
+		if field, last := h.endLine(); !last {
+			if field {
+				c.fields++
 			}
-			return
+			continue
 		}
-		reason, framed := inspect(h[:end])
+		reason, framed := h.verdict()
 		if reason != "" {
 			c.bad.Store(&reason)
 		}
+		// What follows a request without a body is the next one's header.
+		c.header = header{line: h.line[:0]}
 		if framed || reason != "" {
 			c.off.Store(true) // a body follows
 			return
 		}
-		// What follows a request without a body is the next one's header.
-		c.header = append(h[:0], h[end+width:]...)
-		if len(c.header) == 0 {
-			return
-		}
 	}
 }
 
-// endOfHeader finds the empty line.
-func endOfHeader(b []byte) (end, width int) {
-	crlf, lf := bytes.Index(b, []byte("\r\n\r\n")), bytes.Index(b, []byte("\n\n"))
-	switch mixed := bytes.Index(b, []byte("\n\r\n")); {
-	case lf >= 0 && (crlf < 0 || lf < crlf) && (mixed < 0 || lf < mixed):
-		return lf + 1, 1
-	case crlf >= 0 && (mixed < 0 || crlf <= mixed):
-		return crlf + 2, 2
-	case mixed >= 0:
-		return mixed + 1, 2
-	}
-	return -1, 0
+// maxName is longer than the names that matter, and the preface of HTTP/2.
+const maxName = 32
+
+// header is a header of which not all has arrived: what lets two readers see
+// different requests (RFC 9112, sections 2.2, 5.2 and 6.1).
+type header struct {
+	arriving    bool
+	requestLine bool // has ended
+
+	// The line that is arriving.
+	line   []byte // its beginning
+	length int
+	cr     bool // it ends in a carriage return so far
+	bareCR bool // there is one before its end
+
+	hasLength, hasEncoding bool
+	reason                 string
 }
 
-// inspect looks at the lines of a header for what lets two readers see
-// different requests (RFC 9112, sections 2.2, 5.2 and 6.1). framed tells that a
-// body follows.
-func inspect(h []byte) (reason string, framed bool) {
-	hasLength, hasEncoding := false, false
-	first := true
-	for len(h) > 0 {
-		line, rest, _ := bytes.Cut(h, []byte("\n"))
-		h = rest
-		if !bytes.HasSuffix(line, []byte("\r")) {
-			reason = "http1.bare_lf"
-		}
-		line = bytes.TrimSuffix(line, []byte("\r"))
-		switch {
-		case first:
-			first = false
-			continue
-		case len(line) == 0:
-			continue
-		case line[0] == ' ' || line[0] == '\t':
-			reason = "http1.obsolete_line_folding"
-			continue
-		}
-		if bytes.IndexByte(line, '\r') >= 0 {
-			reason = "http1.bare_cr"
-		}
-		name, _, _ := bytes.Cut(line, []byte(":"))
-		switch {
-		case bytes.EqualFold(name, []byte("content-length")):
-			hasLength = true
-		case bytes.EqualFold(name, []byte("transfer-encoding")):
-			hasEncoding = true
-		}
+// add adds a part of a line.
+func (h *header) add(part []byte) {
+	if len(part) == 0 {
+		return
 	}
-	if hasLength && hasEncoding {
-		reason = "http1.content_length_and_chunked"
+	h.bareCR = h.bareCR || h.cr || bytes.IndexByte(part[:len(part)-1], '\r') >= 0
+	h.cr = part[len(part)-1] == '\r'
+	h.length += len(part)
+	h.line = append(h.line, part[:min(len(part), maxName-len(h.line))]...)
+}
+
+// endLine judges the line that has ended. last is the empty one behind a header.
+func (h *header) endLine() (field, last bool) {
+	first, line, length, bareCR := !h.requestLine, h.line, h.length, h.bareCR
+	if h.cr {
+		length--
+		line = line[:min(len(line), length)]
+	} else {
+		h.reason = "http1.bare_lf"
 	}
-	return reason, hasLength || hasEncoding
+	h.requestLine, h.line, h.length, h.cr, h.bareCR = true, h.line[:0], 0, false, false
+	switch {
+	case first:
+		return false, false
+	case length == 0:
+		return false, true
+	case line[0] == ' ' || line[0] == '\t':
+		h.reason = "http1.obsolete_line_folding"
+		return true, false
+	case bareCR:
+		h.reason = "http1.bare_cr"
+	}
+	name, _, _ := bytes.Cut(line, []byte(":"))
+	switch {
+	case bytes.EqualFold(name, []byte("content-length")):
+		h.hasLength = true
+	case bytes.EqualFold(name, []byte("transfer-encoding")):
+		h.hasEncoding = true
+	}
+	return true, false
+}
+
+// verdict tells what is wrong with a header that has ended, and whether a body
+// follows.
+func (h *header) verdict() (reason string, framed bool) {
+	if h.hasLength && h.hasEncoding {
+		return "http1.content_length_and_chunked", true
+	}
+	return h.reason, h.hasLength || h.hasEncoding
 }

@@ -83,3 +83,22 @@ func TestOrdinaryRequestsShareAConnection(t *testing.T) {
 		require.Equal(t, http.StatusOK, resp.StatusCode)
 	}
 }
+
+func TestAHeaderThatArrivesInPiecesIsOneHeader(t *testing.T) {
+	c, err := net.Dial("tcp", framingServer(t))
+	require.NoError(t, err)
+	defer c.Close()
+	require.NoError(t, c.SetDeadline(time.Now().Add(time.Minute)))
+	// The second request has begun when the first is served.
+	_, err = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\nPOST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Enc")
+	require.NoError(t, err)
+	r := bufio.NewReader(c)
+	first, err := http.ReadResponse(r, nil)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, first.StatusCode)
+	_, err = io.WriteString(c, "oding: chunked\r\n\r\n0\r\n\r\n")
+	require.NoError(t, err)
+	second, err := http.ReadResponse(r, nil)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusBadRequest, second.StatusCode)
+}
