@@ -156,9 +156,9 @@ var (
 	errNoBatch         = errors.New("the server does not take the batch")
 )
 
-// maxRounds is how often a group is tried without what others stored meanwhile.
-// Only another replica of the bus can do so, so that one round is all but always
-// enough.
+// maxRounds is how often a group is tried as a batch without what is stored
+// already, until it is stored one by one. One round finds all of them, unless
+// another replica of the bus stores some in between.
 const maxRounds = 3
 
 // store stores events and notes what became of each. Its cost must not depend on
