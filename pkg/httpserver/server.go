@@ -7,11 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
-	"sync"
 	"time"
-
-	"github.com/lambdamesh/lambdamesh/pkg/framing"
 )
 
 // Defaults of [Config].
@@ -19,7 +17,7 @@ const (
 	DefaultReadHeaderTimeout = 5 * time.Second
 	DefaultIdleTimeout       = 2 * time.Minute
 	DefaultMaxHeaderBytes    = 64 << 10
-	DefaultMaxConns          = 10_000
+	DefaultMaxHeaderFields   = 128
 	DefaultDrainTimeout      = 15 * time.Second
 )
 
@@ -41,8 +39,19 @@ type Config struct {
 	IdleTimeout time.Duration
 	// MaxHeaderBytes of a request, beyond which it is answered 431; default 64 KiB.
 	MaxHeaderBytes int
-	// MaxConns open at once; further ones wait to be accepted. Default 10,000.
+	// MaxHeaderFields of a request, beyond which it is answered 431: each takes
+	// much more memory than its text. Default 128.
+	MaxHeaderFields int
+	// MaxConns open at once; headers beyond 16 KiB count as further ones, one for
+	// each 16 KiB. When they are reached, those that wait for a request make room,
+	// and where there are none a new one is answered 503 and closed. Default
+	// [DefaultMaxConns].
 	MaxConns int
+	// MaxConnsPerRemote is how many of them one address may have; default any. Not
+	// for a listener on which all come from one proxy.
+	MaxConnsPerRemote int
+	// Metrics, nil for none.
+	Metrics *Metrics
 	// DrainTimeout is how long requests may take to finish when the server
 	// stops; default 15s.
 	DrainTimeout time.Duration
@@ -50,11 +59,27 @@ type Config struct {
 	Log *slog.Logger
 }
 
+// Bounds of an administrative port.
+const (
+	adminReadTimeout = 10 * time.Second
+	adminHeaderBytes = 16 << 10 // a token's
+	adminConns       = 256
+)
+
+// Administrative is the config with bounds that fit a port for probes, Prometheus
+// and a few people.
+func (c Config) Administrative() Config {
+	c.ReadTimeout, c.MaxHeaderBytes = adminReadTimeout, adminHeaderBytes
+	c.MaxConns, c.MaxConnsPerRemote = adminConns, adminConns/2
+	return c
+}
+
 func (c Config) withDefaults() Config {
 	setDefault(&c.ReadHeaderTimeout, DefaultReadHeaderTimeout)
 	setDefault(&c.IdleTimeout, DefaultIdleTimeout)
 	setDefault(&c.MaxHeaderBytes, DefaultMaxHeaderBytes)
-	setDefault(&c.MaxConns, DefaultMaxConns)
+	setDefault(&c.MaxHeaderFields, DefaultMaxHeaderFields)
+	setDefault(&c.MaxConns, DefaultMaxConns())
 	setDefault(&c.DrainTimeout, DefaultDrainTimeout)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -86,20 +111,14 @@ func New(config Config) *Server {
 	return &Server{
 		config: config,
 		server: &http.Server{
-			Handler:           framed(recovered(config.Log, config.Handler)),
+			Handler:           judged(recovered(config.Log, config.Handler)),
 			ReadHeaderTimeout: config.ReadHeaderTimeout,
 			ReadTimeout:       config.ReadTimeout,
 			IdleTimeout:       config.IdleTimeout,
 			MaxHeaderBytes:    config.MaxHeaderBytes,
 			ErrorLog:          slog.NewLogLogger(config.Log.Handler(), slog.LevelDebug),
-			ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-				return context.WithValue(ctx, connKey{}, c)
-			},
-			ConnState: func(c net.Conn, state http.ConnState) {
-				if own, ok := c.(*placed); ok && state == http.StateIdle {
-					own.NextRequest()
-				}
-			},
+			ConnContext:       connContext,
+			ConnState:         state,
 		},
 		ready: make(chan struct{}),
 	}
@@ -121,7 +140,7 @@ func (s *Server) StopTimeout() time.Duration { return s.config.DrainTimeout + ti
 // that take longer than the drain timeout are cut off.
 func (s *Server) Run(ctx context.Context) error {
 	served := make(chan error, 1)
-	go func() { served <- s.server.Serve(limit(s.config.Listener, s.config.MaxConns)) }()
+	go func() { served <- s.server.Serve(s.limited()) }()
 	close(s.ready)
 	select {
 	case err := <-served:
@@ -140,67 +159,16 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// limit bounds the connections open at once: Accept waits for a free place, so
-// that further clients queue in the kernel instead of taking memory here.
-func limit(l net.Listener, n int) net.Listener {
-	return &limited{Listener: l, places: make(chan struct{}, n), closed: make(chan struct{})}
-}
-
-type limited struct {
-	net.Listener
-	places chan struct{}
-	closed chan struct{}
-	once   sync.Once
-}
-
-// Accept waits for a place and a connection.
-func (l *limited) Accept() (net.Conn, error) {
-	select {
-	case l.places <- struct{}{}:
-	case <-l.closed:
-		return nil, net.ErrClosed
+// limited bounds what the connections of the listener may take.
+func (s *Server) limited() net.Listener {
+	c := s.config
+	return &listener{
+		Listener: c.Listener, maxHeaderBytes: c.MaxHeaderBytes, maxFields: c.MaxHeaderFields,
+		places: &places{
+			server: c.Name, all: c.MaxConns, share: c.MaxConnsPerRemote, metrics: c.Metrics,
+			remotes: map[netip.Prefix]int{},
+		},
 	}
-	conn, err := l.Listener.Accept()
-	if err != nil {
-		<-l.places
-		return nil, err
-	}
-	return &placed{Conn: framing.New(conn), places: l.places}, nil
-}
-
-// Close ends the listener and those who wait in Accept.
-func (l *limited) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return l.Listener.Close()
-}
-
-type placed struct {
-	*framing.Conn
-	places chan struct{}
-	once   sync.Once
-}
-
-// Close gives the place back, once.
-func (c *placed) Close() error {
-	err := c.Conn.Close()
-	c.once.Do(func() { <-c.places })
-	return err
-}
-
-type connKey struct{}
-
-// framed refuses requests whose framing another server may read differently.
-func framed(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if c, ok := r.Context().Value(connKey{}).(*placed); ok {
-			if reason := c.Violation(); reason != "" {
-				w.Header().Set("Connection", "close")
-				Problem(w, http.StatusBadRequest, "Bad Request", "the request's framing is ambiguous: "+reason)
-				return
-			}
-		}
-		next.ServeHTTP(w, r)
-	})
 }
 
 // recovered answers 500 for a handler that panics and logs the stack. When the

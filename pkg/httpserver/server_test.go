@@ -129,30 +129,6 @@ func TestAPanicInTheMiddleOfAnAnswerCutsIt(t *testing.T) {
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 }
 
-func TestConnectionsAboveTheLimitWaitForAPlace(t *testing.T) {
-	url, _, _ := start(t, httpserver.Config{MaxConns: 1, Handler: http.HandlerFunc(httpserver.NotFound)})
-	address := strings.TrimPrefix(url, "http://")
-	first, err := net.Dial("tcp", address)
-	require.NoError(t, err)
-	answered := make(chan int, 1)
-	go func() {
-		status, _, _ := get(t, url)
-		answered <- status
-	}()
-	// The first connection is served, so the second has had its chance.
-	_, err = io.WriteString(first, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-	require.NoError(t, err)
-	_, err = first.Read(make([]byte, 1))
-	require.NoError(t, err)
-	select {
-	case <-answered:
-		t.Fatal("a second connection was served")
-	default:
-	}
-	first.Close()
-	require.Equal(t, http.StatusNotFound, <-answered)
-}
-
 func TestSlowHeadersCloseTheConnection(t *testing.T) {
 	url, _, _ := start(t, httpserver.Config{ReadHeaderTimeout: 30 * time.Millisecond, Handler: http.HandlerFunc(httpserver.NotFound)})
 	conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
@@ -163,17 +139,6 @@ func TestSlowHeadersCloseTheConnection(t *testing.T) {
 	require.NoError(t, conn.SetReadDeadline(time.Now().Add(5*time.Second)))
 	_, err = io.ReadAll(conn)
 	require.NoError(t, err, "the server closes the connection before our deadline")
-}
-
-func TestHugeHeadersAreAnswered431(t *testing.T) {
-	url, _, _ := start(t, httpserver.Config{MaxHeaderBytes: 1 << 10, Handler: http.HandlerFunc(httpserver.NotFound)})
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-	require.NoError(t, err)
-	request.Header.Set("X-Big", strings.Repeat("x", 16<<10))
-	response, err := http.DefaultClient.Do(request) //nolint:forbidigo // a test
-	require.NoError(t, err)
-	defer response.Body.Close()
-	require.Equal(t, http.StatusRequestHeaderFieldsTooLarge, response.StatusCode)
 }
 
 func TestListenErrorsNameTheAddressAndTheNextStep(t *testing.T) {
