@@ -31,6 +31,9 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/telemetry"
 )
 
+// publicReadTimeout is how long a third-party system may take to send a request.
+const publicReadTimeout = 10 * time.Second
+
 // Config of a connector. See [Config.Validate] for what is required.
 type Config struct {
 	// REST is how to reach the API server.
@@ -52,6 +55,10 @@ type Config struct {
 	TrustDomain string
 	// LeaderElection lets one of several connectors write statuses. All serve.
 	LeaderElection bool
+	// MaxConnections bounds the connections on Outbound and on Public each, see
+	// [httpserver.Config]. No address has a share of its own: on both all come from
+	// the sidecar. Default [httpserver.DefaultMaxConns].
+	MaxConnections int
 	// Log, default none.
 	Log *slog.Logger
 	// Registry that /metrics shows; default one of the connector's own.
@@ -67,6 +74,9 @@ func (c Config) Validate() error {
 		if missing {
 			errs = append(errs, fmt.Errorf("connector: %s is required", name))
 		}
+	}
+	if c.MaxConnections < 0 {
+		errs = append(errs, fmt.Errorf("connector: max connections %d: must be at least 1", c.MaxConnections))
 	}
 	if c.MeshProxyURL != "" {
 		if _, err := c.meshProxy(); err != nil {
@@ -103,6 +113,9 @@ func (c Config) callable() (*targets.Policy, error) {
 func (c Config) withDefaults() Config {
 	if c.TrustDomain == "" {
 		c.TrustDomain = v1alpha1.DefaultTrustDomain
+	}
+	if c.MaxConnections == 0 {
+		c.MaxConnections = httpserver.DefaultMaxConns()
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -141,15 +154,20 @@ func New(c Config) (component.Component, error) {
 		}()
 		return mgr.Start(ctx)
 	})
-	server := func(name string, listener net.Listener, handler http.Handler) component.Component {
-		return httpserver.New(httpserver.Config{Name: name, Listener: listener, Handler: handler, Log: c.Log})
+	connections := httpserver.NewMetrics(c.Registry)
+	server := func(name string, listener net.Listener, handler http.Handler) httpserver.Config {
+		return httpserver.Config{
+			Name: name, Listener: listener, Handler: handler, Log: c.Log, MaxConns: c.MaxConnections, Metrics: connections,
+		}
 	}
 	var parts []component.Component
 	if c.Admin != nil {
-		parts = append(parts, server("connector admin", c.Admin, admin(objects, c.Registry)))
+		parts = append(parts, httpserver.New(server("connector-admin", c.Admin, admin(objects, c.Registry)).Administrative()))
 	}
+	outside := server("connector-public", c.Public, public())
+	outside.ReadTimeout = publicReadTimeout
 	// The gateway serves when the caches are full: an empty one refuses everybody.
-	parts = append(parts, objects, server("connector outbound", c.Outbound, gateway), server("connector", c.Public, public()))
+	parts = append(parts, objects, httpserver.New(server("connector-outbound", c.Outbound, gateway)), httpserver.New(outside))
 	return component.NewGroup("connector", component.GroupConfig{}, parts...), nil
 }
 

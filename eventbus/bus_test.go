@@ -285,6 +285,32 @@ func TestConfigIsChecked(t *testing.T) {
 	}
 	_, err = eventbus.New(eventbus.Config{})
 	require.ErrorContains(t, err, "no listener")
+	_, err = eventbus.New(eventbus.Config{OpenListener: l, MaxConnections: -1})
+	require.ErrorContains(t, err, "max connections -1")
+	_, err = eventbus.New(eventbus.Config{OpenListener: l, MaxConnections: 10, MaxConnectionsPerRemote: 11})
+	require.ErrorContains(t, err, "max connections per remote 11")
+}
+
+func TestConnectionsOfPublishersAreBounded(t *testing.T) {
+	b := startBus(t, t.TempDir(), func(c *eventbus.Config) { c.MaxConnections, c.MaxConnectionsPerRemote = 3, 2 })
+	address := strings.TrimPrefix(b.url, "http://")
+	var flood []net.Conn
+	for range 3 {
+		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}}).DialContext(t.Context(), "tcp", address)
+		require.NoError(t, err)
+		t.Cleanup(func() { c.Close() })
+		flood = append(flood, c)
+	}
+	require.NoError(t, flood[0].SetReadDeadline(time.Now().Add(time.Minute)))
+	_, err := flood[0].Read(make([]byte, 1))
+	require.ErrorIs(t, err, io.EOF, "the oldest made room")
+	publish(t, b, "1")
+	response, err := http.Get(b.admin + "/metrics")
+	require.NoError(t, err)
+	defer response.Body.Close()
+	metrics, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	require.Contains(t, string(metrics), `lambdamesh_http_connections_evicted_total{server="eventbus-open"} 2`)
 }
 
 func publish(t testing.TB, b *bus, id string) {

@@ -33,8 +33,9 @@ import (
 )
 
 const (
-	// readTimeout is how long a publisher may take to send its request.
-	readTimeout = 30 * time.Second
+	// readTimeout is how long a client may take to send its request, until ingress
+	// has admitted it and watches its body: who is refused holds nothing for longer.
+	readTimeout = 10 * time.Second
 	// maxIdlePerSink keeps connections to a busy sink open.
 	maxIdlePerSink = 256
 )
@@ -90,6 +91,13 @@ type Config struct {
 	// MaxBytesInFlight bounds the memory of events on their way to sinks; see
 	// [push.Config].
 	MaxBytesInFlight int64
+	// MaxConnections bounds the connections of publishers on each listener, see
+	// [httpserver.Config]; default [httpserver.DefaultMaxConns].
+	MaxConnections int
+	// MaxConnectionsPerRemote is how many of them one address may have, on the
+	// listeners for tokens and for everybody: on the other all come from the
+	// sidecar. Default half of MaxConnections.
+	MaxConnectionsPerRemote int
 	// Registry takes and serves the metrics; default one of the bus's own.
 	Registry *prometheus.Registry
 	Log      *slog.Logger // default slog.Default
@@ -132,6 +140,12 @@ func (c Config) Defaults() (Config, error) {
 	if c.Backend == "" {
 		c.Backend = JetStream
 	}
+	if c.MaxConnections == 0 {
+		c.MaxConnections = httpserver.DefaultMaxConns()
+	}
+	if c.MaxConnectionsPerRemote == 0 {
+		c.MaxConnectionsPerRemote = max(c.MaxConnections/2, 1)
+	}
 	c.Stream, c.Stan = c.Stream.Defaults(), c.Stan.Defaults()
 	if c.Targets == nil {
 		policy, err := targets.New(targets.Config{})
@@ -157,6 +171,12 @@ func (c Config) Validate() error {
 	}
 	if c.UnownedSources != UnownedRefused && c.UnownedSources != UnownedOpen {
 		errs = append(errs, fmt.Errorf("event bus: unowned sources %q: must be %s or %s", c.UnownedSources, UnownedRefused, UnownedOpen))
+	}
+	if c.MaxConnections < 1 {
+		errs = append(errs, fmt.Errorf("event bus: max connections %d: must be at least 1", c.MaxConnections))
+	}
+	if c.MaxConnectionsPerRemote < 1 || c.MaxConnectionsPerRemote > c.MaxConnections {
+		errs = append(errs, fmt.Errorf("event bus: max connections per remote %d: must be from 1 to max connections, %d", c.MaxConnectionsPerRemote, c.MaxConnections))
 	}
 	if c.MeshProxyURL != "" {
 		if u, err := url.Parse(c.MeshProxyURL); err != nil || u.Scheme != "http" || u.Host == "" {
@@ -245,13 +265,13 @@ func New(config Config) (*Bus, error) {
 
 	// Started first, stopped last: health is told from the beginning, and the
 	// store is there as long as anybody uses it.
-	all := []component.Component{}
+	all, connections := []component.Component{}, httpserver.NewMetrics(config.Registry)
 	if config.AdminListener != nil {
-		all = append(all, b.adminServer(config, reviews, kubeClient))
+		all = append(all, b.adminServer(config, connections, reviews, kubeClient))
 	}
 	all = append(all, b.store, b.dispatcher)
 	all = append(all, parts...)
-	all = append(all, b.publishServers(config, reviews, publishers, subscribed, owned)...)
+	all = append(all, b.publishServers(config, connections, reviews, publishers, subscribed, owned)...)
 	b.Group = component.NewGroup("eventbus", component.GroupConfig{}, all...)
 	return b, nil
 }
@@ -311,7 +331,7 @@ func managerComponent(mgr ctrl.Manager) component.Component {
 	})
 }
 
-func (b *Bus) adminServer(config Config, reviews *tokens.Reviews, client kubernetes.Interface) component.Component {
+func (b *Bus) adminServer(config Config, connections *httpserver.Metrics, reviews *tokens.Reviews, client kubernetes.Interface) component.Component {
 	settings := admin.Config{
 		DeadLetters: b.store,
 		Ready:       func(context.Context) error { return b.ready() },
@@ -326,8 +346,8 @@ func (b *Bus) adminServer(config Config, reviews *tokens.Reviews, client kuberne
 	}
 	return httpserver.New(httpserver.Config{
 		Name: "eventbus-admin", Listener: config.AdminListener, Handler: handler, Log: config.Log,
-		ReadTimeout: readTimeout, DrainTimeout: config.DrainTimeout,
-	})
+		DrainTimeout: config.DrainTimeout, Metrics: connections,
+	}.Administrative())
 }
 
 // ready is nil when every part has started and events can be stored.
@@ -340,10 +360,10 @@ func (b *Bus) ready() error {
 	}
 }
 
-func (b *Bus) publishServers(config Config, reviews *tokens.Reviews, publishers ingress.Publishers, subscribed func(string) []string, owned func(string) bool) []component.Component {
+func (b *Bus) publishServers(config Config, connections *httpserver.Metrics, reviews *tokens.Reviews, publishers ingress.Publishers, subscribed func(string) []string, owned func(string) bool) []component.Component {
 	metrics, budget := ingress.NewMetrics(config.Registry), ingress.NewBudget(ingress.DefaultMaxBufferedBytes)
 	var servers []component.Component
-	serve := func(name string, listener net.Listener, authorizer ingress.Authorizer, guard func(http.Handler) http.Handler) {
+	serve := func(name string, listener net.Listener, share int, authorizer ingress.Authorizer, guard func(http.Handler) http.Handler) {
 		if listener == nil {
 			return
 		}
@@ -354,15 +374,17 @@ func (b *Bus) publishServers(config Config, reviews *tokens.Reviews, publishers 
 		servers = append(servers, httpserver.New(httpserver.Config{
 			Name: name, Listener: listener, Handler: handler, Log: config.Log,
 			ReadTimeout: readTimeout, DrainTimeout: config.DrainTimeout,
+			MaxConns: config.MaxConnections, MaxConnsPerRemote: share, Metrics: connections,
 		}))
 	}
+	const unshared = 0 // all come from the sidecar
 	none := func(next http.Handler) http.Handler { return next }
-	serve("eventbus-mesh", config.MeshListener,
+	serve("eventbus-mesh", config.MeshListener, unshared,
 		ingress.Mesh{TrustDomain: config.TrustDomain, Everything: config.MeshPublishers, Publishers: publishers}, none)
 	if config.TokenListener != nil {
-		serve("eventbus-token", config.TokenListener, ingress.Tokens{Reviews: reviews, Publishers: publishers}, none)
+		serve("eventbus-token", config.TokenListener, config.MaxConnectionsPerRemote, ingress.Tokens{Reviews: reviews, Publishers: publishers}, none)
 	}
-	serve("eventbus-open", config.OpenListener, ingress.Open{}, func(next http.Handler) http.Handler {
+	serve("eventbus-open", config.OpenListener, config.MaxConnectionsPerRemote, ingress.Open{}, func(next http.Handler) http.Handler {
 		return httpserver.BrowserGuard(httpserver.GuardConfig{Hosts: config.OpenHosts}, next)
 	})
 	return servers

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -31,6 +33,7 @@ import (
 const (
 	envMeasuredNATS = "LAMBDAMESH_TEST_MEASURED_NATS"
 	envMeasuredSink = "LAMBDAMESH_TEST_MEASURED_SINK"
+	envMeasuredFile = "LAMBDAMESH_TEST_MEASURED_FILE" // gets the address to publish at
 )
 
 const hungSinks = 50
@@ -40,12 +43,13 @@ const hungSinks = 50
 func TestMeasuredBus(t *testing.T) {
 	url, sink := os.Getenv(envMeasuredNATS), os.Getenv(envMeasuredSink)
 	if url == "" {
-		t.Skip("runs as a child of TestMemoryStaysBelowThePodsLimitWhileSinksHang only")
+		t.Skip("runs as a child of tests of the pod's memory only")
 	}
 	policy, err := targets.New(targets.Config{Allow: []string{"127.0.0.0/8"}})
 	require.NoError(t, err)
+	listener := listen(t)
 	bus, err := eventbus.New(eventbus.Config{
-		Stream: stream.Config{URL: url}, OpenListener: listen(t), Targets: policy,
+		Stream: stream.Config{URL: url}, OpenListener: listener, Targets: policy,
 		DrainTimeout: time.Second, Log: slog.New(slog.DiscardHandler),
 	})
 	require.NoError(t, err)
@@ -60,7 +64,44 @@ func TestMeasuredBus(t *testing.T) {
 		sub.MaxInFlight, sub.Timeout, sub.Start = 100, 30*time.Second, event.Start{Earliest: true}
 		require.NoError(t, bus.Dispatcher().Set(t.Context(), sub))
 	}
+	file := os.Getenv(envMeasuredFile)
+	require.NoError(t, os.WriteFile(file+".new", []byte(listener.Addr().String()), 0o600))
+	require.NoError(t, os.Rename(file+".new", file))
 	_, _ = io.Copy(io.Discard, os.Stdin)
+}
+
+// measuredBus is a [TestMeasuredBus] with the pod's limits.
+type measuredBus struct {
+	pid    int
+	file   string
+	output *strings.Builder
+}
+
+func startMeasuredBus(t *testing.T, nats, sink string) measuredBus {
+	t.Helper()
+	_, goMemLimit := podLimits(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	child := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestMeasuredBus$", "-test.timeout=5m")
+	b := measuredBus{file: filepath.Join(t.TempDir(), "address"), output: &strings.Builder{}}
+	child.Env = append(os.Environ(), "GOMEMLIMIT="+goMemLimit, envMeasuredNATS+"="+nats, envMeasuredSink+"="+sink, envMeasuredFile+"="+b.file)
+	child.Stdout, child.Stderr = b.output, b.output
+	_, err := child.StdinPipe()
+	require.NoError(t, err)
+	require.NoError(t, child.Start())
+	t.Cleanup(func() { cancel(); _ = child.Wait() })
+	b.pid = child.Process.Pid
+	return b
+}
+
+// address waits until it can be published to.
+func (b measuredBus) address(t *testing.T) (address string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		raw, err := os.ReadFile(b.file)
+		address = string(raw)
+		return err == nil
+	}, 90*time.Second, 20*time.Millisecond, "the bus is ready")
+	return address
 }
 
 // podLimits are the memory limit and GOMEMLIMIT of the manifest.
@@ -78,7 +119,7 @@ func podLimits(t *testing.T) (limit int64, goMemLimit string) {
 }
 
 func TestMemoryStaysBelowThePodsLimitWhileSinksHang(t *testing.T) {
-	limit, goMemLimit := podLimits(t)
+	limit, _ := podLimits(t)
 	const large = 24 // events of 1 MiB for every sink: more than twice the limit
 	server, err := natsserver.New(natsserver.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
@@ -114,15 +155,7 @@ func TestMemoryStaysBelowThePodsLimitWhileSinksHang(t *testing.T) {
 	t.Cleanup(sink.Close)
 	t.Cleanup(func() { close(release) })
 
-	ctx, cancel := context.WithCancel(t.Context())
-	child := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestMeasuredBus$", "-test.timeout=5m")
-	child.Env = append(os.Environ(), "GOMEMLIMIT="+goMemLimit, envMeasuredNATS+"="+server.URL(), envMeasuredSink+"="+sink.URL)
-	var output strings.Builder
-	child.Stdout, child.Stderr = &output, &output
-	_, err = child.StdinPipe()
-	require.NoError(t, err)
-	require.NoError(t, child.Start())
-	t.Cleanup(func() { cancel(); _ = child.Wait() })
+	child := startMeasuredBus(t, server.URL(), sink.URL)
 
 	arrives := func(want string) {
 		t.Helper()
@@ -133,7 +166,7 @@ func TestMemoryStaysBelowThePodsLimitWhileSinksHang(t *testing.T) {
 					return
 				}
 			case <-deadline:
-				t.Fatalf("%s did not arrive at the healthy sink\n%s", want, output.String())
+				t.Fatalf("%s did not arrive at the healthy sink\n%s", want, child.output)
 			}
 		}
 	}
@@ -150,10 +183,57 @@ func TestMemoryStaysBelowThePodsLimitWhileSinksHang(t *testing.T) {
 	publishing("last", event.MaxEventBytes)
 	arrives("last")
 
-	peak := peakMemory(t, child.Process.Pid)
+	peak := peakMemory(t, child.pid)
 	t.Logf("peak memory %d MiB, the pod's limit is %d MiB", peak>>20, limit>>20)
 	require.Less(t, peak, limit)
 	require.Greater(t, peak, limit/8, "the right process was measured")
+}
+
+// Connections, each with as large headers as are taken and a body that does not
+// come, of many addresses at once, and none of them has shown who it is.
+func TestMemoryStaysBelowThePodsLimitUnderAFloodOfHeaders(t *testing.T) {
+	const remotes, each = 4, 1000
+	limit, _ := podLimits(t)
+	server, err := natsserver.New(natsserver.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	run(t, server)
+	child := startMeasuredBus(t, server.URL(), "http://127.0.0.1:1")
+	address := child.address(t)
+
+	request := "POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nX: " + strings.Repeat("x", 63<<10) + "\r\n\r\n"
+	var flood sync.WaitGroup
+	for i := range remotes {
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i))}}
+		flood.Go(func() {
+			for range each {
+				c, err := dialer.DialContext(t.Context(), "tcp", address)
+				if err != nil {
+					continue
+				}
+				t.Cleanup(func() { c.Close() })
+				_ = c.SetWriteDeadline(time.Now().Add(10 * time.Second))
+				_, _ = io.WriteString(c, request) // fails when it is refused
+			}
+		})
+	}
+	flood.Wait()
+	require.Eventually(t, func() bool { // as a publisher does that is told to come again
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+address+"/publish", strings.NewReader("{}"))
+		require.NoError(t, err)
+		for name, value := range map[string]string{"specversion": "1.0", "id": "1", "source": "commerce", "type": "t"} {
+			r.Header.Set("Ce-"+name, value)
+		}
+		response, err := http.DefaultClient.Do(r)
+		if err != nil {
+			return false
+		}
+		defer response.Body.Close()
+		return response.StatusCode == http.StatusAccepted
+	}, time.Minute, 100*time.Millisecond, child.output)
+	peak := peakMemory(t, child.pid)
+	t.Logf("peak memory %d MiB, the pod's limit is %d MiB", peak>>20, limit>>20)
+	require.Less(t, peak, limit*3/4)
+	require.Greater(t, peak, limit/16, "the right process was measured")
 }
 
 // peakMemory is the highest resident set of a process so far.

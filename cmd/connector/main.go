@@ -47,6 +47,7 @@ type options struct {
 	outbound, public, admin string
 	trustDomain, meshProxy  string
 	targets                 targets.Config
+	maxConnections          int
 	leaderElection          bool
 	log                     telemetry.LogConfig
 }
@@ -77,6 +78,7 @@ for --log-level. A flag on the command line wins.`,
 	f.StringSliceVar(&o.targets.Allow, "allow-target", nil, "address, range, name or *.name, each with or without :port, that may be called besides public ones")
 	f.StringSliceVar(&o.targets.Deny, "deny-target", nil, "the same, that may never be called")
 	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, which may be called")
+	f.IntVar(&o.maxConnections, "max-connections", 0, "connections on the outbound and on the public address each; headers beyond 16 KiB count as further ones (default what fits into a quarter of GOMEMLIMIT at 64 KiB each, at most 4096)")
 	f.BoolVar(&o.leaderElection, "leader-elect", true, "let one of several connectors write statuses")
 	f.StringVar(&o.log.Level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.log.Format, "log-format", "json", "json or text")
@@ -91,7 +93,7 @@ func run(ctx context.Context, o options, stderr io.Writer) error {
 	slog.SetDefault(log)
 	ctrllog.SetLogger(telemetry.Logr(log))
 
-	settings := connector.Config{TrustDomain: o.trustDomain, MeshProxyURL: o.meshProxy, LeaderElection: o.leaderElection, Log: log}
+	settings := connector.Config{TrustDomain: o.trustDomain, MeshProxyURL: o.meshProxy, MaxConnections: o.maxConnections, LeaderElection: o.leaderElection, Log: log}
 	if settings.REST, err = kube.RESTConfig(o.kubeconfig); err != nil {
 		return err
 	}

@@ -128,7 +128,9 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 	work := component.NewGroup("controlplane", component.GroupConfig{
 		OnReady: func(name string, elapsed time.Duration) { log.Info("ready", "component", name, "after", elapsed) },
 	}, append([]component.Component{managerComponent(manager), meshController}, servers...)...)
-	admin := httpserver.New(httpserver.Config{Name: "admin", Listener: adminListener, Handler: adminHandler(p.registry, work), Log: log})
+	admin := httpserver.New(httpserver.Config{
+		Name: "admin", Listener: adminListener, Handler: adminHandler(p.registry, work), Log: log, Metrics: httpserver.NewMetrics(p.registry),
+	}.Administrative())
 	log.Info("control plane starts", "version", version, "mesh", o.mesh)
 	return component.NewGroup("process", component.GroupConfig{}, admin, work).Run(ctx)
 }

@@ -102,6 +102,8 @@ is pushed after the next start.`,
 	f.BoolVar(&o.config.LeaderElection, "leader-elect", true, "let one of several replicas dispatch")
 	f.DurationVar(&o.config.DrainTimeout, "drain-timeout", 0, "how long requests and pushes in flight may take at the stop (default 15s)")
 	f.Int64Var(&o.config.MaxBytesInFlight, "max-bytes-in-flight", 0, "memory in bytes that events on their way to sinks may take (default a quarter of GOMEMLIMIT)")
+	f.IntVar(&o.config.MaxConnections, "max-connections", 0, "publishers' connections on each address; headers beyond 16 KiB count as further ones (default what fits into a quarter of GOMEMLIMIT at 64 KiB each, at most 4096)")
+	f.IntVar(&o.config.MaxConnectionsPerRemote, "max-connections-per-remote", 0, "how many of them one client address may have, except on --mesh-address (default half of --max-connections)")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default $KUBECONFIG, or the pod's service account)")
 	logFlags(f, &o.log)
 	cmd.AddCommand(migrateCommand(lookupEnv))

@@ -15,7 +15,7 @@ func TestHelpNamesTheWaysToRun(t *testing.T) {
 	cmd.SetOut(&out)
 	cmd.SetArgs([]string{"--help"})
 	require.NoError(t, cmd.Execute())
-	for _, part := range []string{"POST /publish", "LAMBDAMESH_EVENTBUS_NATS_URL", "--mesh-proxy-url", "--open-address", "SIGTERM"} {
+	for _, part := range []string{"POST /publish", "LAMBDAMESH_EVENTBUS_NATS_URL", "--mesh-proxy-url", "--open-address", "--max-connections-per-remote", "SIGTERM"} {
 		require.Contains(t, out.String(), part)
 	}
 }
