@@ -1,11 +1,19 @@
 package e2e
 
 import (
+	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
+	"runtime"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -237,4 +245,176 @@ spec:
 	var page deadLetters
 	require.NoError(t, json.NewDecoder(answer.Body).Decode(&page))
 	require.Empty(t, page.Items)
+}
+
+// A flood of batches, each with an event that is stored already, is nothing that
+// other sources notice: their events are stored meanwhile.
+func TestAFloodOfDuplicatesStopsNobodyElse(t *testing.T) {
+	const source, other, batches = "hostile-flood", "hostile-flood-other", 60
+	m := shared(t)
+	publishOne(t, m, source, "dup")
+	body := func(n int) string {
+		var b strings.Builder
+		b.WriteString(`[{"specversion":"1.0","id":"dup","source":"` + source + `","type":"t"}`)
+		for i := range 999 {
+			fmt.Fprintf(&b, `,{"specversion":"1.0","id":"%d-%d","source":%q,"type":"t"}`, n, i, source)
+		}
+		return b.String() + "]"
+	}
+	send := func(n int) (response, error) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, m.EventBus+"/publish", strings.NewReader(body(n)))
+		if err != nil {
+			return response{}, err
+		}
+		req.Header.Set("Content-Type", "application/cloudevents-batch+json")
+		return do(http.DefaultClient, req)
+	}
+	answers := make([]response, batches)
+	errs := make([]error, batches)
+	var flood sync.WaitGroup
+	for n := range batches {
+		flood.Go(func() { answers[n], errs[n] = send(n) })
+	}
+	over := make(chan struct{})
+	go func() { flood.Wait(); close(over) }()
+	for n, ended := 0, false; !ended; n++ {
+		select {
+		case <-over:
+			ended = true // and once more
+		default:
+		}
+		publishOne(t, m, other, fmt.Sprint(n))
+	}
+	refused := -1
+	for n, a := range answers {
+		require.NoError(t, errs[n])
+		if a.status != http.StatusAccepted {
+			require.Equal(t, http.StatusTooManyRequests, a.status, a.body)
+			refused = n
+		}
+	}
+	if refused >= 0 { // nothing waits any more
+		again, err := send(refused)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusAccepted, again.status, again.body)
+	}
+}
+
+// dialAs connects to the bus from another address of this machine, which is
+// another client to it.
+func dialAs(t *testing.T, m *mesh, from string) net.Conn {
+	t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	c, err := dialer.DialContext(t.Context(), "tcp", address(t, m.EventBus))
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	require.NoError(t, c.SetDeadline(time.Now().Add(2*time.Minute)))
+	return c
+}
+
+// needOtherAddresses leaves a test out where loopback has one address.
+func needOtherAddresses(t *testing.T) {
+	t.Helper()
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux has all of 127.0.0.0/8")
+	}
+}
+
+// However many idle connections a client opens, it has its share of them at most,
+// and the others publish.
+func TestIdleConnectionsOfOneClientStopNobody(t *testing.T) {
+	needOtherAddresses(t)
+	const connections, share = 2200, 2048
+	m := shared(t)
+	var oldest net.Conn
+	for i := range connections {
+		c := dialAs(t, m, "127.0.0.2")
+		_, err := io.WriteString(c, "GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		require.NoError(t, err)
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		require.NoError(t, err, i)
+		_, _ = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		require.Equal(t, http.StatusNotFound, resp.StatusCode, i)
+		if oldest == nil {
+			oldest = c
+		}
+	}
+	require.NoError(t, oldest.SetReadDeadline(time.Now().Add(30*time.Second)))
+	_, err := oldest.Read(make([]byte, 1))
+	var waited net.Error
+	require.False(t, errors.As(err, &waited) && waited.Timeout(), "the oldest makes room, one client keeps %d at most", share)
+	publishOne(t, m, "hostile-idle", "after-the-flood")
+	require.Regexp(t, `lambdamesh_http_connections_evicted_total\{server="eventbus-open"\} \d+`, busMetrics(t, m))
+}
+
+func busMetrics(t *testing.T, m *mesh) string {
+	t.Helper()
+	resp, err := http.Get(m.EventBusAdmin + "/metrics")
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	return string(raw)
+}
+
+// Headers cost memory before anybody knows whose they are: a client that sends as
+// many as it can, and bodies that never come, has a quarter as many connections.
+func TestLargeHeadersOfOneClientTakeLittleMemory(t *testing.T) {
+	needOtherAddresses(t)
+	const connections, most = 1500, 2048 / 4
+	m := shared(t)
+	before := refusedConnections(t, m)
+	request := "POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nX: " + strings.Repeat("x", 61<<10) + "\r\n\r\n"
+	var flood sync.WaitGroup
+	for range connections {
+		c := dialAs(t, m, "127.0.0.3")
+		flood.Go(func() { _, _ = io.WriteString(c, request) }) // fails when it is refused
+	}
+	flood.Wait()
+	publishOne(t, m, "hostile-headers", "meanwhile")
+	eventually(t, 30*time.Second, func() error {
+		// Of those that are held some may have ended when the last ones came.
+		if n := refusedConnections(t, m) - before; n < (connections-most)/2 {
+			return errorf("%d of %d connections were refused", n, connections)
+		}
+		return nil
+	})
+}
+
+// refusedConnections is how many connections of publishers were refused so far.
+func refusedConnections(t *testing.T, m *mesh) (n int) {
+	t.Helper()
+	line := regexp.MustCompile(`lambdamesh_http_connections_refused_total\{reason="\w+",server="eventbus-open"\} (\d+)`)
+	for _, found := range line.FindAllStringSubmatch(busMetrics(t, m), -1) {
+		count, err := strconv.Atoi(found[1])
+		require.NoError(t, err)
+		n += count
+	}
+	return n
+}
+
+// What an event may have fits into headers, and what is beyond it is told.
+func TestHeadersBeyondTheBoundAreRefusedWithAReason(t *testing.T) {
+	m := shared(t)
+	event := []string{"ce-specversion", "1.0", "ce-id", "1", "ce-source", "hostile-large", "ce-type", "t"}
+	full := event[:len(event):len(event)]
+	for i := range 64 {
+		full = append(full, fmt.Sprint("ce-x", i), strings.Repeat("x", 490))
+	}
+	require.Equal(t, http.StatusAccepted, post(t, m.EventBus+"/publish", "application/json", `{}`, full...).status)
+	many := event[:len(event):len(event)]
+	for i := range 200 {
+		many = append(many, fmt.Sprint("x-", i), "x")
+	}
+	for name, headers := range map[string][]string{
+		"large": append(event[:len(event):len(event)], "x-large", strings.Repeat("x", 80<<10)),
+		"many":  many,
+	} {
+		resp := post(t, m.EventBus+"/publish", "application/json", `{}`, headers...)
+		require.Equal(t, http.StatusRequestHeaderFieldsTooLarge, resp.status, name)
+		require.Equal(t, "application/problem+json", resp.header.Get("Content-Type"), name)
+		require.Contains(t, resp.body, "header", name)
+	}
+	publishOne(t, m, "hostile-large", "2")
 }
