@@ -359,33 +359,34 @@ func busMetrics(t *testing.T, m *mesh) string {
 }
 
 // Headers cost memory before anybody knows whose they are: a client that sends as
-// many as it can, and bodies that never come, has a quarter as many connections.
+// many as it can has a quarter as many connections.
 func TestLargeHeadersOfOneClientTakeLittleMemory(t *testing.T) {
 	needOtherAddresses(t)
 	const connections, most = 1500, 2048 / 4
 	m := shared(t)
-	before := refusedConnections(t, m)
-	request := "POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nX: " + strings.Repeat("x", 61<<10) + "\r\n\r\n"
+	before := endedConnections(t, m)
+	unfinished := "POST /publish HTTP/1.1\r\nHost: localhost\r\nX: " + strings.Repeat("x", 61<<10)
 	var flood sync.WaitGroup
 	for range connections {
 		c := dialAs(t, m, "127.0.0.3")
-		flood.Go(func() { _, _ = io.WriteString(c, request) }) // fails when it is refused
+		flood.Go(func() { _, _ = io.WriteString(c, unfinished) }) // fails when it is ended
 	}
 	flood.Wait()
 	publishOne(t, m, "hostile-headers", "meanwhile")
 	eventually(t, 30*time.Second, func() error {
-		// Of those that are held some may have ended when the last ones came.
-		if n := refusedConnections(t, m) - before; n < (connections-most)/2 {
-			return errorf("%d of %d connections were refused", n, connections)
+		// On a slow machine the first ones have ended by themselves, after 5 s.
+		if n := endedConnections(t, m) - before; n < (connections-most)/4 {
+			return errorf("%d of %d connections were ended", n, connections)
 		}
 		return nil
 	})
 }
 
-// refusedConnections is how many connections of publishers were refused so far.
-func refusedConnections(t *testing.T, m *mesh) (n int) {
+// endedConnections is how many connections of publishers were refused or made
+// room for others so far.
+func endedConnections(t *testing.T, m *mesh) (n int) {
 	t.Helper()
-	line := regexp.MustCompile(`lambdamesh_http_connections_refused_total\{reason="\w+",server="eventbus-open"\} (\d+)`)
+	line := regexp.MustCompile(`lambdamesh_http_connections_(?:refused|evicted)_total\{.*server="eventbus-open"\} (\d+)`)
 	for _, found := range line.FindAllStringSubmatch(busMetrics(t, m), -1) {
 		count, err := strconv.Atoi(found[1])
 		require.NoError(t, err)
