@@ -419,3 +419,56 @@ func TestHeadersBeyondTheBoundAreRefusedWithAReason(t *testing.T) {
 	}
 	publishOne(t, m, "hostile-large", "2")
 }
+
+// A slip in spec.source is refused; it must not cost the events that wait.
+func TestHostileSlipInASourceLosesNothing(t *testing.T) {
+	m := shared(t)
+	const namespace = "hostile-bus-slip"
+	got := make(chan string, 100)
+	sink := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got <- r.Header.Get("Ce-Id") }))
+	t.Cleanup(sink.Close)
+	set := func(source string, paused bool) {
+		t.Helper()
+		m.apply(t, fmt.Sprintf(`
+apiVersion: v1
+kind: Namespace
+metadata: {name: %[1]s}
+---
+apiVersion: lambdamesh.dev/v1alpha1
+kind: Subscription
+metadata: {name: carts, namespace: %[1]s}
+spec:
+  source: %[2]s
+  types: ["**"]
+  paused: %[3]t
+  sink: {uri: "%[4]s"}
+`, namespace, source, paused, sink.URL))
+	}
+	const right = "/" + namespace + "/cart"
+	set(right, true)
+	m.waitFor(t, namespace, "subscription/carts", "Subscribed")
+	want := map[string]bool{}
+	for i := range 3 {
+		id := fmt.Sprintf("before-%d", i)
+		want[id] = true
+		publishOne(t, m, right, id)
+	}
+	set("/hostile-bus-slipp/cart", true)
+	m.mustKubectl(t, "", "wait", "-n", namespace, "subscription/carts", "--for=condition=Subscribed=false", "--timeout=60s")
+	// While it is refused and not paused, too: nothing holds the events back then
+	// but the refusal.
+	set("/hostile-bus-slipp/cart", false)
+	m.mustKubectl(t, "", "wait", "-n", namespace, "subscription/carts", "--for=jsonpath={.status.observedGeneration}=3", "--timeout=60s")
+	want["meanwhile"] = true
+	publishOne(t, m, right, "meanwhile")
+	set(right, false)
+	deadline := time.After(time.Minute)
+	for len(want) > 0 {
+		select {
+		case id := <-got:
+			delete(want, id)
+		case <-deadline:
+			t.Fatalf("not delivered: %v", want)
+		}
+	}
+}

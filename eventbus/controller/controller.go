@@ -54,7 +54,6 @@ const (
 type Dispatcher interface {
 	Set(ctx context.Context, sub push.Subscription) error
 	Hold(ctx context.Context, sub push.Subscription) error
-	Deny(ctx context.Context, sub push.Subscription) error
 	Remove(ctx context.Context, uid string) error
 	Stats(uid string) (push.Stats, bool)
 	Info(ctx context.Context, uid string) (event.ConsumerInfo, error)
@@ -313,8 +312,9 @@ func (r *Reconciler) sinks(ctx context.Context, sub *v1alpha1.Subscription, want
 	return nil
 }
 
-// refused dispatches nothing and says why. The backlog stays, unless it may not
-// be read.
+// refused dispatches nothing and says why. The backlog stays: what the
+// subscription was permitted before it was changed is still its own. What it is
+// not permitted is left out event by event, when it is its turn.
 func (r *Reconciler) refused(ctx context.Context, sub *v1alpha1.Subscription, wanted *push.Subscription, err error) error {
 	why, ok := errors.AsType[*refusal](err)
 	if !ok {
@@ -323,9 +323,6 @@ func (r *Reconciler) refused(ctx context.Context, sub *v1alpha1.Subscription, wa
 	reconcile.False(sub, v1alpha1.ConditionSubscribed, why.reason, why.message)
 	for _, other := range []string{v1alpha1.ConditionSinkReady, v1alpha1.ConditionDelivering} {
 		reconcile.False(sub, other, ReasonNotDispatched, "the subscription is refused: "+why.message)
-	}
-	if why.reason == v1alpha1.ReasonNotPermitted {
-		return r.dispatcher.Deny(ctx, *wanted)
 	}
 	return r.dispatcher.Hold(ctx, *wanted)
 }

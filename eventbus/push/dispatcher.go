@@ -212,18 +212,7 @@ func (d *Dispatcher) Set(ctx context.Context, sub Subscription) error {
 // permitted count. One that was never dispatched has no position, which is no
 // error.
 func (d *Dispatcher) Hold(ctx context.Context, sub Subscription) error {
-	return d.refuse(ctx, sub, false)
-}
-
-// Deny is for a subscription that may be given nothing: what is there and what
-// comes is acknowledged, is pushed nowhere and leaves no dead letter. It is like
-// Hold otherwise.
-func (d *Dispatcher) Deny(ctx context.Context, sub Subscription) error {
-	return d.refuse(ctx, sub, true)
-}
-
-func (d *Dispatcher) refuse(ctx context.Context, sub Subscription, denied bool) error {
-	if d.refuseRunning(sub.UID, denied) {
+	if d.holdRunning(sub.UID) {
 		return nil
 	}
 	consumer, err := d.config.Source.Consumer(ctx, sub.UID)
@@ -233,23 +222,23 @@ func (d *Dispatcher) refuse(ctx context.Context, sub Subscription, denied bool) 
 	if err != nil {
 		return fmt.Errorf("subscription %s/%s: %w", sub.Namespace, sub.Name, err)
 	}
-	sub.Hold, sub.Denied, sub.DeadLetter = !denied, denied, nil
+	sub.Hold, sub.DeadLetter = true, nil
 	sub.Selectors, sub.Filter, sub.OrderBy = nil, nil, ""
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if r, ok := d.runners[sub.UID]; ok {
-		r.refuse(denied)
+		r.hold()
 		return nil
 	}
 	return d.start(sub, consumer)
 }
 
-func (d *Dispatcher) refuseRunning(uid string, denied bool) bool {
+func (d *Dispatcher) holdRunning(uid string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	r, ok := d.runners[uid]
 	if ok {
-		r.refuse(denied)
+		r.hold()
 	}
 	return ok
 }

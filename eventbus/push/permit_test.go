@@ -29,15 +29,15 @@ func tenant(orderBy string) (sub push.Subscription, permitted *atomic.Bool) {
 
 func TestWhatIsNotPermittedGoesNowhere(t *testing.T) {
 	for name, revoke := range map[string]func(t *testing.T, d *push.Dispatcher, sub push.Subscription){
-		"denied": func(t *testing.T, d *push.Dispatcher, sub push.Subscription) {
-			require.NoError(t, d.Deny(t.Context(), sub))
+		"held": func(t *testing.T, d *push.Dispatcher, sub push.Subscription) {
+			require.NoError(t, d.Hold(t.Context(), sub))
 		},
-		"denied while it was paused": func(t *testing.T, d *push.Dispatcher, sub push.Subscription) {
+		"held while it was paused": func(t *testing.T, d *push.Dispatcher, sub push.Subscription) {
 			paused := sub
 			paused.Hold = true
 			require.NoError(t, d.Set(t.Context(), paused))
 			synctest.Wait()
-			require.NoError(t, d.Deny(t.Context(), sub))
+			require.NoError(t, d.Hold(t.Context(), sub))
 		},
 		"before the dispatcher was told": func(*testing.T, *push.Dispatcher, push.Subscription) {},
 	} {
@@ -100,22 +100,54 @@ func TestPermissionThatEndsDuringAPushLeavesNoDeadLetter(t *testing.T) {
 	})
 }
 
-func TestASubscriptionDeniedAfterARestartLeavesNothing(t *testing.T) {
+func TestASubscriptionRefusedAfterARestartLeavesNothingOfWhatItMayNotHave(t *testing.T) {
 	bubble(t, func(*http.Request) (*http.Response, error) { return answer(200), nil },
 		func(t *testing.T, b *broker, d *push.Dispatcher) {
-			sub, _ := tenant("")
-			require.NoError(t, d.Deny(t.Context(), sub), "one without a position")
+			sub, permitted := tenant("")
+			permitted.Store(false)
+			require.NoError(t, d.Hold(t.Context(), sub), "one without a position")
 			_, err := b.Subscribe(t.Context(), event.ConsumerSpec{Name: "u1"}) // by the process before
 			require.NoError(t, err)
-			require.NoError(t, d.Deny(t.Context(), sub))
+			require.NoError(t, d.Hold(t.Context(), sub))
 			b.add(1, "1")
-			b.put(delivery{seq: 2, stored: time.Now(), bad: &event.Unreadable{Err: errors.New("broken")}})
+			time.Sleep(2 * time.Hour)
 			synctest.Wait()
-			require.ElementsMatch(t, []uint64{1, 2}, b.acked)
+			require.Equal(t, []uint64{1}, b.acked)
 			require.Empty(t, b.dead())
 			stats, _ := d.Stats("u1")
 			require.Zero(t, stats.Delivered)
 		})
+}
+
+// A slip in spec.source is refused as what is not permitted; the events that the
+// subscription may have wait until it is put right.
+func TestWhatIsPermittedSurvivesARefusal(t *testing.T) {
+	for _, orderBy := range []string{"", "subject"} {
+		t.Run(orderBy, func(t *testing.T) {
+			var pushed []string
+			bubble(t, func(r *http.Request) (*http.Response, error) {
+				pushed = append(pushed, r.Header.Get("Ce-Id"))
+				return answer(200), nil
+			}, func(t *testing.T, b *broker, d *push.Dispatcher) {
+				sub, _ := tenant(orderBy)
+				paused := sub
+				paused.Hold = true
+				require.NoError(t, d.Set(t.Context(), paused))
+				b.keyed(1, "1", "a")
+				b.keyed(2, "2", "b")
+				synctest.Wait()
+				require.NoError(t, d.Hold(t.Context(), sub))
+				b.keyed(3, "3", "a")
+				time.Sleep(time.Minute)
+				require.Empty(t, pushed)
+				require.Empty(t, b.acked)
+				require.NoError(t, d.Set(t.Context(), sub))
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				require.ElementsMatch(t, []string{"1", "2", "3"}, pushed)
+			})
+		})
+	}
 }
 
 func TestARefusedSubscriptionGetsNoDeadLettersPushed(t *testing.T) {

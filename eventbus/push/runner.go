@@ -84,15 +84,12 @@ func (r *runner) update(sub Subscription, consumer event.Consumer) {
 	r.signal()
 }
 
-// refuse pushes nothing more, nor dead letters: whatever is there waits or, when
-// nothing is permitted, is acknowledged.
-func (r *runner) refuse(denied bool) {
+// hold pushes nothing more, nor dead letters: whatever is there waits.
+func (r *runner) hold() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.sub.Hold, r.sub.Denied, r.sub.DeadLetter = !denied, denied, nil
-	if r.sub.Hold {
-		r.stopFetching()
-	}
+	r.sub.Hold, r.sub.DeadLetter = true, nil
+	r.stopFetching()
 	r.signal()
 }
 
@@ -380,9 +377,6 @@ func (r *runner) handle(sub *Subscription, d delivery) (done bool) {
 // message that names none was selected by the broker.
 func (r *runner) permitted(source string) (bool, error) {
 	sub, _ := r.current()
-	if sub.Denied {
-		return false, nil
-	}
 	if sub.Permit == nil || source == "" {
 		return true, nil
 	}

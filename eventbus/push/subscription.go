@@ -63,9 +63,6 @@ type Subscription struct {
 	// Hold keeps the position and pushes nothing: paused, or the sink is not
 	// there. What gets older than Retry.MaxAge becomes a dead letter all the same.
 	Hold bool
-	// Denied: nothing is permitted, see Permit. Events do not wait as those of a
-	// subscription on hold do, or it would be given them once it is permitted again.
-	Denied bool
 }
 
 // selects reports whether an event that the broker offers is for the subscription.
