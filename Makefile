@@ -65,7 +65,7 @@ cluster-down: check-go ## End that cluster and undo what it changed, also after 
 # Of which platforms and which images: make push PLATFORMS=linux/amd64 IMAGES=controlplane,proxy REGISTRY=...
 PLATFORMS ?=
 IMAGES ?=
-IMAGE_FLAGS = --version '$(VERSION)' --platforms '$(PLATFORMS)' --images '$(IMAGES)'
+IMAGE_FLAGS = --version '$(VERSION)' --platforms '$(PLATFORMS)' --images '$(IMAGES)' $(ARGS)
 
 .PHONY: images
 images: check-go ## Build container images into dist/images (OCI layout) and dist/images.tar; PLATFORMS=, IMAGES=
@@ -74,6 +74,10 @@ images: check-go ## Build container images into dist/images (OCI layout) and dis
 .PHONY: push
 push: check-go ## Build them for amd64 and arm64 and push them: make push REGISTRY=registry.example.com/lambdamesh
 	@hack/images/run push $(IMAGE_FLAGS) '$(REGISTRY)'
+
+.PHONY: images-lock
+images-lock: check-go ## Take the versions of Debian's packages of today into the runtimes' images
+	@hack/images/run lock
 
 ##@ Test
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -71,8 +72,9 @@ for --xds-address.`,
 	f.StringSliceVar(&o.targets.Allow, "allow-target", nil, "CIDR, host or host:port that a jwksUri, a WorkloadEntry or an EndpointSlice written by hand may name besides public addresses; repeatable")
 	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, allowed for a jwksUri; repeatable")
 	f.StringToIntVar(&o.limits, "limit", nil, "what APIRules may take of gateways: <apirule|namespace|gateway>.<bytes|matchers|keysets|hosts>=<number> or keyset.bytes=<number>; repeatable (default "+translate.Limits{}.String()+")")
-	f.StringVar(&o.images.Prefix, "runtime-image-prefix", "", "images with the language are <prefix><runtime>:<tag> (default: the official node and python images)")
-	f.StringVar(&o.images.Tag, "runtime-image-tag", version, "tag of the images when --runtime-image-prefix is set")
+	f.StringVar(&o.images.Prefix, "runtime-image-prefix", "ghcr.io/lambdamesh/runtime-", "images with the language are <prefix><runtime>:<tag>; empty: the official node and python images")
+	// As `make push` tags them: a '+' may stand in versions and not in tags.
+	f.StringVar(&o.images.Tag, "runtime-image-tag", strings.ReplaceAll(version, "+", "-"), "tag of those images; <version>-<tag> for lambdas that name a version of the language")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default $KUBECONFIG, or the pod's service account)")
 	f.StringVar(&o.log.Level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.log.Format, "log-format", "json", "json or text")

@@ -73,6 +73,11 @@ func build(ctx context.Context, report *progress.Reporter, o options, platforms 
 	if err != nil {
 		return source, nil, err
 	}
+	runtimeSpecs, err := b.runtimes(ctx, filepath.Join(o.cache, "debian"), o.locked)
+	if err != nil {
+		return source, nil, err
+	}
+	specs = append(specs, runtimeSpecs...)
 	var images []*oci.Image
 	for _, spec := range specs {
 		image, err := oci.Assemble(source, spec)

@@ -3,10 +3,12 @@
 //
 //	images build [FLAGS]            into dist/images and dist/images.tar
 //	images push [FLAGS] REGISTRY    to a registry, e.g. ghcr.io/lambdamesh
+//	images lock [FLAGS]             takes the versions that Debian has today
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -14,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -39,11 +42,12 @@ type options struct {
 	root, cache, version string
 	platforms, only      string
 	registry             string
+	locked               bool
 }
 
 func run(ctx context.Context, arguments []string, stdout, stderr io.Writer) error {
-	if len(arguments) == 0 || (arguments[0] != "build" && arguments[0] != "push") {
-		return fmt.Errorf("say what to do: build or push REGISTRY")
+	if len(arguments) == 0 || !slices.Contains([]string{"build", "push", "lock"}, arguments[0]) {
+		return errors.New("say what to do: build, push REGISTRY or lock")
 	}
 	verb := arguments[0]
 	o := options{registry: localNames}
@@ -53,6 +57,7 @@ func run(ctx context.Context, arguments []string, stdout, stderr io.Writer) erro
 	flags.StringVar(&o.version, "version", "", "what the programs print as their version, and with '-' for '+' the tag")
 	flags.StringVar(&o.platforms, "platforms", "", "comma-separated; default: this machine's architecture to build, linux/amd64,linux/arm64 to push")
 	flags.StringVar(&o.only, "images", "", "comma-separated names; default: all")
+	flags.BoolVar(&o.locked, "locked", false, "fail when Debian no longer has a package of debian.lock; default: take today's, and say so")
 	if err := flags.Parse(arguments[1:]); err != nil {
 		return err
 	}
@@ -78,6 +83,9 @@ func run(ctx context.Context, arguments []string, stdout, stderr io.Writer) erro
 		return err
 	}
 	report := progress.New(stderr)
+	if verb == "lock" {
+		return lock(ctx, report, o)
+	}
 	source, images, err := build(ctx, report, o, platforms)
 	if err != nil {
 		return err
