@@ -29,29 +29,35 @@ const (
 // errNoKeys: the keys could not be had, so that nothing is known of a token.
 var errNoKeys = errors.New("the API server's keys are not known")
 
+// errNewKey: a token names a key that is not among those known, and the API server
+// was asked for them too recently, or did not answer, to say that there is none.
+var errNewKey = errors.New("the key of the token is not known yet; try again in some seconds")
+
 // keys are those of the API server, as far as they are known.
 type keys struct {
 	source KeySource // nil: they are never known
 
-	mu      sync.Mutex
-	set     keyfunc.Keyfunc // nil until it was had
-	asked   time.Time
-	pending chan struct{} // closed when the question under way is answered
+	mu       sync.Mutex
+	set      keyfunc.Keyfunc // nil until it was had
+	asked    time.Time
+	answered bool          // the last question
+	pending  chan struct{} // closed when the question under way is answered
 }
 
 // verify returns the subject of a token that the API server has signed for the
-// event bus. It fails with errNoKeys, or because the token is none.
+// event bus. It fails with errNoKeys or errNewKey, or because the token is none.
 func (k *keys) verify(token string) (subject string, err error) {
 	set := k.known()
 	if set == nil {
-		if set = k.refresh(); set == nil {
+		if set, _ = k.refresh(); set == nil {
 			return "", errNoKeys
 		}
 	}
 	subject, err = subjectOf(token, set)
 	if errors.Is(err, jwt.ErrTokenUnverifiable) { // no such key: it may be a new one
-		if set = k.refresh(); set != nil {
-			subject, err = subjectOf(token, set)
+		set, fresh := k.refresh()
+		if subject, err = subjectOf(token, set); errors.Is(err, jwt.ErrTokenUnverifiable) && !fresh {
+			return "", errNewKey
 		}
 	}
 	return subject, err
@@ -75,18 +81,21 @@ func (k *keys) known() keyfunc.Keyfunc {
 }
 
 // refresh asks for the keys unless that was done a moment ago, and returns what
-// is known then. Those who come meanwhile wait for the same answer.
-func (k *keys) refresh() keyfunc.Keyfunc {
+// is known then, and whether that is an answer of now. Those who come meanwhile
+// wait for the same answer.
+func (k *keys) refresh() (set keyfunc.Keyfunc, fresh bool) {
 	k.mu.Lock()
 	pending := k.pending
 	switch {
 	case pending != nil:
 		k.mu.Unlock()
 		<-pending
-		return k.known()
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return k.set, k.answered
 	case k.source == nil, !k.asked.IsZero() && time.Since(k.asked) < keysEvery:
 		defer k.mu.Unlock()
-		return k.set
+		return k.set, false
 	}
 	pending = make(chan struct{})
 	k.pending, k.asked = pending, time.Now()
@@ -95,16 +104,17 @@ func (k *keys) refresh() keyfunc.Keyfunc {
 	// For everybody who waits, so it does not end with one of them.
 	ctx, cancel := context.WithTimeout(context.Background(), reviewTimeout)
 	defer cancel()
-	set, err := k.ask(ctx)
+	asked, err := k.ask(ctx)
 
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if err == nil {
-		k.set = set
+		k.set = asked
 	}
+	k.answered = err == nil
 	k.pending = nil
 	close(pending)
-	return k.set
+	return k.set, k.answered
 }
 
 func (k *keys) ask(ctx context.Context) (keyfunc.Keyfunc, error) {

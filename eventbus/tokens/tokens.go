@@ -172,6 +172,8 @@ func (r *Reviews) admit(token string, request *http.Request) error {
 			return ErrTooMany
 		}
 		return nil
+	case errors.Is(err, errNewKey):
+		return err // no verdict
 	case err != nil:
 		return ErrUnauthenticated
 	case !r.limiter("sub "+subject).AllowN(now, 1):
