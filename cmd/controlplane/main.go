@@ -75,6 +75,7 @@ for --xds-address.`,
 	f.StringVar(&o.images.Prefix, "runtime-image-prefix", "ghcr.io/lambdamesh/runtime-", "images with the language are <prefix><runtime>:<tag>; empty: the official node and python images")
 	// As `make push` tags them: a '+' may stand in versions and not in tags.
 	f.StringVar(&o.images.Tag, "runtime-image-tag", strings.ReplaceAll(version, "+", "-"), "tag of those images; <version>-<tag> for lambdas that name a version of the language")
+	o.sidecars.flags(f)
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default $KUBECONFIG, or the pod's service account)")
 	f.StringVar(&o.log.Level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.log.Format, "log-format", "json", "json or text")

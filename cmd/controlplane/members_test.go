@@ -7,6 +7,9 @@ import (
 	"encoding/pem"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,14 +23,18 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
+	"github.com/lambdamesh/lambdamesh/meshconfig/proxy/bootstrap"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/sidecar"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
@@ -167,4 +174,97 @@ func TestAPodIsGivenTheIdentityOfItsOwnTokenAndNobodyElses(t *testing.T) {
 		}
 		return nil
 	}, "the token of the pod that is gone")
+}
+
+func TestNamespacesWithMembersHaveWhatTheirProxiesReadFirst(t *testing.T) {
+	config, c := cluster(t)
+	address := freeAddress(t)
+	start(t, config, "--mesh=envoy", "--xds-address="+address, "--proxy-xds-address=controlplane.lambdamesh-system.svc:15010", "--proxy-image=registry.example/proxy:v1")
+	withLambda, withPod, without := testkit.Namespace(t, config), testkit.Namespace(t, config), testkit.Namespace(t, config)
+	lambda, _ := greeting(withLambda)
+	require.NoError(t, c.Create(t.Context(), lambda))
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "web-1", Namespace: withPod, Labels: map[string]string{v1alpha1.LabelSidecar: "true", v1alpha1.LabelMember: "web"}},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "web", Image: "web"}}},
+	}
+	require.NoError(t, c.Create(t.Context(), pod))
+	find := func(namespace string) (*corev1.ConfigMap, error) {
+		found := &corev1.ConfigMap{}
+		err := c.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: v1alpha1.ConfigMapMesh}, found)
+		return found, err
+	}
+	wait := func(namespace, why string, good func(*corev1.ConfigMap, error) error) {
+		t.Helper()
+		testkit.Eventually(t, patience, func() error { return good(find(namespace)) }, why)
+	}
+	var data map[string]string
+	for _, namespace := range []string{v1alpha1.SystemNamespace, withLambda, withPod} {
+		wait(namespace, "the ConfigMap of "+namespace, func(found *corev1.ConfigMap, err error) error { data = found.Data; return err })
+	}
+	_, err := find(without)
+	require.True(t, apierrors.IsNotFound(err), "%v", err)
+
+	// It is what a proxy understands, and the CA that the control plane has.
+	clients, err := kubernetes.NewForConfig(config)
+	require.NoError(t, err)
+	secret, err := clients.CoreV1().Secrets(v1alpha1.SystemNamespace).Get(t.Context(), ca.SecretName, metav1.GetOptions{})
+	require.NoError(t, err)
+	require.Equal(t, string(secret.Data[corev1.TLSCertKey]), data["ca.crt"])
+	dir := t.TempDir()
+	for _, name := range []string{"ca.crt", "envoy.yaml", "xds-token.yaml"} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(strings.ReplaceAll(data[name], sidecar.MeshDir, dir)), 0o600))
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "envoy.yaml"))
+	require.NoError(t, err)
+	understood, err := bootstrap.Read(text, nil)
+	require.NoError(t, err)
+	require.Equal(t, &bootstrap.Bootstrap{
+		Admin:     "127.0.0.1:15000",
+		Listeners: []bootstrap.Listener{{Name: "ready", Address: "0.0.0.0:15021", Paths: []string{"/ready", "/stats/prometheus"}}},
+		ControlPlane: bootstrap.ControlPlane{
+			Address: "controlplane.lambdamesh-system.svc:15010", ServerName: "controlplane.lambdamesh-system.svc",
+			CAFile: filepath.Join(dir, "ca.crt"), TokenFile: filepath.Join(dir, "token"),
+		},
+	}, understood)
+
+	// The lambda's pods have a sidecar, and no port past it.
+	testkit.Eventually(t, patience, func() error {
+		deployment := &appsv1.Deployment{}
+		if err := c.Get(t.Context(), client.ObjectKeyFromObject(lambda), deployment); err != nil {
+			return err
+		}
+		template := deployment.Spec.Template
+		require.Equal(t, "true", template.Labels[v1alpha1.LabelSidecar])
+		require.Equal(t, "registry.example/proxy:v1", template.Spec.InitContainers[0].Image)
+		require.Equal(t, "http", template.Spec.InitContainers[0].Ports[0].Name)
+		require.Len(t, template.Spec.Containers[0].Ports, 1)
+		require.Equal(t, int32(8081), template.Spec.Containers[0].Ports[0].ContainerPort)
+		return nil
+	}, "the lambda is deployed")
+
+	// Who changes or deletes it gets it back; it goes with the last member.
+	changed, err := find(withLambda)
+	require.NoError(t, err)
+	changed.Data["ca.crt"], changed.Labels = "another CA", nil
+	require.NoError(t, c.Update(t.Context(), changed))
+	wait(withLambda, "the ConfigMap is put right", func(found *corev1.ConfigMap, err error) error {
+		if err == nil && (found.Data["ca.crt"] != data["ca.crt"] || found.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedBy) {
+			return fmt.Errorf("%v %s", found.Labels, found.Data["ca.crt"])
+		}
+		return err
+	})
+	require.NoError(t, c.Delete(t.Context(), changed))
+	wait(withLambda, "the ConfigMap is made again", func(_ *corev1.ConfigMap, err error) error { return err })
+	require.NoError(t, c.Delete(t.Context(), pod, client.GracePeriodSeconds(0)))
+	require.NoError(t, c.Delete(t.Context(), lambda))
+	for _, namespace := range []string{withLambda, withPod} {
+		wait(namespace, "the ConfigMap goes", func(_ *corev1.ConfigMap, err error) error {
+			if !apierrors.IsNotFound(err) {
+				return fmt.Errorf("it is there: %w", err)
+			}
+			return nil
+		})
+	}
+	_, err = find(v1alpha1.SystemNamespace)
+	require.NoError(t, err)
 }

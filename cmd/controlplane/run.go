@@ -32,6 +32,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
+	"github.com/lambdamesh/lambdamesh/pkg/sidecar"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
 	"github.com/lambdamesh/lambdamesh/pkg/telemetry"
 )
@@ -49,6 +50,7 @@ type options struct {
 	targets        targets.Config
 	limits         map[string]int
 	images         build.Images
+	sidecars       sidecarOptions
 	kubeconfig     string
 	log            telemetry.LogConfig
 }
@@ -62,6 +64,8 @@ type parts struct {
 	meshConfig types.NamespacedName
 	log        *slog.Logger
 	registry   *prometheus.Registry
+	// sidecar of lambdas' pods; nil where Istio injects one.
+	sidecar *sidecar.Config
 }
 
 func run(ctx context.Context, stderr io.Writer, o *options) error {
@@ -114,6 +118,7 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 		Deploy: deploy.Options{
 			TrustDomain: o.trustDomain, SystemNamespace: o.namespace,
 			Gateways: []types.NamespacedName{p.settings.GatewayServiceAccount},
+			Sidecar:  p.sidecar,
 		},
 	}); err != nil {
 		return err
@@ -189,6 +194,10 @@ func istioMesh(_ context.Context, p *parts) (mesh.Output, []component.Component,
 }
 
 func envoyMesh(ctx context.Context, p *parts) (mesh.Output, []component.Component, error) {
+	var err error
+	if p.sidecar, err = p.sidecars.config(); err != nil {
+		return nil, nil, err
+	}
 	clients, err := kubernetes.NewForConfig(p.manager.GetConfig())
 	if err != nil {
 		return nil, nil, fmt.Errorf("connect to the API server: %w", err)
@@ -219,6 +228,9 @@ func envoyMesh(ctx context.Context, p *parts) (mesh.Output, []component.Componen
 		Peers: peers,
 	})
 	if err != nil {
+		return nil, nil, errors.Join(err, listener.Close())
+	}
+	if err := addMembers(p, authority); err != nil {
 		return nil, nil, errors.Join(err, listener.Close())
 	}
 	return output, []component.Component{output.Server()}, nil

@@ -19,6 +19,7 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/lambdas/build"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/sidecar"
 )
 
 const (
@@ -38,6 +39,8 @@ const (
 	// a sidecar, and nobody else writes into ours.
 	injectedAnnotation = "sidecar.istio.io/status"
 	sourceDir          = "/lambda/source"
+	// envPrefix of what the runtimes are told by us and by nobody else.
+	envPrefix = "LAMBDAMESH_"
 
 	defaultTimeout      = 180 * time.Second
 	defaultMaxBodyBytes = 1 << 20
@@ -59,6 +62,8 @@ type Options struct {
 	// callers apart; unset, they are those of wellknown.go.
 	TrustDomain string
 	Gateways    []types.NamespacedName
+	// Sidecar of every pod, in a mesh without Istio; nil: Istio injects one.
+	Sidecar *sidecar.Config
 }
 
 // Objects run one lambda.
@@ -85,7 +90,7 @@ func Check(lambda *v1alpha1.Lambda) (reason, message string) {
 		return v1alpha1.ReasonNotSupported, "scale.min: 0 (to zero) is not supported by this version; write 1 or more"
 	}
 	for _, env := range lambda.Spec.Env {
-		if strings.HasPrefix(env.Name, "LAMBDAMESH_") {
+		if strings.HasPrefix(env.Name, envPrefix) {
 			return v1alpha1.ReasonInvalid, fmt.Sprintf("env %s: names that begin with LAMBDAMESH_ are the runtime's; use another one", env.Name)
 		}
 	}
@@ -179,6 +184,12 @@ func deployment(lambda *v1alpha1.Lambda, artifact build.Artifact, options Option
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 	}
 	volumes := []corev1.Volume{{Name: "tmp", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+	var proxies []corev1.Container
+	if options.Sidecar != nil {
+		proxies = []corev1.Container{options.Sidecar.Container(new(int64(uid)), new(int64(uid)))}
+		volumes = append(volumes, sidecar.Volumes()...)
+		addSidecarTo(&container)
+	}
 	for _, part := range mounted(artifact) {
 		volumes = append(volumes, corev1.Volume{Name: part.volume, VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
 			LocalObjectReference: corev1.LocalObjectReference{Name: sourceName(lambda, artifact)}, Items: part.items(),
@@ -205,7 +216,7 @@ func deployment(lambda *v1alpha1.Lambda, artifact build.Artifact, options Option
 			},
 			Template: corev1.PodTemplateSpec{
 				ObjectMeta: metav1.ObjectMeta{
-					Labels: podLabels(lambda),
+					Labels: podLabels(lambda, options),
 					Annotations: map[string]string{
 						v1alpha1.AnnotationRuntime:    string(lambda.Spec.Runtime),
 						v1alpha1.AnnotationSourceHash: artifact.SourceHash,
@@ -214,11 +225,29 @@ func deployment(lambda *v1alpha1.Lambda, artifact build.Artifact, options Option
 				Spec: corev1.PodSpec{
 					ServiceAccountName: lambda.Name, AutomountServiceAccountToken: new(false),
 					TerminationGracePeriodSeconds: new(int64(timeout.Seconds()) + preStopSeconds + 10),
+					InitContainers:                proxies,
 					Containers:                    []corev1.Container{container},
 					Volumes:                       volumes,
 				},
 			},
 		},
+	}
+}
+
+// addSidecarTo has the lambda listen where only its sidecar reaches it, and call
+// through it. Its port is the sidecar's then: past that there is none to call. What
+// the user's env says about proxies stays.
+func addSidecarTo(container *corev1.Container) {
+	container.VolumeMounts = append(container.VolumeMounts, sidecar.Mount())
+	container.Ports = slices.DeleteFunc(container.Ports, func(p corev1.ContainerPort) bool { return p.Name == v1alpha1.ServiceHTTPPort })
+	for _, variable := range sidecar.Env() {
+		i := slices.IndexFunc(container.Env, func(e corev1.EnvVar) bool { return e.Name == variable.Name })
+		switch {
+		case i < 0:
+			container.Env = append(container.Env, variable)
+		case strings.HasPrefix(variable.Name, envPrefix):
+			container.Env[i] = variable
+		}
 	}
 }
 
@@ -272,11 +301,14 @@ func labels(lambda *v1alpha1.Lambda) map[string]string {
 	return map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy, v1alpha1.LabelLambda: lambda.Name}
 }
 
-// podLabels ask for Istio's sidecar: without one nobody would check who calls.
-// Where there is no Istio nobody reads the label.
-func podLabels(lambda *v1alpha1.Lambda) map[string]string {
+// podLabels ask for Istio's sidecar, where the pod has none of ours: without one
+// nobody would check who calls.
+func podLabels(lambda *v1alpha1.Lambda, options Options) map[string]string {
 	all := labels(lambda)
-	all["sidecar.istio.io/inject"] = "true"
+	all["sidecar.istio.io/inject"] = strconv.FormatBool(options.Sidecar == nil)
+	if options.Sidecar != nil {
+		all[v1alpha1.LabelSidecar] = "true"
+	}
 	return all
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/lambdas/build"
 	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/sidecar"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
@@ -30,8 +31,12 @@ func TestObjects(t *testing.T) {
 	tests := map[string]struct {
 		change   func(*v1alpha1.Lambda)
 		artifact build.Artifact
+		options  deploy.Options
 	}{
-		"defaults": {func(*v1alpha1.Lambda) {}, local},
+		"defaults": {func(*v1alpha1.Lambda) {}, local, deploy.Options{}},
+		"sidecar": {func(l *v1alpha1.Lambda) {
+			l.Spec.Env = []corev1.EnvVar{{Name: "HTTP_PROXY", Value: "http://proxy.corp.example:3128"}}
+		}, local, deploy.Options{Sidecar: &sidecar.Config{Image: "registry.example/proxy:v1"}}},
 		"everything": {func(l *v1alpha1.Lambda) {
 			l.Spec.Runtime = v1alpha1.RuntimePython
 			l.Spec.Handler = "handle"
@@ -44,17 +49,17 @@ func TestObjects(t *testing.T) {
 			l.Spec.Timeout = &metav1.Duration{Duration: 30 * time.Second}
 			l.Spec.MaxBodyBytes = new(int64(4096))
 			l.Spec.Scale = v1alpha1.LambdaScale{Min: new(int32(3))}
-		}, build.Artifact{Image: "registry.example/python:v1", SourceHash: "4567", Files: map[string]string{"main.py": "def handle(event, context): pass\n"}, Server: map[string]string{"server.py": "import sys\n", "lambdamesh_runtime/server.py": "\n"}, Command: []string{"python3", "/lambda/runtime/server.py"}}},
+		}, build.Artifact{Image: "registry.example/python:v1", SourceHash: "4567", Files: map[string]string{"main.py": "def handle(event, context): pass\n"}, Server: map[string]string{"server.py": "import sys\n", "lambdamesh_runtime/server.py": "\n"}, Command: []string{"python3", "/lambda/runtime/server.py"}}, deploy.Options{}},
 		"own-resources": {func(l *v1alpha1.Lambda) {
 			l.Spec.Resources = &v1alpha1.LambdaResources{Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}}
-		}, local},
+		}, local, deploy.Options{}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			lambda := newLambda()
 			test.change(lambda)
 			var out bytes.Buffer
-			for _, object := range deploy.New(lambda, test.artifact, deploy.Options{}).All() {
+			for _, object := range deploy.New(lambda, test.artifact, test.options).All() {
 				text, err := yaml.Marshal(object)
 				require.NoError(t, err)
 				out.WriteString("---\n")
@@ -106,6 +111,7 @@ func TestNetworkPolicy(t *testing.T) {
 		"gateway":  {callers: deploy.Callers{Gateway: true}},
 		"eventbus": {callers: deploy.Callers{EventBus: true}, options: deploy.Options{SystemNamespace: "mesh"}},
 		"all":      {access, deploy.Callers{Gateway: true, EventBus: true}, deploy.Options{}},
+		"sidecar":  {access, deploy.Callers{Gateway: true, EventBus: true}, deploy.Options{Sidecar: &sidecar.Config{}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			lambda := newLambda()

@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/sidecar"
 )
 
 const (
@@ -57,12 +58,12 @@ func NetworkPolicy(lambda *v1alpha1.Lambda, callers Callers, options Options) *n
 				From: []networkingv1.NetworkPolicyPeer{{
 					NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{labelMetrics: "true"}},
 				}},
-				Ports: port(AdminPortName),
+				Ports: metricsPorts(options),
 			}},
 		},
 	}
 	if len(from) > 0 { // no peers would be all of them
-		policy.Spec.Ingress = append(policy.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: from, Ports: port(v1alpha1.ServiceHTTPPort)})
+		policy.Spec.Ingress = append(policy.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: from, Ports: callPorts(options)})
 	}
 	return policy
 }
@@ -78,6 +79,26 @@ func peer(namespace string, pods map[string]string) networkingv1.NetworkPolicyPe
 	return p
 }
 
-func port(name string) []networkingv1.NetworkPolicyPort {
-	return []networkingv1.NetworkPolicyPort{{Protocol: new(corev1.ProtocolTCP), Port: new(intstr.FromString(name))}}
+// callPorts are the application's, or its sidecar's: by number, because not every
+// network plugin looks for names of ports among init containers.
+func callPorts(options Options) []networkingv1.NetworkPolicyPort {
+	if options.Sidecar != nil {
+		return ports(intstr.FromInt32(sidecar.InboundPort))
+	}
+	return ports(intstr.FromString(v1alpha1.ServiceHTTPPort))
+}
+
+func metricsPorts(options Options) []networkingv1.NetworkPolicyPort {
+	if options.Sidecar != nil {
+		return ports(intstr.FromString(AdminPortName), intstr.FromInt32(sidecar.ReadyPort))
+	}
+	return ports(intstr.FromString(AdminPortName))
+}
+
+func ports(all ...intstr.IntOrString) []networkingv1.NetworkPolicyPort {
+	out := make([]networkingv1.NetworkPolicyPort, 0, len(all))
+	for _, one := range all {
+		out = append(out, networkingv1.NetworkPolicyPort{Protocol: new(corev1.ProtocolTCP), Port: new(one)})
+	}
+	return out
 }

@@ -1,0 +1,153 @@
+package members
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/kube"
+	"github.com/lambdamesh/lambdamesh/pkg/sidecar"
+)
+
+const fieldManager = v1alpha1.ManagedBy + "-members"
+
+//go:embed envoy.yaml xds-token.yaml
+var files embed.FS //nolint:gochecknoglobals // what go:embed needs
+
+// ConfigMaps says what the ConfigMap of a namespace holds, and where one is.
+type ConfigMaps struct {
+	// Root is the mesh's CA in PEM. Required.
+	Root []byte
+	// XDSAddress is the host:port of the ADS server for pods of any namespace;
+	// its certificate must name the host. Required.
+	XDSAddress string
+	// SystemNamespace, which always has one. Required.
+	SystemNamespace string
+}
+
+// Data of the ConfigMap.
+func (c ConfigMaps) Data() (map[string]string, error) {
+	host, port, err := net.SplitHostPort(c.XDSAddress)
+	if err != nil || host == "" {
+		return nil, fmt.Errorf("the control plane's address for sidecars %q: write host:port", c.XDSAddress)
+	}
+	replacer := strings.NewReplacer(
+		"@ADMIN_PORT@", strconv.Itoa(sidecar.AdminPort), "@READY_PORT@", strconv.Itoa(sidecar.ReadyPort),
+		"@XDS_HOST@", host, "@XDS_PORT@", port, "@DIR@", sidecar.MeshDir,
+	)
+	data := map[string]string{sidecar.CAFile: string(c.Root)}
+	for _, name := range []string{sidecar.BootstrapFile, sidecar.SecretFile} {
+		text, err := files.ReadFile(name)
+		if err != nil {
+			return nil, fmt.Errorf("read the embedded %s: %w", name, err)
+		}
+		data[name] = replacer.Replace(string(text))
+	}
+	return data, nil
+}
+
+// Add has the leader keep the ConfigMaps. The manager's cache holds the pods with
+// sidecars and the ConfigMaps that are ours.
+func (c ConfigMaps) Add(mgr ctrl.Manager) error {
+	if len(c.Root) == 0 || c.SystemNamespace == "" {
+		return errors.New("configure the mesh's ConfigMaps: Root and SystemNamespace are required")
+	}
+	data, err := c.Data()
+	if err != nil {
+		return fmt.Errorf("configure the mesh's ConfigMaps: %w", err)
+	}
+	r := &configMaps{client: mgr.GetClient(), system: c.SystemNamespace, data: data}
+	namespace := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+		return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: o.GetNamespace(), Name: v1alpha1.ConfigMapMesh}}}
+	})
+	// Only that one comes and goes counts: how many there are does not.
+	comesAndGoes := builder.WithPredicates(predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }})
+	named := builder.WithPredicates(predicate.NewPredicateFuncs(func(o client.Object) bool { return o.GetName() == v1alpha1.ConfigMapMesh }))
+	err = ctrl.NewControllerManagedBy(mgr).
+		Named("mesh-configmap").
+		For(&corev1.ConfigMap{}, named).
+		Watches(&v1alpha1.Lambda{}, namespace, comesAndGoes).
+		Watches(&corev1.Pod{}, namespace, comesAndGoes).
+		WatchesRawSource(source.Func(func(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+			queue.Add(reconcile.Request{NamespacedName: types.NamespacedName{Namespace: c.SystemNamespace, Name: v1alpha1.ConfigMapMesh}})
+			return nil
+		})).
+		WithOptions(controller.Options{SkipNameValidation: new(true)}).
+		Complete(r)
+	if err != nil {
+		return fmt.Errorf("add the controller of the mesh's ConfigMaps: %w", err)
+	}
+	return nil
+}
+
+type configMaps struct {
+	client client.Client
+	system string
+	data   map[string]string
+}
+
+// Reconcile implements reconcile.Reconciler.
+func (r *configMaps) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
+	object := &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: v1alpha1.ConfigMapMesh, Namespace: request.Namespace,
+			Labels: map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy},
+		},
+		Data: r.data,
+	}
+	wanted, err := r.wanted(ctx, request.Namespace)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if wanted {
+		err := kube.Apply(ctx, r.client, fieldManager, object)
+		if apierrors.IsNotFound(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+			return reconcile.Result{}, nil // the namespace is going
+		}
+		return reconcile.Result{}, err
+	}
+	existing := &corev1.ConfigMap{}
+	if err := r.client.Get(ctx, client.ObjectKeyFromObject(object), existing); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if err := client.IgnoreNotFound(r.client.Delete(ctx, existing, client.Preconditions{UID: &existing.UID})); err != nil {
+		return reconcile.Result{}, fmt.Errorf("delete ConfigMap %s: %w", client.ObjectKeyFromObject(object), err)
+	}
+	return reconcile.Result{}, nil
+}
+
+// wanted where there is a lambda or a pod with a sidecar, and in the system's own
+// namespace.
+func (r *configMaps) wanted(ctx context.Context, namespace string) (bool, error) {
+	if namespace == r.system {
+		return true, nil
+	}
+	var lambdas v1alpha1.LambdaList
+	var pods corev1.PodList
+	for _, list := range []client.ObjectList{&lambdas, &pods} {
+		if err := r.client.List(ctx, list, client.InNamespace(namespace), client.Limit(1)); err != nil {
+			return false, fmt.Errorf("look for members in namespace %s: %w", namespace, err)
+		}
+	}
+	return len(lambdas.Items) > 0 || len(pods.Items) > 0, nil
+}
