@@ -106,7 +106,7 @@ is pushed after the next start.`,
 	f.IntVar(&o.config.MaxConnectionsPerRemote, "max-connections-per-remote", 0, "how many of them one client address may have, except on --mesh-address (default half of --max-connections)")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default $KUBECONFIG, or the pod's service account)")
 	logFlags(f, &o.log)
-	cmd.AddCommand(migrateCommand(lookupEnv))
+	cmd.AddCommand(migrateCommand(lookupEnv), natsCommand(lookupEnv))
 	return cmd
 }
 

@@ -152,7 +152,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("nats server: %w", err)
 	}
-	log := &logger{log: s.log}
+	log := &logger{log: s.log, notice: slog.LevelDebug}
 	nats.SetLoggerV2(log, false, false, false)
 
 	// Start returns when the store is recovered, or after a fatal log line.
@@ -201,13 +201,16 @@ func lock(dir string) (unlock func(), err error) {
 
 // logger writes the server's log lines to slog and keeps the fatal one.
 type logger struct {
-	log *slog.Logger
+	log    *slog.Logger
+	notice slog.Level // of what the server calls a notice
 
 	mu        sync.Mutex
 	lastFatal string
 }
 
-func (l *logger) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }
+func (l *logger) Noticef(format string, v ...any) {
+	l.log.Log(context.Background(), l.notice, fmt.Sprintf(format, v...))
+}
 func (l *logger) Warnf(format string, v ...any)   { l.log.Warn(fmt.Sprintf(format, v...)) }
 func (l *logger) Errorf(format string, v ...any)  { l.log.Error(fmt.Sprintf(format, v...)) }
 func (l *logger) Debugf(format string, v ...any)  { l.log.Debug(fmt.Sprintf(format, v...)) }
