@@ -2,6 +2,7 @@ package eventbus
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/admin"
@@ -54,6 +56,10 @@ type Config struct {
 	MeshListener net.Listener
 	// TokenListener takes publishers with a service-account token.
 	TokenListener net.Listener
+	// TokenCertFile and TokenKeyFile are the certificate and key (PEM) with which
+	// TokenListener speaks TLS; they are read again when they change. Empty: plain
+	// HTTP, for where something before it ends TLS.
+	TokenCertFile, TokenKeyFile string
 	// OpenListener takes everybody and every source; for loopback.
 	OpenListener net.Listener
 	// OpenHosts are names the open and the open admin listener answer to besides
@@ -166,6 +172,12 @@ func (c Config) Validate() error {
 	if c.TokenListener != nil && c.REST == nil {
 		errs = append(errs, errors.New("event bus: tokens can only be checked with an API server"))
 	}
+	if (c.TokenCertFile == "") != (c.TokenKeyFile == "") {
+		errs = append(errs, errors.New("event bus: the public listener's certificate and key belong together: set both or none"))
+	}
+	if c.TokenCertFile != "" && c.TokenListener == nil {
+		errs = append(errs, errors.New("event bus: a certificate is set and no public listener that would show it"))
+	}
 	if c.AdminListener != nil && !c.AdminOpen && c.REST == nil {
 		errs = append(errs, errors.New("event bus: the admin port can only be guarded with an API server"))
 	}
@@ -271,9 +283,32 @@ func New(config Config) (*Bus, error) {
 	}
 	all = append(all, b.store, b.dispatcher)
 	all = append(all, parts...)
+	if config.TokenCertFile != "" {
+		certificate, listener, err := withTLS(config)
+		if err != nil {
+			return nil, err
+		}
+		config.TokenListener, all = listener, append(all, certificate)
+	}
 	all = append(all, b.publishServers(config, connections, reviews, publishers, subscribed, owned)...)
 	b.Group = component.NewGroup("eventbus", component.GroupConfig{}, all...)
 	return b, nil
+}
+
+// withTLS returns the public listener with TLS, and the part that reads its
+// certificate again when the files change.
+func withTLS(config Config) (component.Component, net.Listener, error) {
+	watcher, err := certwatcher.New(config.TokenCertFile, config.TokenKeyFile)
+	if err != nil {
+		return nil, nil, fmt.Errorf("event bus: read the certificate of the public listener: %w", err)
+	}
+	listener := tls.NewListener(config.TokenListener, &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}, GetCertificate: watcher.GetCertificate,
+	})
+	return component.New("eventbus-certificate", func(ctx context.Context, ready func()) error {
+		ready()
+		return watcher.Start(ctx)
+	}), listener, nil
 }
 
 // meshTransport goes through the sidecar's proxy, or, where it captures the

@@ -61,7 +61,7 @@ Every flag can be set by an environment variable too: ` + envPrefix + `NATS_URL 
 --nats-url. SIGTERM drains: requests and pushes in flight are finished, the rest
 is pushed after the next start.`,
 		Example: `  # In a cluster, publishers prove who they are with a service-account token:
-  eventbus --nats-url nats://nats:4222 --address :8080
+  eventbus --nats-url tls://nats:4222 --nats-ca ca.crt --address :8443 --tls-cert tls.crt --tls-key tls.key
 
   # Behind a sidecar, publishers are known by their mesh identity:
   eventbus --nats-url nats://nats:4222 --address "" --mesh-address unix:/run/eventbus.sock --mesh-proxy-url http://127.0.0.1:15001
@@ -90,6 +90,8 @@ is pushed after the next start.`,
 	f.StringVar(&o.config.Stan.ClientID, "stan-client-id", "", "client ID of NATS Streaming, which owns the positions of subscriptions (default lambdamesh-eventbus)")
 	streamFlags(f, &o.config.Stream)
 	f.StringVar(&o.address, "address", ":8080", "where publishers with a service-account token are served; empty: nowhere")
+	f.StringVar(&o.config.TokenCertFile, "tls-cert", "", "`FILE` with the certificate that --address is served with; it and the key are read again when they change")
+	f.StringVar(&o.config.TokenKeyFile, "tls-key", "", "`FILE` with its key")
 	f.StringVar(&o.meshAddress, "mesh-address", "", "where the sidecar forwards to, host:port or unix:/path; nothing else may reach it")
 	f.StringVar(&o.openAddress, "open-address", "", "where anybody may publish anything; loopback only")
 	f.StringVar(&o.adminAddress, "admin-address", ":9090", "health, metrics and administration")
@@ -111,7 +113,12 @@ is pushed after the next start.`,
 }
 
 func streamFlags(f *pflag.FlagSet, settings *stream.Config) {
-	f.StringVar(&settings.CredentialsFile, "nats-credentials", "", "NATS credentials file")
+	f.StringVar(&settings.Access.CredentialsFile, "nats-credentials", "", "NATS credentials `FILE`")
+	f.StringVar(&settings.Access.UserFile, "nats-user-file", "", "`FILE` with the user's name at NATS; read at each connection, as the files below are")
+	f.StringVar(&settings.Access.PasswordFile, "nats-password-file", "", "`FILE` with the user's password")
+	f.StringVar(&settings.Access.CAFile, "nats-ca", "", "`FILE` with the certificates that sign NATS's; with it only TLS is spoken")
+	f.StringVar(&settings.Access.CertFile, "nats-cert", "", "`FILE` with the certificate to show to NATS")
+	f.StringVar(&settings.Access.KeyFile, "nats-key", "", "`FILE` with its key")
 	f.DurationVar(&settings.MaxAge, "max-age", 0, "how long JetStream keeps events that every subscription is done with (default 168h)")
 	f.Int64Var(&settings.MaxBytes, "max-bytes", 0, "space for events in bytes; a full store refuses (default 1 GiB)")
 	f.Int64Var(&settings.DeadLetterMaxBytes, "dead-letter-max-bytes", 0, "space for dead letters in bytes (default 256 MiB)")
@@ -146,7 +153,7 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 		return err
 	}
 	o.config.Log = log
-	o.config.Stan.URL, o.config.Stan.CredentialsFile = o.config.Stream.URL, o.config.Stream.CredentialsFile
+	o.config.Stan.URL, o.config.Stan.Access = o.config.Stream.URL, o.config.Stream.Access
 	o.config.Stan.DedupWindow = o.config.Stream.DedupWindow
 	if o.config.Targets, err = targets.New(o.targets); err != nil {
 		return err

@@ -46,7 +46,7 @@ Give the limits of the streams as the bus will have them: they are set.`,
 	f := cmd.Flags()
 	f.StringVar(&o.from.URL, "from-stan", "", "NATS servers with NATS Streaming")
 	f.StringVar(&o.from.ClusterID, "stan-cluster-id", "", "cluster ID of NATS Streaming")
-	f.StringVar(&o.from.CredentialsFile, "from-credentials", "", "NATS credentials file for --from-stan")
+	f.StringVar(&o.from.Access.CredentialsFile, "from-credentials", "", "NATS credentials file for --from-stan")
 	f.StringVar(&o.to.URL, "to", "", "NATS servers with JetStream")
 	streamFlags(f, &o.to)
 	logFlags(f, &o.log)

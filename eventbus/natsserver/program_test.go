@@ -3,17 +3,11 @@ package natsserver_test
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -63,24 +57,10 @@ func (i *installation) write(t *testing.T, name, content string) {
 // certify writes a new certificate and returns what verifies it.
 func (i *installation) certify(t *testing.T) *x509.CertPool {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-	require.NoError(t, err)
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: "nats"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-	}, &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: "nats"}}, key.Public(), key)
-	require.NoError(t, err)
-	certificate, err := x509.ParseCertificate(der)
-	require.NoError(t, err)
-	raw, err := x509.MarshalPKCS8PrivateKey(key)
-	require.NoError(t, err)
-	both := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})) + string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-	i.write(t, "tls.pem", both)
-	pool := x509.NewCertPool()
-	pool.AddCert(certificate)
-	return pool
+	authority := testkit.NewAuthority(t)
+	certificate, key := authority.Issue(t, "127.0.0.1")
+	i.write(t, "tls.pem", string(key)+string(certificate))
+	return authority.Pool()
 }
 
 func (i *installation) connect(pool *x509.CertPool, password string, options ...nats.Option) (*nats.Conn, error) {

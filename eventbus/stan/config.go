@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
+	"github.com/lambdamesh/lambdamesh/eventbus/natsclient"
 )
 
 // Names of the channels.
@@ -21,8 +22,8 @@ const (
 type Config struct {
 	// URL of the NATS servers that NATS Streaming is connected to.
 	URL string
-	// CredentialsFile is a NATS credentials file; empty for none.
-	CredentialsFile string
+	// Access says how NATS and the bus know each other.
+	Access natsclient.Access
 	// ClusterID of the NATS Streaming server. Required.
 	ClusterID string
 	// ClientID owns the positions of all subscriptions: with another one they

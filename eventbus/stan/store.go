@@ -209,9 +209,7 @@ func (s *Store) connect(id string) (*link, error) {
 			s.log.Warn("NATS reports an error", "error", err)
 		}),
 	}
-	if s.config.CredentialsFile != "" {
-		opts = append(opts, nats.UserCredentials(s.config.CredentialsFile))
-	}
+	opts = append(opts, s.config.Access.Options(s.log)...)
 	conn, err := stan.Connect(s.config.ClusterID, id,
 		stan.NatsURL(s.config.URL), stan.NatsOptions(opts...),
 		stan.ConnectWait(s.config.PublishTimeout), stan.PubAckWait(s.config.PublishTimeout),

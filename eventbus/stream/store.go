@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
+	"github.com/lambdamesh/lambdamesh/eventbus/natsclient"
 )
 
 // Names of the streams and the prefixes of their subjects.
@@ -39,8 +40,8 @@ type Config struct {
 	InProcess interface {
 		InProcessConn() (net.Conn, error)
 	}
-	// CredentialsFile is a NATS credentials file; empty for none.
-	CredentialsFile string
+	// Access says how NATS and the bus know each other.
+	Access natsclient.Access
 
 	// MaxAge is how long events are kept that every subscription is done with;
 	// default 7 days. Others stay until they are delivered or dead letters.
@@ -102,7 +103,7 @@ func (c Config) Servers() string {
 
 // Validate names every wrong setting.
 func (c Config) Validate() error {
-	var errs []error
+	errs := []error{c.Access.Validate()}
 	if c.URL == "" && c.InProcess == nil {
 		errs = append(errs, errors.New("event stream: no NATS server: set its URL"))
 	}
@@ -260,9 +261,7 @@ func (s *Store) connect() (*nats.Conn, error) {
 			s.log.Warn("NATS reports an error", "error", err)
 		}),
 	}
-	if s.config.CredentialsFile != "" {
-		opts = append(opts, nats.UserCredentials(s.config.CredentialsFile))
-	}
+	opts = append(opts, s.config.Access.Options(s.log)...)
 	if s.config.InProcess != nil {
 		opts = append(opts, nats.InProcessServer(s.config.InProcess))
 	}

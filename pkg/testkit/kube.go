@@ -51,7 +51,7 @@ func KubeAPI(t testing.TB, crdFS ...fs.FS) *rest.Config {
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.config == nil && shared.err == nil {
-		shared.config, shared.err = startAPIServer()
+		_, shared.config, shared.err = startAPIServer()
 		shared.installed = map[string]bool{}
 	}
 	if shared.err != nil {
@@ -76,6 +76,23 @@ func KubeAPI(t testing.TB, crdFS ...fs.FS) *rest.Config {
 		shared.installed[definition.GetName()] = true
 	}
 	return rest.CopyConfig(shared.config)
+}
+
+// EmptyKubeAPI returns the configuration of an administrator of an API server of
+// the test's own, with nothing in it, which ends with the test. It takes seconds:
+// use KubeAPI where a namespace is enough.
+func EmptyKubeAPI(t testing.TB) *rest.Config {
+	t.Helper()
+	env, config, err := startAPIServer()
+	if err != nil {
+		t.Fatalf("no API server: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := env.Stop(); err != nil {
+			t.Errorf("stopping the API server: %v", err)
+		}
+	})
+	return config
 }
 
 // KubernetesBinDir returns the directory of kube-apiserver, etcd,
@@ -120,14 +137,14 @@ func userCacheDir() (string, error) {
 	return filepath.Join(home, ".cache"), err
 }
 
-func startAPIServer() (*rest.Config, error) {
+func startAPIServer() (*envtest.Environment, *rest.Config, error) {
 	bin, err := binDir()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	dir, err := os.MkdirTemp("", "testkit-")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	env := &envtest.Environment{
 		ControlPlaneStartTimeout: 60 * time.Second, // machines that run many test binaries at once
@@ -137,30 +154,30 @@ func startAPIServer() (*rest.Config, error) {
 	env.ControlPlane.Etcd = &envtest.Etcd{DataDir: filepath.Join(dir, "etcd")}
 	for _, sub := range []string{server.CertDir, env.ControlPlane.Etcd.DataDir} {
 		if err := os.Mkdir(sub, 0o700); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	env.ControlPlane.KubectlPath = filepath.Join(bin, "kubectl")
 	if server.Path, err = mortal(dir, bin, "kube-apiserver"); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if env.ControlPlane.Etcd.Path, err = mortal(dir, bin, "etcd"); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	// ServiceAccount admission stays off, as envtest has it: without the
 	// service account controller no namespace has a "default" one.
 	config, err := env.Start()
 	if err != nil {
 		_ = env.Stop()
-		return nil, err
+		return nil, nil, err
 	}
 	// envtest makes a directory for the certificates of webhooks, wherever it
 	// likes and whether there are webhooks or not.
 	if err := env.WebhookInstallOptions.Cleanup(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	config.QPS, config.Burst = -1, 0
-	return config, nil
+	return env, config, nil
 }
 
 // mortal writes a script that becomes the named program and has it killed, and
