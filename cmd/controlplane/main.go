@@ -45,6 +45,10 @@ RequestAuthentications and PeerAuthentications for istiod. With --mesh=envoy it
 programs Envoys itself, over ADS at --xds-address, and issues the certificates
 of workloads; their root lies in the Secret lambdamesh-ca, created once.
 
+With --make-secret it makes the Secrets of an installation, certificates and the
+credentials of NATS, and renews what it made; what somebody else has put there, or
+changed, is left alone.
+
 One replica, the leader, writes to the API server; all serve ADS. /healthz,
 /readyz and /metrics are at --admin-address. SIGTERM drains and gives the
 leadership back.
@@ -72,6 +76,8 @@ for --xds-address.`,
 	f.StringSliceVar(&o.targets.Allow, "allow-target", nil, "CIDR, host or host:port that a jwksUri, a WorkloadEntry or an EndpointSlice written by hand may name besides public addresses; repeatable")
 	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, allowed for a jwksUri; repeatable")
 	f.StringToIntVar(&o.limits, "limit", nil, "what APIRules may take of gateways: <apirule|namespace|gateway>.<bytes|matchers|keysets|hosts>=<number> or keyset.bytes=<number>; repeatable (default "+translate.Limits{}.String()+")")
+	f.StringVar(&o.domain, "default-gateway-domain", "", "domain of the default Gateway, which is made for it and then yours to edit; empty: none is made")
+	f.StringSliceVar(&o.secrets, "make-secret", nil, "Secret of the installation to make where it is missing, and to renew: nats, nats-tls, eventbus-tls or gateway-tls; repeatable")
 	f.StringVar(&o.images.Prefix, "runtime-image-prefix", "ghcr.io/lambdamesh/runtime-", "images with the language are <prefix><runtime>:<tag>; empty: the official node and python images")
 	// As `make push` tags them: a '+' may stand in versions and not in tags.
 	f.StringVar(&o.images.Tag, "runtime-image-tag", strings.ReplaceAll(version, "+", "-"), "tag of those images; <version>-<tag> for lambdas that name a version of the language")

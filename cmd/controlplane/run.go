@@ -49,6 +49,8 @@ type options struct {
 	trustDomain    string
 	targets        targets.Config
 	limits         map[string]int
+	domain         string
+	secrets        []string
 	images         build.Images
 	sidecars       sidecarOptions
 	kubeconfig     string
@@ -121,6 +123,9 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 			Sidecar:  p.sidecar,
 		},
 	}); err != nil {
+		return err
+	}
+	if err := addInstall(ctx, p); err != nil {
 		return err
 	}
 	adminListener, err := httpserver.Listen(ctx, o.adminAddress, "--admin-address")

@@ -174,10 +174,20 @@ func (c *CA) Issue(identity string) (Leaf, error) {
 // IssueServer makes a certificate for a server known by DNS names or IP
 // addresses, such as the ADS server.
 func (c *CA) IssueServer(names ...string) (Leaf, error) {
+	return c.issueNames(names, x509.ExtKeyUsageServerAuth)
+}
+
+// IssuePeer makes a certificate for servers that are each other's clients, such
+// as those of a NATS cluster.
+func (c *CA) IssuePeer(names ...string) (Leaf, error) {
+	return c.issueNames(names, x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
+}
+
+func (c *CA) issueNames(names []string, usages ...x509.ExtKeyUsage) (Leaf, error) {
 	if len(names) == 0 {
 		return Leaf{}, errors.New("issue a server certificate: name at least one DNS name or IP address")
 	}
-	template := &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	template := &x509.Certificate{ExtKeyUsage: usages}
 	for _, name := range names {
 		if ip := net.ParseIP(name); ip != nil {
 			template.IPAddresses = append(template.IPAddresses, ip)
