@@ -13,7 +13,7 @@ TOOL := hack/tools/run
 # Modules of their own inside the checkout that have tests (the runtimes' SDKs).
 NESTED = $(shell find . -name go.mod -not -path './go.mod' -not -path './hack/*' \
 	-not -path '*/testdata/*' -not -path '*/node_modules/*' -not -path './.lambdamesh/*' -exec dirname {} \;)
-MODULES = . $(NESTED) hack/kubernetes hack/cluster hack/cluster/containerd hack/cluster/coredns hack/images hack/tools hack/tools/lint
+MODULES = . $(NESTED) hack/kubernetes hack/cluster hack/cluster/containerd hack/cluster/coredns hack/images hack/tools hack/tools/helm hack/tools/lint
 
 # Tests and benchmarks of the whole module, or `make test PKG=./eventbus/...`.
 PKG ?=
@@ -119,11 +119,19 @@ bench: build ## Run the benchmarks into dist/bench.txt; BASE=old.txt compares wi
 ##@ Generate and verify
 
 .PHONY: generate
-generate: check-go ## Write deepcopy functions, CRDs and their field docs from pkg/apis
+generate: check-go ## Write deepcopy functions, CRDs and their field docs from pkg/apis; the overlays from the chart
 	@$(TOOL) controller-gen object paths=./pkg/apis/...
 	@$(TOOL) controller-gen crd paths=./pkg/apis/... output:crd:dir=manifests/crds
 	@{ printf '%s\n' '# Rewritten by `make generate`.' 'apiVersion: kustomize.config.k8s.io/v1beta1' 'kind: Kustomization' 'resources:'; \
 		for file in manifests/crds/lambdamesh.dev_*.yaml; do echo "  - $${file##*/}"; done; } >manifests/crds/kustomization.yaml
+	@hack/overlays.sh
+
+.PHONY: release
+release: check-go ## Write VERSION=v1.2.3 into the chart and the overlays, in the commit that will be tagged so
+	@case '$(VERSION)' in v[0-9]*.[0-9]*.[0-9]*) ;; *) echo 'release: pass VERSION=v1.2.3' >&2; exit 2 ;; esac
+	@sed -i.orig -e "s/^version: .*/version: $(VERSION:v%=%)/" -e "s/^appVersion: .*/appVersion: $(VERSION)/" manifests/charts/lambdamesh/Chart.yaml
+	@rm manifests/charts/lambdamesh/Chart.yaml.orig
+	@hack/overlays.sh
 
 .PHONY: golden
 golden: check-go ## Rewrite the golden files; read the diff before you commit it

@@ -19,7 +19,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"k8s.io/apimachinery/pkg/api/resource"
+	appsv1 "k8s.io/api/apps/v1"
+	"sigs.k8s.io/yaml"
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
@@ -107,15 +108,22 @@ func (b measuredBus) address(t *testing.T) (address string) {
 // podLimits are the memory limit and GOMEMLIMIT of the manifest.
 func podLimits(t *testing.T) (limit int64, goMemLimit string) {
 	t.Helper()
-	manifest, err := os.ReadFile("../manifests/base/eventbus.yaml")
+	manifests, err := os.ReadFile("../manifests/overlays/istio/lambdamesh.yaml")
 	require.NoError(t, err)
-	found := regexp.MustCompile(`limits: \{memory: (\w+)\}`).FindSubmatch(manifest)
-	require.NotNil(t, found)
-	quantity, err := resource.ParseQuantity(string(found[1]))
-	require.NoError(t, err)
-	env := regexp.MustCompile(`name: GOMEMLIMIT\n\s+value: (\w+)`).FindSubmatch(manifest)
-	require.NotNil(t, env)
-	return quantity.Value(), string(env[1])
+	for manifest := range strings.SplitSeq(string(manifests), "\n---\n") {
+		var deployment appsv1.Deployment
+		if err := yaml.Unmarshal([]byte(manifest), &deployment); err != nil || deployment.Kind != "Deployment" || deployment.Name != "eventbus" {
+			continue
+		}
+		container := deployment.Spec.Template.Spec.Containers[0]
+		for _, env := range container.Env {
+			if env.Name == "GOMEMLIMIT" {
+				return container.Resources.Limits.Memory().Value(), env.Value
+			}
+		}
+	}
+	t.Fatal("no limits for the event bus")
+	return 0, ""
 }
 
 func TestMemoryStaysBelowThePodsLimitWhileSinksHang(t *testing.T) {

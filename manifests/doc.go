@@ -4,9 +4,9 @@
 //
 //	crds/      our kinds, generated from pkg/apis by `make generate`
 //	istio/     Istio's kinds, copied from Istio (Apache-2.0, see the file's head)
-//	rbac/      cluster roles for the components and for users
-//	base/      the control plane, the event bus, the connector and NATS
-//	overlays/  istio: on a cluster with Istio; envoy: with Envoys we program
+//	charts/    the installation, as a Helm chart
+//	overlays/  the chart rendered for kustomize (istio: on a cluster with Istio;
+//	           envoy: with data planes that we program), by `make generate`
 //
 // Only manifests may enter here, and the tests that render them and show them
 // to a real kube-apiserver. Code that installs them belongs to its caller.

@@ -3,7 +3,6 @@ package manifests_test
 import (
 	"os"
 	"slices"
-	"strings"
 	"testing"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
@@ -15,7 +14,6 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -84,7 +82,7 @@ func TestServicesSelectPodsByPortsTheyHave(t *testing.T) {
 					}
 					selected++
 					for _, port := range service.Spec.Ports {
-						require.True(t, slices.ContainsFunc(w.Spec.Template.Spec.Containers[0].Ports, func(p corev1.ContainerPort) bool {
+						require.True(t, slices.ContainsFunc(ports(w), func(p corev1.ContainerPort) bool {
 							return port.TargetPort == intstr.FromString(p.Name)
 						}), "%s has no port %s", w.Name, port.TargetPort.String())
 					}
@@ -95,12 +93,21 @@ func TestServicesSelectPodsByPortsTheyHave(t *testing.T) {
 	}
 }
 
+// ports are those of the containers and the sidecars.
+func ports(w workload) []corev1.ContainerPort {
+	var all []corev1.ContainerPort
+	for _, c := range slices.Concat(w.Spec.Template.Spec.Containers, w.Spec.Template.Spec.InitContainers) {
+		all = append(all, c.Ports...)
+	}
+	return all
+}
+
 func TestWellKnownServicesAndAccountsAreThere(t *testing.T) {
 	for _, dir := range []string{"overlays/istio", "overlays/envoy"} {
 		t.Run(dir, func(t *testing.T) {
 			objects := render(t, dir)
 			var names []string
-			for _, o := range kinds(objects, "ServiceAccount", "Service", "Gateway") {
+			for _, o := range kinds(objects, "ServiceAccount", "Service") {
 				require.Equal(t, v1alpha1.SystemNamespace, o.GetNamespace())
 				names = append(names, o.GetKind()+" "+o.GetName())
 			}
@@ -108,7 +115,6 @@ func TestWellKnownServicesAndAccountsAreThere(t *testing.T) {
 				"ServiceAccount " + v1alpha1.ServiceAccountControlPlane, "ServiceAccount " + v1alpha1.ServiceAccountGateway,
 				"ServiceAccount " + v1alpha1.ServiceAccountEventBus, "ServiceAccount " + v1alpha1.ServiceAccountConnector,
 				"Service " + v1alpha1.ServiceEventBus, "Service " + v1alpha1.ServiceConnectorOutbound,
-				"Gateway " + strings.TrimPrefix(v1alpha1.DefaultGateway, v1alpha1.SystemNamespace+"/"),
 			})
 			for _, o := range kinds(objects, "Service") {
 				if o.GetName() != v1alpha1.ServiceEventBus && o.GetName() != v1alpha1.ServiceConnectorOutbound {
@@ -155,34 +161,6 @@ func TestSystemNamespaceDeniesTrafficByDefault(t *testing.T) {
 			return len(spec.PodSelector.MatchLabels) == 0 && len(spec.PodSelector.MatchExpressions) == 0 && len(spec.PolicyTypes) == 2 &&
 				len(spec.Ingress) == 0 && len(spec.Egress) == 0
 		}), dir)
-	}
-}
-
-func TestNATSWritesToDiskBeforeItAnswers(t *testing.T) {
-	t.Setenv("POD_NAME", "nats-0")
-	t.Setenv("NATS_PASSWORD", "secret")
-	options, err := natsserver.ProcessConfigFile("base/nats.conf")
-	require.NoError(t, err)
-	require.True(t, options.JetStream)
-	require.True(t, options.SyncAlways, "an answer to a publisher is a promise")
-	require.Equal(t, "nats-0", options.ServerName)
-	require.Len(t, options.Routes, 3)
-	require.Equal(t, "secret", options.Password)
-	require.GreaterOrEqual(t, options.MaxPayload, int32(2e6), "an event of 1 MiB with its headers")
-
-	for _, w := range workloads(t, render(t, "base")) {
-		if w.Name == "nats" {
-			require.Len(t, options.Routes, int(w.Spec.Replicas))
-		}
-	}
-	for _, o := range kinds(render(t, "base"), "StatefulSet") {
-		claims, _, err := unstructured.NestedSlice(o.Object, "spec", "volumeClaimTemplates")
-		require.NoError(t, err)
-		var claim corev1.PersistentVolumeClaim
-		raw, err := yaml.Marshal(claims[0])
-		require.NoError(t, err)
-		require.NoError(t, yaml.Unmarshal(raw, &claim))
-		require.Less(t, options.JetStreamMaxStore, claim.Spec.Resources.Requests.Storage().Value(), "the store must be full before the volume is")
 	}
 }
 

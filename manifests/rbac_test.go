@@ -17,6 +17,7 @@ import (
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/stretchr/testify/require"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -49,7 +50,7 @@ func install(t *testing.T, overlay string) *cluster {
 	require.NoError(t, err)
 	admin, err := client.New(config, client.Options{Scheme: scheme})
 	require.NoError(t, err)
-	for _, object := range kinds(render(t, overlay), "Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "Gateway") {
+	for _, object := range kinds(render(t, overlay), "Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding") {
 		require.NoError(t, apply(t.Context(), admin, object), name(object))
 	}
 	return &cluster{config: config, admin: admin, overlay: overlay, namespace: testkit.Namespace(t, config)}
@@ -190,7 +191,9 @@ func TestEventBusGetsByWithItsFlagsAndRole(t *testing.T) {
 	t.Cleanup(nats.Shutdown)
 	require.True(t, nats.ReadyForConnections(patience))
 	c.start(t, "eventbus", "--nats-url="+nats.ClientURL(), "--replicas=1", "--max-bytes=1048576", "--dead-letter-max-bytes=1048576",
-		"--mesh-address=127.0.0.1:0", "--admin-address=127.0.0.1:0")
+		"--mesh-address=127.0.0.1:0", "--admin-address=127.0.0.1:0", "--address=127.0.0.1:0",
+		// What a pod finds in its volumes.
+		"--tls-cert=", "--tls-key=", "--nats-ca=", "--nats-user-file=", "--nats-password-file=")
 
 	sub := &v1alpha1.Subscription{
 		ObjectMeta: metav1.ObjectMeta{Namespace: c.namespace, Name: "orders"},
@@ -251,9 +254,10 @@ func TestControlPlaneGetsByWithItsFlagsAndRole(t *testing.T) {
 			}
 			awaitThere(t, c.admin, &corev1.ServiceAccount{}, c.namespace, "hello")
 			awaitThere(t, c.admin, &corev1.Service{}, c.namespace, "hello")
-			if overlay == "overlays/envoy" {
-				awaitThere(t, c.admin, &corev1.Secret{}, v1alpha1.SystemNamespace, "lambdamesh-ca")
+			for _, made := range []string{"lambdamesh-ca", "nats", "nats-tls", "eventbus-tls", "gateway-tls"} {
+				awaitThere(t, c.admin, &corev1.Secret{}, v1alpha1.SystemNamespace, made)
 			}
+			awaitThere(t, c.admin, &networkingv1.Gateway{}, v1alpha1.SystemNamespace, "gateway")
 		})
 	}
 }

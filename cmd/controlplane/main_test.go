@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -113,7 +114,7 @@ func cluster(t *testing.T) (*rest.Config, client.Client) {
 // does.
 func applyRBAC(t *testing.T, c client.Client) {
 	t.Helper()
-	file, err := os.Open("../../manifests/rbac/controlplane.yaml")
+	file, err := os.Open("../../manifests/overlays/envoy/lambdamesh.yaml")
 	require.NoError(t, err)
 	defer file.Close()
 	documents := utilyaml.NewYAMLOrJSONDecoder(file, 4096)
@@ -123,6 +124,9 @@ func applyRBAC(t *testing.T, c client.Client) {
 			return
 		} else if err != nil {
 			t.Fatal(err)
+		}
+		if !strings.HasPrefix(u.GetAPIVersion(), "rbac.authorization.k8s.io/") {
+			continue
 		}
 		require.NoError(t, c.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(u), client.FieldOwner("test"), client.ForceOwnership))
 	}
