@@ -35,10 +35,12 @@ const (
 // newRegistry serves an empty registry on loopback.
 func newRegistry(t *testing.T) string {
 	t.Helper()
-	server := httptest.NewServer(registry.New(registry.WithReferrersSupport(true), registry.Logger(slog.NewLogLogger(slog.DiscardHandler, 0))))
+	server := httptest.NewServer(registry.New(registry.WithReferrersSupport(true), quiet()))
 	t.Cleanup(server.Close)
 	return strings.TrimPrefix(server.URL, "http://") + "/team"
 }
+
+func quiet() registry.Option { return registry.Logger(slog.NewLogLogger(slog.DiscardHandler, 0)) }
 
 // runImages runs hack/images/run of a checkout and returns what it printed.
 func runImages(t *testing.T, checkout string, arguments ...string) string {

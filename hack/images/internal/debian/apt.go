@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/lambdamesh/lambdamesh/hack/images/internal/layer"
 	"github.com/lambdamesh/lambdamesh/hack/images/internal/progress"
@@ -104,6 +106,35 @@ func (a *Apt) run(ctx context.Context, arch, dir, program string, arguments ...s
 	return out, nil
 }
 
+// alone runs the function while no other program uses the folder: apt's own
+// lock is refused, not waited for.
+func (a *Apt) alone(ctx context.Context, run func() error) error {
+	lock, err := os.OpenFile(filepath.Join(a.dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() // which gives it back
+	retry := time.NewTicker(200 * time.Millisecond)
+	defer retry.Stop()
+	err = a.report.Step("wait for another build that downloads Debian's packages", nil, func() error {
+		for {
+			err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+			if !errors.Is(err, syscall.EWOULDBLOCK) {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-retry.C:
+			}
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	return run()
+}
+
 // update gets the lists of packages, once in a run.
 func (a *Apt) update(ctx context.Context, arch string) error {
 	if a.updated[arch] {
@@ -129,7 +160,15 @@ func leftOut() []string {
 }
 
 // Resolve returns the package and all it needs, in the versions of today.
-func (a *Apt) Resolve(ctx context.Context, root, arch string) (Set, error) {
+func (a *Apt) Resolve(ctx context.Context, root, arch string) (set Set, err error) {
+	err = a.alone(ctx, func() error {
+		set, err = a.resolve(ctx, root, arch)
+		return err
+	})
+	return set, err
+}
+
+func (a *Apt) resolve(ctx context.Context, root, arch string) (Set, error) {
 	if err := a.update(ctx, arch); err != nil {
 		return Set{}, err
 	}
@@ -193,20 +232,31 @@ var ErrGone = errors.New("Debian's archive has newer ones now") //nolint:gocheck
 
 // Fetch gets the packages that are not there yet.
 func (a *Apt) Fetch(ctx context.Context, set Set) error {
+	if len(a.missing(set)) == 0 {
+		return nil
+	}
+	return a.alone(ctx, func() error { return a.fetch(ctx, set) })
+}
+
+func (a *Apt) missing(set Set) []Package {
 	var missing []Package
-	var bytesMissing int64
 	for _, p := range set.Packages {
 		if info, err := os.Stat(a.File(p)); err != nil || info.Size() != p.Size {
 			missing = append(missing, p)
-			bytesMissing += p.Size
 		}
 	}
-	if len(missing) == 0 {
+	return missing
+}
+
+func (a *Apt) fetch(ctx context.Context, set Set) error {
+	missing := a.missing(set)
+	if len(missing) == 0 { // another build got them
 		return nil
 	}
 	if err := a.update(ctx, set.Arch); err != nil {
 		return err
 	}
+	var bytesMissing int64
 	var gone []string
 	wanted := []string{"download", "-qq"}
 	for _, p := range missing {
@@ -214,6 +264,7 @@ func (a *Apt) Fetch(ctx context.Context, set Set) error {
 		if err != nil || known.SHA256 != p.SHA256 {
 			gone = append(gone, p.String())
 		}
+		bytesMissing += p.Size
 		wanted = append(wanted, p.Name+"="+p.Version)
 	}
 	if len(gone) > 0 {
