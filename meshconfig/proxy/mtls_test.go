@@ -35,7 +35,7 @@ common_tls_context:
   tls_certificate_sds_secret_configs: [{name: default, sds_config: {ads: {}, resource_api_version: V3}}]
   alpn_protocols: [h2, http/1.1]
   combined_validation_context:
-    default_validation_context: {match_typed_subject_alt_names: %s}
+    default_validation_context: %s
     validation_context_sds_secret_config: {name: ROOTCA, sds_config: {ads: {}, resource_api_version: V3}}
 `
 
@@ -81,11 +81,11 @@ clusters:
 - name: app
   type: STATIC
   load_assignment: {cluster_name: app, endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: %q}}}}]}]}
-`, indent(8, fmt.Sprintf(tlsContext, `[{san_type: URI, matcher: {prefix: "spiffe://cluster.local/"}}]`)), principals, socket))
+`, indent(8, fmt.Sprintf(tlsContext, `{match_typed_subject_alt_names: [{san_type: URI, matcher: {prefix: "spiffe://cluster.local/"}}]}`)), principals, socket))
 }
 
 // outbound is a gateway whose cluster speaks mutual TLS with the named server.
-func outbound(t testing.TB, endpoint, server, more string) ads.Resources {
+func outbound(t testing.TB, endpoint, names, more string) ads.Resources {
 	t.Helper()
 	out := config{hosts: toBackend}.resources(t)
 	for k, v := range resources(t, fmt.Sprintf(`
@@ -110,7 +110,7 @@ endpoints:
   - lb_endpoints:
     - endpoint: {address: %s}
       metadata: {filter_metadata: {envoy.transport_socket_match: {tlsMode: istio}}}
-`, indent(8, fmt.Sprintf(tlsContext, `[{san_type: URI, matcher: {exact: "`+server+`"}}]`)), more, endpointAddress(endpoint))) {
+`, indent(8, fmt.Sprintf(tlsContext, names)), more, endpointAddress(endpoint))) {
 		out[k] = append(out[k], v...)
 	}
 	return out
@@ -118,7 +118,7 @@ endpoints:
 
 const callers = `[{authenticated: {principal_name: {exact: "spiffe://cluster.local/ns/edge/sa/gateway"}}}]`
 
-const lambda = "spiffe://cluster.local/ns/shop/sa/orders"
+const lambda = `{match_typed_subject_alt_names: [{san_type: URI, matcher: {exact: "spiffe://cluster.local/ns/shop/sa/orders"}}]}`
 
 func TestTwoProxiesSpeakMutualTLS(t *testing.T) {
 	for name, more := range map[string]string{
@@ -165,6 +165,28 @@ func TestGatewayRefusesAServerWithAnotherIdentity(t *testing.T) {
 	m.mustSet(target, outbound(t, sidecar.addr("10.0.0.1:8080"), lambda, ""))
 	gateway.waitReady(t)
 	require.Equal(t, http.StatusServiceUnavailable, get(t, gateway.addr("10.0.0.1:80"), "/").code)
+}
+
+// istiod writes names of any type, in the older field.
+func TestNamesOfAnyTypeAreExpected(t *testing.T) {
+	m := newMesh(t)
+	sidecar := m.node("orders-1.shop")
+	m.mustSet("orders-1.shop", inbound(t, app(t, echo), callers))
+	sidecar.waitReady(t)
+	gateway := m.node(gatewayNode)
+	for _, test := range []struct {
+		name string
+		want int
+	}{{"spiffe://cluster.local/ns/shop/sa/orders", http.StatusOK}, {"spiffe://cluster.local/ns/shop/sa/other", http.StatusServiceUnavailable}} {
+		m.mustSet(target, outbound(t, sidecar.addr("10.0.0.1:8080"), `{match_subject_alt_names: [{exact: "`+test.name+`"}]}`, ""))
+		gateway.waitReady(t)
+		testkit.Eventually(t, 30*time.Second, func() error {
+			if got := get(t, gateway.addr("10.0.0.1:80"), "/"); got.code != test.want {
+				return fmt.Errorf("answered %d", got.code)
+			}
+			return nil
+		}, test.name)
+	}
 }
 
 func TestSidecarRefusesConnectionsWithoutAMeshCertificate(t *testing.T) {

@@ -62,7 +62,7 @@ func compileCertificate(at string, c *tlsv3.TlsCertificate) (*tls.Certificate, e
 }
 
 func compileValidation(at string, c *tlsv3.CertificateValidationContext) (*validation, error) {
-	if err := allow(at, c, "trusted_ca", "match_typed_subject_alt_names"); err != nil {
+	if err := allow(at, c, "trusted_ca", "match_typed_subject_alt_names", "match_subject_alt_names"); err != nil {
 		return nil, err
 	}
 	v := &validation{}
@@ -75,6 +75,14 @@ func compileValidation(at string, c *tlsv3.CertificateValidationContext) (*valid
 		if !v.roots.AppendCertsFromPEM(ca) {
 			return nil, fmt.Errorf("%s.trusted_ca: holds no certificate", at)
 		}
+	}
+	// The older field, which istiod fills: names of any type.
+	for _, m := range c.GetMatchSubjectAltNames() {
+		match, err := compileString(at+".match_subject_alt_names", m)
+		if err != nil {
+			return nil, err
+		}
+		v.sans = append(v.sans, sanMatch{uri: true, match: match}, sanMatch{match: match})
 	}
 	for _, m := range c.GetMatchTypedSubjectAltNames() {
 		where := at + ".match_typed_subject_alt_names"
