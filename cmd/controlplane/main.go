@@ -40,7 +40,7 @@ func command(lookupEnv func(string) (string, bool)) *cobra.Command {
 		Short: "Expose lambdas through the mesh and deploy them",
 		Long: `controlplane turns APIRules into what a mesh obeys and Lambdas into Deployments.
 
-With --mesh=istio it writes VirtualServices, AuthorizationPolicies,
+With --mesh=istio it writes VirtualServices, DestinationRules, AuthorizationPolicies,
 RequestAuthentications and PeerAuthentications for istiod. With --mesh=envoy it
 programs Envoys itself, over ADS at --xds-address, and issues the certificates
 of workloads; their root lies in the Secret lambdamesh-ca, created once.

@@ -42,6 +42,7 @@ const (
 func istioKinds() []schema.GroupVersionKind {
 	return []schema.GroupVersionKind{
 		networkingv1.SchemeGroupVersion.WithKind("VirtualService"),
+		networkingv1.SchemeGroupVersion.WithKind("DestinationRule"),
 		securityv1.SchemeGroupVersion.WithKind("AuthorizationPolicy"),
 		securityv1.SchemeGroupVersion.WithKind("PeerAuthentication"),
 		securityv1.SchemeGroupVersion.WithKind("RequestAuthentication"),

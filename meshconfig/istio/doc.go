@@ -10,7 +10,9 @@
 // RequestAuthentication looks at: a bearer token on a rule without jwt is the
 // application's business. A request without a token never gets so far: a route
 // before it answers 401, for istiod lets missing tokens pass and the policy's
-// answer would be 403.
+// answer would be 403. The sidecar is what checks the token, so that such routes
+// lead to a subset of the lambda's DestinationRule that is reached by mutual TLS
+// alone: no sidecar, no answer.
 //
 // What MeshConfig must say besides: pathNormalization MERGE_SLASHES.
 package istio

@@ -21,7 +21,7 @@ type Object interface {
 	runtime.Object
 }
 
-// Objects are the VirtualServices, AuthorizationPolicies,
+// Objects are the VirtualServices, DestinationRules, AuthorizationPolicies,
 // RequestAuthentications and PeerAuthentications that say what mesh says,
 // sorted by kind, namespace and name. All carry the managed-by label and the
 // owner labels; and an owner reference when the owner's UID is known. Whatever

@@ -45,6 +45,7 @@ func (w *writer) workload(workload *ir.Workload) {
 		tokens.Spec.Selector = selector
 		tokens.Spec.JwtRules = rules
 		w.add(tokens)
+		w.destinationRules(workload)
 	}
 }
 

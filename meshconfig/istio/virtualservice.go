@@ -149,6 +149,9 @@ func (w *writer) route(r *ir.Rule) *networking.HTTPRoute {
 		destination := &networking.HTTPRouteDestination{Destination: &networking.Destination{
 			Host: d.Hostname(), Port: &networking.PortSelector{Number: d.Port},
 		}}
+		if r.JWT != nil {
+			destination.Destination.Subset = subsetMutualTLS
+		}
 		if len(r.Backends) > 1 {
 			destination.Weight = int32(b.Weight)
 		}
