@@ -13,7 +13,7 @@ TOOL := hack/tools/run
 # Modules of their own inside the checkout that have tests (the runtimes' SDKs).
 NESTED = $(shell find . -name go.mod -not -path './go.mod' -not -path './hack/*' \
 	-not -path '*/testdata/*' -not -path '*/node_modules/*' -not -path './.lambdamesh/*' -exec dirname {} \;)
-MODULES = . $(NESTED) hack/kubernetes hack/cluster hack/cluster/containerd hack/cluster/coredns hack/images hack/tools hack/tools/helm hack/tools/lint
+MODULES = . $(NESTED) hack/kubernetes hack/istio hack/cluster hack/cluster/containerd hack/cluster/coredns hack/images hack/tools hack/tools/helm hack/tools/lint
 
 # Tests and benchmarks of the whole module, or `make test PKG=./eventbus/...`.
 PKG ?=
@@ -93,6 +93,10 @@ e2e: build ## Drive the built programs from outside
 .PHONY: test-images
 test-images: check-go ## Test the container images in a registry of their own
 	@hack/images/test.sh $(ARGS)
+
+.PHONY: test-istio
+test-istio: kubernetes ## Test with a real istiod, built once (4 to 8 minutes) from the Go module proxy
+	@hack/istio/test.sh $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: check-go ## Test hack/cluster with real clusters (root; says when it is left out)

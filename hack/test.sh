@@ -31,6 +31,7 @@ else
 	export CGO_ENABLED=0
 	leave_out "-race: it needs a C compiler, and '$cc' is none that works"
 fi
+[ -n "${LAMBDAMESH_ISTIOD:-}" ] || leave_out "what runs a real istiod: make test-istio"
 command -v node >/dev/null 2>&1 || leave_out "what runs lambdas in Node.js: no node on PATH"
 command -v python3 >/dev/null 2>&1 || leave_out "what runs lambdas in Python: no python3 on PATH"
 

@@ -12,6 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/meshtest"
 )
 
 // benchmarkIstiod is the time from creating an APIRule until istiod has pushed
@@ -72,12 +74,12 @@ func (r routes) await(b *testing.B, enough func(map[string]bool) bool) {
 // routes of port 80, all acknowledged.
 func (w *world) watchRoutes(b *testing.B) routes {
 	b.Helper()
-	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(w.istiod(b, "")).StreamAggregatedResources(b.Context())
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(meshtest.Istiod(b, w.config, "")).StreamAggregatedResources(b.Context())
 	require.NoError(b, err)
-	node := istioGateway(b)
+	node := meshtest.GatewayNode(b, "gateway")
 	names := map[string][]string{resource.RouteType: {"http.80"}}
 	for _, typeURL := range []string{resource.ClusterType, resource.ListenerType, resource.RouteType} {
-		require.NoError(b, subscribe(stream, node, typeURL, names[typeURL]...))
+		require.NoError(b, stream.Send(&discoveryv3.DiscoveryRequest{Node: node, TypeUrl: typeURL, ResourceNames: names[typeURL]}))
 	}
 	pushes := make(chan map[string]bool, 10_000)
 	go func() {

@@ -2,6 +2,7 @@ package meshtest_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -171,27 +172,46 @@ func check(t *testing.T, r meshtest.Request, got answer) {
 // path and the headers first.
 func send(t *testing.T, address string, r meshtest.Request) answer {
 	t.Helper()
-	target, err := url.Parse(r.URL)
+	token := ""
+	if r.Token != nil {
+		token = r.Token.Mint(t, time.Now())
+	}
+	got, err := exchange(t.Context(), address, r, token)
 	require.NoError(t, err)
+	return got
+}
+
+func exchange(ctx context.Context, address string, r meshtest.Request, token string) (answer, error) {
+	target, err := url.Parse(r.URL)
+	if err != nil {
+		return answer{}, err
+	}
 	uri := strings.TrimPrefix(r.URL, target.Scheme+"://"+target.Host)
 	var text strings.Builder
 	fmt.Fprintf(&text, "%s %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n", r.Method, uri, target.Host)
 	for name, value := range r.Headers {
 		fmt.Fprintf(&text, "%s: %s\r\n", name, value)
 	}
-	if r.Token != nil {
-		fmt.Fprintf(&text, "Authorization: Bearer %s\r\n", r.Token.Mint(t, time.Now()))
+	if token != "" {
+		fmt.Fprintf(&text, "Authorization: Bearer %s\r\n", token)
 	}
 	text.WriteString("\r\n")
 	var dialer net.Dialer
-	conn, err := dialer.DialContext(t.Context(), "tcp", address)
-	require.NoError(t, err)
+	conn, err := dialer.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return answer{}, err
+	}
 	defer conn.Close()
-	require.NoError(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
-	_, err = conn.Write([]byte(text.String()))
-	require.NoError(t, err)
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return answer{}, err
+	}
+	if _, err := conn.Write([]byte(text.String())); err != nil {
+		return answer{}, err
+	}
 	response, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: r.Method})
-	require.NoError(t, err)
+	if err != nil {
+		return answer{}, err
+	}
 	defer response.Body.Close()
 	got := answer{status: response.StatusCode, header: response.Header}
 	if response.Header.Get("Content-Type") == "application/problem+json" {
@@ -199,13 +219,13 @@ func send(t *testing.T, address string, r meshtest.Request) answer {
 			Status int
 			Title  string
 		}
-		require.NoError(t, json.NewDecoder(response.Body).Decode(&problem))
-		require.Equal(t, response.StatusCode, problem.Status)
-		require.NotEmpty(t, problem.Title)
-		return got
+		if err := json.NewDecoder(response.Body).Decode(&problem); err != nil || problem.Status != response.StatusCode || problem.Title == "" {
+			return got, fmt.Errorf("a refusal with status %d that says %+v: %w", response.StatusCode, problem, err)
+		}
+		return got, nil
 	}
 	if text := response.Header.Get(echoHeader); text != "" {
-		require.NoError(t, json.Unmarshal([]byte(text), &got.echo))
+		return got, json.Unmarshal([]byte(text), &got.echo)
 	}
-	return got
+	return got, nil
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/meshconfig/reference"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
 const (
@@ -46,6 +47,8 @@ type judged struct {
 	address string
 	istio   *model
 	bearers []bearer
+	// viaIstiod: the address is that of a gateway of Istio's.
+	viaIstiod bool
 
 	mu       sync.Mutex
 	statuses map[int]int // how often each was answered
@@ -53,11 +56,34 @@ type judged struct {
 
 func newJudged(t testing.TB, seed uint64) *judged {
 	t.Helper()
-	r := rand.New(rand.NewPCG(seed, 0))
+	j, mesh := judge(t, seed, randomRules(rand.New(rand.NewPCG(seed, 0)), worldRules))
+	for i := range mesh.Destinations {
+		d := &mesh.Destinations[i]
+		server := httptest.NewServer(judgedBackend(d.Key()))
+		t.Cleanup(server.Close)
+		host, port, err := net.SplitHostPort(server.Listener.Addr().String())
+		require.NoError(t, err)
+		number, err := strconv.ParseUint(port, 10, 16)
+		require.NoError(t, err)
+		d.Endpoints, d.Identities = []ir.Endpoint{{Address: host, Port: uint32(number)}}, nil
+	}
+	j.address = serve(t, mesh)["lambdamesh-system/gateway 80"]
+	require.NotEmpty(t, j.address)
+	return j
+}
+
+// judgeCase is whose objects the rules stand among.
+func judgeCase(t testing.TB) meshtest.Case {
+	t.Helper()
 	cases := meshtest.Cases(t)
-	base := cases[slices.IndexFunc(cases, func(c meshtest.Case) bool { return c.Name == "spellings" })]
-	s := base.Snapshot(t)
-	s.APIRules = randomRules(r, worldRules)
+	return cases[slices.IndexFunc(cases, func(c meshtest.Case) bool { return c.Name == "spellings" })]
+}
+
+// judge of rules, which nobody serves yet, and their mesh.
+func judge(t testing.TB, seed uint64, rules []*v1alpha1.APIRule) (*judged, *ir.Mesh) {
+	t.Helper()
+	s := judgeCase(t).Snapshot(t)
+	s.APIRules = rules
 	mesh, problems := translate.Translate(s)
 	require.NoError(t, mesh.Validate())
 	for _, p := range problems {
@@ -71,26 +97,17 @@ func newJudged(t testing.TB, seed uint64) *judged {
 			j.ids[reference.Rule{Namespace: vh.Owner.Namespace, Name: vh.Owner.Name, Index: rule.Index}] = rule.ID
 		}
 	}
-	for i := range mesh.Destinations {
-		d := &mesh.Destinations[i]
-		key := d.Key()
-		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			h := w.Header()
-			h.Set("X-Backend", key)
-			h.Set("X-Rule", strings.Join(r.Header.Values(headers.Rule), ","))
-			h.Set("X-Path", r.RequestURI)
-			h["Date"] = nil
-		}))
-		t.Cleanup(server.Close)
-		host, port, err := net.SplitHostPort(server.Listener.Addr().String())
-		require.NoError(t, err)
-		number, err := strconv.ParseUint(port, 10, 16)
-		require.NoError(t, err)
-		d.Endpoints, d.Identities = []ir.Endpoint{{Address: host, Port: uint32(number)}}, nil
-	}
-	j.address = serve(t, &mesh)["lambdamesh-system/gateway 80"]
-	require.NotEmpty(t, j.address)
-	return j
+	return j, &mesh
+}
+
+func judgedBackend(key string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("X-Backend", key)
+		h.Set("X-Rule", strings.Join(r.Header.Values(headers.Rule), ","))
+		h.Set("X-Path", r.RequestURI)
+		h["Date"] = nil
+	})
 }
 
 // client sends requests as they are over a connection that it keeps.
@@ -164,6 +181,12 @@ var brokenEscape = regexp.MustCompile(`%(?:$|[^0-9A-Fa-f]|.$|.[^0-9A-Fa-f])`)
 func (j *judged) check(c *client, r reference.Request, token bearer) (got exchanged, decision string, err error) {
 	r.Token = token.is
 	want := j.gateway.Answer(r)
+	if j.viaIstiod {
+		if !inIstioObjects(r) {
+			return exchanged{status: http.StatusBadRequest}, "", nil
+		}
+		want = j.asEnvoyReads(r, want)
+	}
 	got, err = c.send(r, token.text)
 	if err != nil {
 		return got, "", fmt.Errorf("no answer: %w", err)
@@ -181,27 +204,16 @@ func (j *judged) check(c *client, r reference.Request, token bearer) (got exchan
 	if !agree(got.status, got.backend, got.rule) {
 		return got, "", fmt.Errorf("the proxy answers %+v, the reference %+v (rule %s)", got, want, id)
 	}
-	// What istiod's Envoy makes of other targets and of a final dot is not in our
-	// objects.
-	if host, _, _ := strings.Cut(r.Host, ":"); strings.HasPrefix(r.Target, "/") && !strings.Contains(r.Target, "#") && !strings.HasSuffix(host, ".") {
+	if inIstioObjects(r) && !j.viaIstiod {
 		header := r.Header.Clone()
 		if token.text != "" {
 			header.Set("Authorization", "Bearer "+token.text)
 		}
-		if brokenEscape.MatchString(r.Target) {
-			// Envoy lets a % pass that begins no escape, and may make one of it
-			// (%4%30 becomes %40). What it sends on decides.
-			raw, query, hasQuery := strings.Cut(r.Target, "?")
-			again := r
-			if again.Target, _ = canonicalPath(raw); hasQuery {
-				again.Target += "?" + query
-			}
-			want = j.gateway.Answer(again)
-			want.MayRefuse = true
-			if id = ""; want.Rule != nil {
-				id = j.ids[*want.Rule]
-			}
+		want = j.asEnvoyReads(r, want)
+		if id = ""; want.Rule != nil {
+			id = j.ids[*want.Rule]
 		}
+		host, _, _ := strings.Cut(r.Host, ":")
 		answer := j.istio.decide("lambdamesh-system/gateway", r.Method, host, r.Target, header)
 		if !agree(answer.status, answer.echo.Backend, answer.echo.Headers.Get(headers.Rule)) {
 			return got, "", fmt.Errorf("Istio answers %d by rule %s, the reference %+v (rule %s)", answer.status, answer.echo.Headers.Get(headers.Rule), want, id)
@@ -211,6 +223,28 @@ func (j *judged) check(c *client, r reference.Request, token bearer) (got exchan
 	j.statuses[got.status]++
 	j.mu.Unlock()
 	return got, fmt.Sprint(got.status, " ", got.rule), nil
+}
+
+// inIstioObjects: what istiod's Envoy makes of other targets and of a final dot is
+// not in our objects.
+func inIstioObjects(r reference.Request) bool {
+	host, _, _ := strings.Cut(r.Host, ":")
+	return strings.HasPrefix(r.Target, "/") && !strings.Contains(r.Target, "#") && !strings.HasSuffix(host, ".")
+}
+
+// asEnvoyReads: Envoy lets a % pass that begins no escape, and may make one of it
+// (%4%30 becomes %40). What it sends on decides.
+func (j *judged) asEnvoyReads(r reference.Request, want reference.Answer) reference.Answer {
+	if !brokenEscape.MatchString(r.Target) {
+		return want
+	}
+	raw, query, hasQuery := strings.Cut(r.Target, "?")
+	if r.Target, _ = canonicalPath(raw); hasQuery {
+		r.Target += "?" + query
+	}
+	want = j.gateway.Answer(r)
+	want.MayRefuse = true
+	return want
 }
 
 // run sends requests in groups that differ in nothing but the spelling of a few
@@ -225,7 +259,7 @@ func (j *judged) run(seed uint64, cases int) error {
 		}
 	}()
 	for cases > 0 {
-		host := randomHost(r, worldRules)
+		host := randomHost(r, len(j.gateway.Rules))
 		base := reference.Request{Method: pick(r, methods()...), Header: randomHeader(r)}
 		token := pick(r, j.bearers...)
 		type read struct{ decoder, path string }
