@@ -89,7 +89,7 @@ func Istiod(t testing.TB, config *rest.Config, meshConfig string) *grpc.ClientCo
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxPush), grpc.WaitForReady(true)))
 	require.NoError(t, err)
-	t.Cleanup(func() { connection.Close() })
+	t.Cleanup(func() { _ = connection.Close() })
 	return connection
 }
 
@@ -107,7 +107,7 @@ func kubeconfigOf(c *rest.Config) clientcmdapi.Config {
 // which ports it got.
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer listener.Close()
 	return listener.Addr().String()

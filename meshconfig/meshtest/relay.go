@@ -77,7 +77,7 @@ type Relay struct {
 func NewRelay(t testing.TB, istiod grpc.ClientConnInterface, node *corev3.Node, authority *ca.CA, identity string) (r *Relay, address string) {
 	t.Helper()
 	r = &Relay{istiod: discoveryv3.NewAggregatedDiscoveryServiceClient(istiod), node: node, ca: authority, identity: identity}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	leaf, err := authority.IssueServer("127.0.0.1")
 	require.NoError(t, err)
@@ -219,7 +219,7 @@ func (r *Relay) secrets(request *discoveryv3.DiscoveryRequest, send func(*discov
 func adapt(response *discoveryv3.DiscoveryResponse) error {
 	var adapted []*anypb.Any
 	for _, packed := range response.GetResources() {
-		message := proto.Message(nil)
+		var message proto.Message
 		switch response.GetTypeUrl() {
 		case resource.ClusterType:
 			var cluster clusterv3.Cluster
@@ -270,7 +270,8 @@ func adapt(response *discoveryv3.DiscoveryResponse) error {
 func socketOverADS(socket *corev3.TransportSocket) error {
 	var upstream tlsv3.UpstreamTlsContext
 	var downstream tlsv3.DownstreamTlsContext
-	message, common := proto.Message(&upstream), (*tlsv3.CommonTlsContext)(nil)
+	var message proto.Message = &upstream
+	var common *tlsv3.CommonTlsContext
 	switch config := socket.GetTypedConfig(); {
 	case config.MessageIs(&upstream):
 		if err := config.UnmarshalTo(&upstream); err != nil {
