@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,9 +19,12 @@ import (
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/stretchr/testify/require"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
@@ -259,5 +263,94 @@ func TestControlPlaneGetsByWithItsFlagsAndRole(t *testing.T) {
 			}
 			awaitThere(t, c.admin, &networkingv1.Gateway{}, v1alpha1.SystemNamespace, "gateway")
 		})
+	}
+}
+
+// Controllers believe what they wrote: what a rule is charged for, which hosts it
+// has, where events go on. So a tenant must not be able to write it.
+func TestNobodyButTheProgramsWritesStatuses(t *testing.T) {
+	for _, dir := range kustomizations() {
+		t.Run(dir, func(t *testing.T) {
+			objects := render(t, dir)
+			writers := map[string]bool{}
+			for _, o := range kinds(objects, "ClusterRole", "Role") {
+				for _, rule := range into[rbacv1.Role](t, withoutAggregation(o)).Rules {
+					ours := slices.Contains(rule.APIGroups, v1alpha1.Group) || slices.Contains(rule.APIGroups, "*")
+					if !ours || len(intersect(rule.Verbs, "create", "update", "patch", "delete", "deletecollection", "*")) == 0 {
+						continue
+					}
+					if !slices.ContainsFunc(rule.Resources, func(r string) bool { return strings.ContainsAny(r, "/*") }) {
+						continue
+					}
+					writers[o.GetName()] = true
+					for label := range o.GetLabels() {
+						require.NotContains(t, label, "rbac.authorization.k8s.io/aggregate-to-", "%s is part of a role of tenants", name(o))
+					}
+				}
+			}
+			require.NotEmpty(t, writers)
+			for _, o := range kinds(objects, "ClusterRoleBinding", "RoleBinding") {
+				binding := into[rbacv1.RoleBinding](t, o)
+				if !writers[binding.RoleRef.Name] {
+					continue
+				}
+				for _, s := range binding.Subjects {
+					require.Equal(t, "ServiceAccount", s.Kind, name(o))
+					require.Equal(t, v1alpha1.SystemNamespace, s.Namespace, name(o))
+					require.Contains(t, []string{v1alpha1.ServiceAccountControlPlane, v1alpha1.ServiceAccountEventBus, v1alpha1.ServiceAccountConnector}, s.Name, name(o))
+				}
+			}
+		})
+	}
+}
+
+// A tenant with every role for users still cannot say what a rule is charged for,
+// by no way that the API server has.
+func TestATenantCannotWriteWhatARuleIsChargedFor(t *testing.T) {
+	c := install(t, "overlays/istio")
+	user := c.namespace + "-tenant"
+	for _, o := range kinds(render(t, c.overlay), "ClusterRole") {
+		// Those of the programs are named after what runs as them.
+		if slices.Contains([]string{"lambdamesh-controlplane", "lambdamesh-eventbus", "lambdamesh-connector"}, o.GetName()) {
+			continue
+		}
+		require.NoError(t, c.admin.Create(t.Context(), &rbacv1.ClusterRoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: user + "-" + o.GetName()},
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: o.GetName()},
+			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: user}},
+		}))
+	}
+	config := rest.CopyConfig(c.config)
+	config.Impersonate = rest.ImpersonationConfig{UserName: user, Groups: []string{"system:authenticated"}}
+	tenant, err := client.New(config, client.Options{Scheme: c.admin.Scheme()})
+	require.NoError(t, err)
+
+	rule := &v1alpha1.APIRule{
+		ObjectMeta: metav1.ObjectMeta{Namespace: c.namespace, Name: "greedy"},
+		Spec:       v1alpha1.APIRuleSpec{Hosts: []string{"greedy"}, Rules: []v1alpha1.Rule{{Path: "/*", Lambda: "hello", NoAuth: new(true)}}},
+	}
+	claim := func() {
+		rule.Status.Charged = &v1alpha1.Charge{Gateway: v1alpha1.DefaultGateway, Bytes: 1 << 40, Hosts: 1 << 20}
+	}
+	claim()
+	testkit.Eventually(t, patience, func() error { return tenant.Create(t.Context(), rule) }, "the roles are not there yet")
+	claim()
+	require.NoError(t, tenant.Update(t.Context(), rule))
+	claim()
+	require.True(t, apierrors.IsForbidden(tenant.Status().Update(t.Context(), rule)))
+	require.True(t, apierrors.IsForbidden(tenant.Status().Patch(t.Context(), rule, client.RawPatch(types.MergePatchType, []byte(`{"status":{"charged":{"hosts":9}}}`)))))
+	require.NoError(t, c.admin.Get(t.Context(), client.ObjectKeyFromObject(rule), rule))
+	require.Nil(t, rule.Status.Charged)
+
+	for _, definition := range definitions(t) {
+		require.NotNil(t, definition.Spec.Versions[0].Subresources, definition.Name)
+		require.NotNil(t, definition.Spec.Versions[0].Subresources.Status, "%s: its status would be written with its spec", definition.Name)
+		for _, verb := range []string{"create", "update", "patch", "delete"} {
+			review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{User: user, Groups: []string{"system:authenticated"}, ResourceAttributes: &authorizationv1.ResourceAttributes{
+				Namespace: c.namespace, Verb: verb, Group: v1alpha1.Group, Resource: definition.Spec.Names.Plural, Subresource: "status",
+			}}}
+			require.NoError(t, c.admin.Create(t.Context(), review))
+			require.False(t, review.Status.Allowed, "%s %s/status: %s", verb, definition.Spec.Names.Plural, review.Status.Reason)
+		}
 	}
 }

@@ -103,6 +103,24 @@ func start(t *testing.T, change ...func(*ads.Config)) *fixture {
 	return f
 }
 
+// Whoever stops a server at once may be faster than its listening.
+func TestAServerThatIsStoppedBeforeItServesEndsWithoutAnError(t *testing.T) {
+	authority, err := ca.Open(t.Context(), ca.Directory(t.TempDir()), ca.Config{})
+	require.NoError(t, err)
+	stopped, stop := context.WithCancel(t.Context())
+	stop()
+	for range 200 {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		server, err := ads.New(ads.Config{
+			Listener: listener, CA: authority, Authenticator: tokens{}, Log: slog.New(slog.DiscardHandler),
+			NodeIdentity: func(context.Context, string) (ads.Identity, bool) { return ads.Identity{}, false },
+		})
+		require.NoError(t, err)
+		require.NoError(t, server.Run(stopped))
+	}
+}
+
 // client speaks the protocol by hand.
 type client struct {
 	t      *testing.T

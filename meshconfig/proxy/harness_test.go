@@ -44,6 +44,9 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
+// patience is for what comes about by itself, also on a machine with much to do.
+const patience = time.Minute
+
 // mesh is a real control plane's delivery with hand-written resources.
 type mesh struct {
 	t       testing.TB
@@ -91,6 +94,7 @@ func newMesh(t testing.TB) *mesh {
 	})
 	require.NoError(t, err)
 	runComponent(t, m.server)
+	<-m.server.Ready()
 	return m
 }
 
@@ -111,7 +115,7 @@ func runComponent(t testing.TB, c component) (stop func()) {
 			select {
 			case err := <-done:
 				require.NoError(t, err)
-			case <-time.After(20 * time.Second):
+			case <-time.After(patience):
 				t.Error("the component did not stop")
 			}
 		})
@@ -173,7 +177,7 @@ func (n *node) waitReady(t testing.TB) {
 	t.Helper()
 	select {
 	case <-n.Ready():
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the proxy did not become ready")
 	}
 }
@@ -184,7 +188,7 @@ func (m *mesh) set(target string, resources ads.Resources) ads.Status {
 	m.t.Helper()
 	version, err := m.server.SetResources(target, resources)
 	require.NoError(m.t, err)
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	for {
 		status := m.server.Status(target)
 		answered := len(status.Nodes) > 0
@@ -391,7 +395,7 @@ func host(name string) func(*http.Request) { return func(r *http.Request) { r.Ho
 
 func eventually(t testing.TB, what string, check func() bool) {
 	t.Helper()
-	testkit.Eventually(t, 10*time.Second, func() error {
+	testkit.Eventually(t, patience, func() error {
 		if !check() {
 			return errors.New("not yet")
 		}
