@@ -65,7 +65,8 @@ func parents(host string) []string {
 	}
 }
 
-// hosts of an APIRule that it owns and its gateway serves; g is nil when there
+// hosts of an APIRule that it owns and its gateway serves, as they are written in
+// order; g is nil when there
 // is no such gateway. A host that the Gateway's servers admit for the namespace
 // and that nobody has claimed is its own from here on, also when a server cannot
 // be served for now, so that a repair of it never moves a host to another team.
@@ -110,7 +111,6 @@ func (t *translator) hosts(r *v1alpha1.APIRule, g *gateway) []string {
 		served = append(served, host)
 	}
 	t.owners.claim(claimed, name(r))
-	slices.Sort(served)
 	return served
 }
 

@@ -280,7 +280,7 @@ func TestAHarmlessEditKeepsItsPlace(t *testing.T) {
 	s := within(limits, early, vault, fill)
 	remember(t, s)
 
-	early.Generation, early.Spec.Hosts = 2, []string{"a.example.com", "g.example.com"}
+	early.Generation, early.Spec.Hosts = 2, []string{"a.example.com", "0.example.com"}
 	accepted, mesh := remember(t, s)
 	require.Equal(t, translate.ReasonTooLarge, accepted["early"].Reason, "it grew")
 	closed := 0

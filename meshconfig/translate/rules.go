@@ -62,7 +62,7 @@ func (t *translator) addAPIRules() {
 			t.reportAiling(r, g, hosts)
 		}
 		rt := ruleTranslator{translator: t, object: r, served: len(hosts) > 0, ids: map[string]int{}}
-		vh := ir.VirtualHost{Owner: owner("APIRule", r), Hosts: hosts, CORS: rt.cors()}
+		vh := ir.VirtualHost{Owner: owner("APIRule", r), Hosts: slices.Sorted(slices.Values(hosts)), CORS: rt.cors()}
 		for i := range r.Spec.Rules {
 			vh.Rules = append(vh.Rules, rt.rule(i))
 			rt.reportShadowed(vh.Rules)
@@ -83,10 +83,11 @@ func claimsOfRefused(budgets *treasury, r *v1alpha1.APIRule) *v1alpha1.APIRule {
 }
 
 // closeHosts answers 503 at hosts of an APIRule that was served and is refused
-// now: a 404 would tell its clients that there is nothing.
+// now: a 404 would tell its clients that there is nothing. They are the first in
+// spec.hosts, which an edit that adds some leaves where they are.
 func (t *translator) closeHosts(r *v1alpha1.APIRule, hosts []string) {
 	g := t.gateways[gatewayKey(r)]
-	g.ir.VirtualHosts = append(g.ir.VirtualHosts, ir.VirtualHost{Owner: owner("APIRule", r), Hosts: hosts, Rules: []ir.Rule{
+	g.ir.VirtualHosts = append(g.ir.VirtualHosts, ir.VirtualHost{Owner: owner("APIRule", r), Hosts: slices.Sorted(slices.Values(hosts)), Rules: []ir.Rule{
 		{ID: r.Namespace + "/" + r.Name + "/too-large", Path: ir.AnyPath(), Closed: &ir.Closed{Status: statusClosed, Reason: ReasonTooLarge}},
 	}})
 }
