@@ -162,11 +162,7 @@ func newManager(o *options) (ctrl.Manager, error) {
 		LeaderElectionNamespace:       o.namespace,
 		LeaderElectionReleaseOnCancel: true, // writers have stopped by then
 	}
-	pods := mesh.LambdaPods()
-	if o.mesh == "envoy" {
-		pods = mesh.MemberPods()
-	}
-	mesh.ConfigureCache(&options.Cache, pods)
+	mesh.ConfigureCache(&options.Cache)
 	lambdas.ConfigureCache(&options.Cache)
 	manager, err := ctrl.NewManager(config, options)
 	if err != nil {

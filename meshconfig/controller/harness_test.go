@@ -1,6 +1,7 @@
 package controller_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,11 +76,11 @@ func newWorld(t testing.TB) *world {
 	return w
 }
 
-// create makes an object in the world's namespace, and deletes it after the
-// test: the API server is shared, and its namespaces never end.
+// create makes an object, in the world's namespace unless it names another, and
+// deletes it after the test: the API server is shared, and its namespaces never end.
 func (w *world) create(object client.Object) {
 	w.t.Helper()
-	object.SetNamespace(w.namespace)
+	object.SetNamespace(cmp.Or(object.GetNamespace(), w.namespace))
 	require.NoError(w.t, w.client.Create(w.t.Context(), object))
 	w.t.Cleanup(func() {
 		if err := client.IgnoreNotFound(w.client.Delete(context.Background(), object)); err != nil {
@@ -153,12 +154,8 @@ func (w *world) controlPlane(change ...func(*options)) *controlPlane {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(w.t.Output(), nil))
 	}
-	pods := controller.MemberPods()
-	if o.istio {
-		pods = controller.LambdaPods()
-	}
 	cacheOptions := cache.Options{Scheme: w.client.Scheme()}
-	controller.ConfigureCache(&cacheOptions, pods)
+	controller.ConfigureCache(&cacheOptions)
 	objects, err := cache.New(w.config, cacheOptions)
 	require.NoError(w.t, err)
 

@@ -10,7 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -28,29 +27,15 @@ func (c *Controller) snapshot(ctx context.Context) (translate.Snapshot, error) {
 		bindings v1alpha1.ApplicationBindingList
 		services corev1.ServiceList
 		slices   discoveryv1.EndpointSliceList
+		pods     corev1.PodList
 		gateways networkingv1.GatewayList
 		sidecars networkingv1.SidecarList
 		entries  networkingv1.WorkloadEntryList
 	)
-	for _, list := range []client.ObjectList{&lambdas, &subs, &bindings, &services, &slices, &gateways, &sidecars, &entries} {
+	for _, list := range []client.ObjectList{&lambdas, &subs, &bindings, &services, &slices, &pods, &gateways, &sidecars, &entries} {
 		if err := c.list(ctx, list); err != nil {
 			return s, err
 		}
-	}
-	if s.Settings.TokensAtSidecars {
-		pods := &metav1.PartialObjectMetadataList{}
-		pods.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("PodList"))
-		if err := c.list(ctx, pods); err != nil {
-			return s, err
-		}
-		s.Pods = pointers(pods.Items)
-	}
-	if c.members {
-		var pods corev1.PodList
-		if err := c.list(ctx, &pods); err != nil {
-			return s, err
-		}
-		s.Members = pointers(pods.Items)
 	}
 	var err error
 	if s.MeshProblem, err = c.meshConfig.lacks(); err != nil {
@@ -64,6 +49,10 @@ func (c *Controller) snapshot(ctx context.Context) (translate.Snapshot, error) {
 	s.ApplicationBindings = pointers(bindings.Items)
 	s.Services = pointers(services.Items)
 	s.EndpointSlices = pointers(slices.Items)
+	s.Pods = pointers(pods.Items)
+	if c.members {
+		s.Members = s.Pods
+	}
 	s.Gateways, s.Sidecars, s.WorkloadEntries = gateways.Items, sidecars.Items, entries.Items
 
 	if s.Secrets, err = c.readSecrets(ctx, translate.SecretRefs(s.Settings, s.APIRules, s.Gateways)); err != nil {

@@ -11,8 +11,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -24,21 +22,20 @@ import (
 
 // ConfigureCache sets what the controller needs of a cache: no object keeps its
 // managed fields, and Secrets that are watched for their metadata keep no
-// annotations, where kubectl may have left their data. Of pods it keeps those that
-// pods selects, [LambdaPods] or [MemberPods], and of them no more than who they
-// are and whether they have ended.
-func ConfigureCache(options *cache.Options, pods labels.Selector) {
+// annotations, where kubectl may have left their data. Of pods it keeps what a
+// translation reads.
+func ConfigureCache(options *cache.Options) {
 	if options.DefaultTransform == nil {
 		options.DefaultTransform = cache.TransformStripManagedFields()
 	}
 	if options.ByObject == nil {
 		options.ByObject = map[client.Object]cache.ByObject{}
 	}
-	options.ByObject[&corev1.Pod{}] = cache.ByObject{Label: pods, Transform: func(obj any) (any, error) {
+	options.ByObject[&corev1.Pod{}] = cache.ByObject{Transform: func(obj any) (any, error) {
 		if pod, ok := obj.(*corev1.Pod); ok {
-			pod.Spec, pod.Status = corev1.PodSpec{ServiceAccountName: pod.Spec.ServiceAccountName}, corev1.PodStatus{Phase: pod.Status.Phase}
+			return translate.NeededOfPod(pod), nil
 		}
-		return cache.TransformStripManagedFields()(obj)
+		return obj, nil
 	}}
 	options.ByObject[&corev1.Secret{}] = cache.ByObject{Transform: func(obj any) (any, error) {
 		if secret, ok := obj.(*metav1.PartialObjectMetadata); ok {
@@ -48,44 +45,17 @@ func ConfigureCache(options *cache.Options, pods labels.Selector) {
 	}}
 }
 
-// MemberPods have a sidecar of ours: what a mesh without Istio needs to know.
-func MemberPods() labels.Selector {
-	return labels.SelectorFromSet(labels.Set{v1alpha1.LabelSidecar: "true"})
-}
-
-// LambdaPods have the label, whatever its value: what is looked at under Istio.
-func LambdaPods() labels.Selector {
-	requirement, err := labels.NewRequirement(v1alpha1.LabelLambda, selection.Exists, nil)
-	if err != nil {
-		return labels.Nothing() // the label is a constant, and a good one
-	}
-	return labels.NewSelector().Add(*requirement)
-}
-
 func secretMetadata() *metav1.PartialObjectMetadata {
 	m := &metav1.PartialObjectMetadata{}
 	m.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
 	return m
 }
 
-func podMetadata() *metav1.PartialObjectMetadata {
-	m := &metav1.PartialObjectMetadata{}
-	m.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
-	return m
-}
-
-// sameSidecar is for pods, whose status changes all the time.
-func sameSidecar(before, after client.Object) bool {
-	return before.GetUID() == after.GetUID() && maps.Equal(before.GetLabels(), after.GetLabels()) &&
-		translate.HasSidecar(before) == translate.HasSidecar(after)
-}
-
-// sameMember is for pods of a mesh without Istio.
-func sameMember(before, after client.Object) bool {
+// samePod is for pods, whose status changes all the time.
+func samePod(before, after client.Object) bool {
 	a, ok1 := before.(*corev1.Pod)
 	b, ok2 := after.(*corev1.Pod)
-	return ok1 && ok2 && a.UID == b.UID && maps.Equal(a.Labels, b.Labels) && maps.Equal(a.Annotations, b.Annotations) &&
-		translate.IsMember(a) == translate.IsMember(b)
+	return ok1 && ok2 && translate.SameOfPod(a, b)
 }
 
 type watched struct {
@@ -103,16 +73,11 @@ func (c *Controller) watch(ctx context.Context) error {
 		{&v1alpha1.ApplicationBinding{}, c.onChange(sameGeneration, nil)},
 		{&corev1.Service{}, c.onChange(sameVersion, nil)},
 		{&discoveryv1.EndpointSlice{}, c.onChange(sameVersion, nil)},
+		{&corev1.Pod{}, c.onChange(samePod, nil)},
 		{&networkingv1.Gateway{}, c.onChange(sameGeneration, c.objectTouched("Gateway"))},
 		{&networkingv1.Sidecar{}, c.onChange(sameGeneration, c.objectTouched("Sidecar"))},
 		{&networkingv1.WorkloadEntry{}, c.onChange(sameGeneration, nil)},
 		{secretMetadata(), c.onSecret()},
-	}
-	if c.config.Settings.TokensAtSidecars {
-		all = append(all, watched{podMetadata(), c.onChange(sameSidecar, nil)})
-	}
-	if c.members {
-		all = append(all, watched{&corev1.Pod{}, c.onChange(sameMember, nil)})
 	}
 	for _, w := range all {
 		informer, err := c.config.Cache.GetInformer(ctx, w.object, cache.BlockUntilSynced(false))

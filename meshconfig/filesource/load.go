@@ -147,10 +147,10 @@ func (l *loader) add(file, kind string, object runtime.Object) error {
 		s.ApplicationBindings = append(s.ApplicationBindings, o)
 	case *corev1.Service:
 		s.Services = append(s.Services, o)
+	case *corev1.Pod:
+		s.Pods, s.Members = append(s.Pods, o), append(s.Members, o)
 	case *discoveryv1.EndpointSlice:
 		s.EndpointSlices = append(s.EndpointSlices, o)
-	case *corev1.Pod:
-		s.Members = append(s.Members, o)
 	case *corev1.Secret:
 		for key, value := range o.StringData { // as the API server does
 			if o.Data == nil {

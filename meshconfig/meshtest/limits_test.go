@@ -128,7 +128,7 @@ func manyLambdas(t *testing.T, servers []*istioapi.Server) translate.Snapshot {
 		s.Lambdas = append(s.Lambdas, lambda)
 	}
 	for _, lambda := range s.Lambdas {
-		s.Pods = append(s.Pods, &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
+		s.Pods = append(s.Pods, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
 			Namespace: lambda.Namespace, Name: lambda.Name + "-0",
 			Labels: map[string]string{v1alpha1.LabelLambda: lambda.Name}, Annotations: map[string]string{"sidecar.istio.io/status": "{}"},
 		}})

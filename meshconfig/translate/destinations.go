@@ -136,8 +136,11 @@ func (t *translator) destination(key types.NamespacedName, port uint32) *ir.Dest
 	members := map[string]bool{} // identities of the endpoints that speak mutual TLS
 	var plain, secured []ir.Endpoint
 	for _, e := range t.endpoints(key, service, port, d.Workload != "") {
-		if refused := t.checkEndpoint(e); refused != nil {
+		refused, away := t.checkEndpoint(e)
+		if refused != nil {
 			t.refused[id] = cmp.Or(t.refused[id], refused)
+		}
+		if refused != nil || away {
 			continue
 		}
 		if e.identity != "" {

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,8 +25,9 @@ import (
 // somebody wrote by hand is held to the allowed targets, and never belongs to
 // another namespace.
 
-// sliceController manages the EndpointSlices of Services with a selector. Who
-// writes others under its name has them put right by it.
+// sliceController manages the EndpointSlices of Services with a selector. Its name
+// on one proves nothing: whoever may write EndpointSlices may write it, and one that
+// is being deleted and kept by a finalizer is never put right.
 const sliceController = "endpointslice-controller.k8s.io"
 
 // refusal is why a destination's endpoints may not be called.
@@ -43,8 +43,10 @@ type endpoint struct {
 	identity string
 	// proves: the connection is mutual TLS and fails with anybody else.
 	proves bool
-	// selected by the cluster, from the pods of its own namespace.
-	selected bool
+	// managed: the cluster selected it, or will put it right.
+	managed bool
+	// node: the pod that it stands for has the address of its node.
+	node bool
 }
 
 // endpoints of a Service's port that are ready. Unix sockets are left out, as
@@ -76,20 +78,20 @@ func (t *translator) endpoints(key types.NamespacedName, service *corev1.Service
 func (t *translator) sliceEndpoints(key types.NamespacedName, service *corev1.Service, port corev1.ServicePort) []endpoint {
 	var all []endpoint
 	for _, s := range t.slices[key] {
-		selected := len(service.Spec.Selector) > 0 && t.managed(s)
+		managed := len(service.Spec.Selector) > 0 && t.managed(s)
 		for _, number := range portsOf(s, port) {
 			for _, e := range s.Endpoints {
 				if !ready(e) {
 					continue
 				}
 				identity := ""
-				if pod := t.memberAt(s, e, number); selected && pod != nil {
+				if pod := t.memberAt(s, e, number); managed && pod != nil {
 					identity = t.identity(pod.Namespace, ServiceAccountOf(pod))
 				}
 				for _, address := range e.Addresses {
 					all = append(all, endpoint{
 						Endpoint: ir.Endpoint{Address: address, Port: uint32(number)},
-						kind:     "EndpointSlice", object: s, selected: selected, identity: identity,
+						kind:     "EndpointSlice", object: s, managed: managed, node: t.onNode(s.Namespace, e.TargetRef), identity: identity,
 					})
 				}
 			}
@@ -98,9 +100,9 @@ func (t *translator) sliceEndpoints(key types.NamespacedName, service *corev1.Se
 	return all
 }
 
-// managed slices are what the cluster selected, where there is one.
+// managed slices are what the cluster selected, or will put right.
 func (t *translator) managed(s *discoveryv1.EndpointSlice) bool {
-	return !t.settings.Local && s.Labels[discoveryv1.LabelManagedBy] == sliceController
+	return !t.settings.Local && s.DeletionTimestamp == nil && s.Labels[discoveryv1.LabelManagedBy] == sliceController
 }
 
 // ready as EndpointConditions define it: unknown counts as ready.
@@ -117,107 +119,36 @@ func entryPort(e *entry, port corev1.ServicePort) uint32 {
 	return uint32(port.Port)
 }
 
-// checkEndpoint says why an endpoint may not be called; nil when it may.
-func (t *translator) checkEndpoint(e endpoint) *refusal {
-	refuse := func(reason, format string, args ...any) *refusal {
-		return &refusal{reason, fmt.Sprintf("the %s %s: ", e.kind, e.object.GetName()) + fmt.Sprintf(format, args...)}
+// checkEndpoint says why an endpoint may not be called; nil when it may. One that
+// is away is not called, and that is all: the cluster tells of a Service's pods and
+// of the pods themselves one after the other.
+func (t *translator) checkEndpoint(e endpoint) (refused *refusal, away bool) {
+	refuse := func(reason, format string, args ...any) (*refusal, bool) {
+		return &refusal{reason, fmt.Sprintf("the %s %s: ", e.kind, e.object.GetName()) + fmt.Sprintf(format, args...)}, false
 	}
 	addr, err := netip.ParseAddr(e.Address)
 	if err != nil {
 		return refuse(v1alpha1.ReasonTargetRefused, "%s is no IP address", e.Address)
 	}
+	if t.settings.Local && e.proves && addr.IsLoopback() {
+		return nil, false
+	}
+	if t.claims == nil {
+		t.claims = t.newClaims()
+	}
+	owner, own := t.claims.owner(e, addr)
 	switch {
-	case e.selected:
+	case owner != "":
+		return refuse(v1alpha1.ReasonNotPermitted, "%s belongs to %s; write the APIRule where its Service is", addr, owner)
+	case own || e.managed && !e.node:
 		if err := targets.CheckPod(addr); err != nil {
 			return refuse(v1alpha1.ReasonTargetRefused, "%v", err)
 		}
-		return nil
-	case t.settings.Local && e.proves && addr.IsLoopback():
-		return nil
-	}
-	if owner := t.claimed(e, addr); owner != "" {
-		return refuse(v1alpha1.ReasonNotPermitted, "%s belongs to %s; write the APIRule where its Service is", addr, owner)
+		return nil, !own
 	}
 	url := "http://" + net.JoinHostPort(e.Address, strconv.FormatUint(uint64(e.Port), 10))
 	if err := t.settings.Targets.CheckURL(url); err != nil {
 		return refuse(v1alpha1.ReasonTargetRefused, "%v", err)
 	}
-	return nil
-}
-
-// claims are the cluster's own addresses, by who has them.
-type claims struct {
-	services map[netip.Addr]types.NamespacedName
-	pods     map[netip.Addr][]string // namespaces
-	entries  map[netip.Addr][]*networkingv1.WorkloadEntry
-}
-
-// claimed says whom an address belongs to, when that is not the namespace of
-// the endpoint. Behind a Service's address there may be anything, even behind one
-// of the same namespace. Of WorkloadEntries the oldest has an address, so that
-// nobody takes another's away; loopback is everybody's.
-func (t *translator) claimed(e endpoint, addr netip.Addr) string {
-	if t.claims == nil {
-		t.claims = t.newClaims()
-	}
-	addr = addr.Unmap()
-	if service, found := t.claims.services[addr]; found {
-		return "Service " + service.String()
-	}
-	namespace := e.object.GetNamespace()
-	for _, owner := range t.claims.pods[addr] {
-		if owner != namespace {
-			return "namespace " + owner
-		}
-	}
-	if addr.IsLoopback() {
-		return ""
-	}
-	for _, other := range t.claims.entries[addr] {
-		if other.Namespace != namespace && olderThan(other, e.object) {
-			return "namespace " + other.Namespace
-		}
-	}
-	return ""
-}
-
-func olderThan(a, b metav1.Object) bool {
-	return cmp.Or(a.GetCreationTimestamp().Time.Compare(b.GetCreationTimestamp().Time), compareNames(name(a), name(b))) < 0
-}
-
-func (t *translator) newClaims() *claims {
-	c := &claims{
-		services: map[netip.Addr]types.NamespacedName{}, pods: map[netip.Addr][]string{},
-		entries: map[netip.Addr][]*networkingv1.WorkloadEntry{},
-	}
-	for key, service := range t.services {
-		for _, text := range service.Spec.ClusterIPs {
-			if addr, err := netip.ParseAddr(text); err == nil { // not "None"
-				c.services[addr.Unmap()] = key
-			}
-		}
-	}
-	for key, all := range t.slices {
-		for _, s := range all {
-			if !t.managed(s) { // a tenant's own would claim the addresses of others
-				continue
-			}
-			for _, e := range s.Endpoints {
-				for _, text := range e.Addresses {
-					if addr, err := netip.ParseAddr(text); err == nil && !slices.Contains(c.pods[addr.Unmap()], key.Namespace) {
-						c.pods[addr.Unmap()] = append(c.pods[addr.Unmap()], key.Namespace)
-					}
-				}
-			}
-		}
-	}
-	for _, namespaces := range c.pods {
-		slices.Sort(namespaces) // the same message every time
-	}
-	for _, e := range t.entries.all {
-		if addr, err := netip.ParseAddr(e.Spec.GetAddress()); err == nil {
-			c.entries[addr.Unmap()] = append(c.entries[addr.Unmap()], e.WorkloadEntry)
-		}
-	}
-	return c
+	return nil, false
 }

@@ -2,10 +2,14 @@ package translate_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
@@ -32,6 +36,20 @@ ports: [{name: http, port: 8080}]
 endpoints: [{addresses: [%q]}]`, namespace, labels, address)
 }
 
+func podYAML(namespace, address, more string) string {
+	return fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: x-0, namespace: %s}
+spec: {containers: []%s}
+status: {podIPs: [{ip: %q}]}`, namespace, more, address)
+}
+
+// pinned by a finalizer, a slice is the cluster's no more and stays.
+func pinned(slice string) string {
+	return strings.Replace(slice, "name: x-1,", `name: x-1, finalizers: [a.b/c], deletionTimestamp: "2026-01-01T00:00:00Z",`, 1)
+}
+
 func entryYAML(namespace, created, address, labels string) string {
 	return fmt.Sprintf(`
 apiVersion: networking.istio.io/v1
@@ -47,7 +65,8 @@ func TestWhereServicesMayLead(t *testing.T) {
 		Allow: []string{"0.0.0.0/0", "::/0"}, Deny: []string{"127.0.0.1:9901"}, ServiceCIDRs: []string{"10.96.0.0/12"},
 	})}
 	local := translate.Settings{Local: true}
-	theirPod := []string{serviceYAML("bank", selecting), sliceYAML("bank", byCluster, "10.0.0.7")}
+	theirPod := []string{podYAML("bank", "10.0.0.7", "")}
+	const onNode = "], targetRef: {kind: Pod, name: x-0, namespace: shop}}]"
 	with := func(more []string, documents ...string) []string { return append(documents, more...) }
 	for name, c := range map[string]struct {
 		settings  translate.Settings
@@ -55,8 +74,32 @@ func TestWhereServicesMayLead(t *testing.T) {
 		reason    string // empty: the endpoint is called
 		message   string
 	}{
-		"pods":                             {documents: []string{serviceYAML("shop", selecting), sliceYAML("shop", byCluster, "10.0.0.7")}},
-		"pods with addresses in class E":   {documents: []string{serviceYAML("shop", selecting), sliceYAML("shop", byCluster, "240.0.0.7")}},
+		"pods":                           {documents: []string{serviceYAML("shop", selecting), sliceYAML("shop", byCluster, "10.0.0.7"), podYAML("shop", "10.0.0.7", "")}},
+		"pods with addresses in class E": {documents: []string{serviceYAML("shop", selecting), sliceYAML("shop", byCluster, "240.0.0.7"), podYAML("shop", "240.0.0.7", "")}},
+		"an own pod by hand":             {documents: []string{serviceYAML("shop", selectorOff), sliceYAML("shop", "", "10.0.0.7"), podYAML("shop", "10.0.0.7", "")}},
+		"a pod that has ended a moment ago": {documents: []string{
+			serviceYAML("shop", selecting), sliceYAML("shop", byCluster, "10.0.0.7"), strings.Replace(podYAML("shop", "10.0.0.7", ""), "{podIPs", "{phase: Failed, podIPs", 1),
+		}},
+		"a pod that another namespace's had its address before": {documents: []string{
+			serviceYAML("shop", selecting), sliceYAML("shop", byCluster, "10.0.0.7"), podYAML("shop", "10.0.0.7", ""),
+			strings.Replace(podYAML("bank", "10.0.0.7", ""), "{podIPs", "{phase: Succeeded, podIPs", 1),
+		}},
+		"an address that another's EndpointSlice names": {settings: everything, documents: []string{
+			serviceYAML("shop", selectorOff), sliceYAML("shop", "", "10.0.0.7"), serviceYAML("bank", selecting), sliceYAML("bank", byCluster, "10.0.0.7"),
+		}},
+		"an address that another's EndpointSlice of a Service without a selector names": {settings: everything, documents: []string{
+			serviceYAML("shop", selectorOff), sliceYAML("shop", "", "10.0.0.7"), serviceYAML("bank", selectorOff), sliceYAML("bank", byCluster, "10.0.0.7"),
+		}},
+		"an address that another's EndpointSlice of no Service names": {documents: []string{
+			serviceYAML("shop", selectorOff), sliceYAML("shop", "", "8.8.8.8"), sliceYAML("bank", byCluster, "8.8.8.8"),
+		}},
+		"a pod whose address another's EndpointSlice names": {documents: []string{
+			serviceYAML("shop", selecting), sliceYAML("shop", byCluster, "10.0.0.7"), podYAML("shop", "10.0.0.7", ""),
+			serviceYAML("bank", selecting), sliceYAML("bank", byCluster, "10.0.0.7"),
+		}},
+		"a pod on its node's address, which is allowed": {settings: everything, documents: []string{
+			serviceYAML("shop", selecting), strings.Replace(sliceYAML("shop", byCluster, "10.0.0.7"), "]}]", onNode, 1), podYAML("shop", "10.0.0.7", ", hostNetwork: true"),
+		}},
 		"a public address":                 {documents: []string{serviceYAML("shop", selectorOff), sliceYAML("shop", "", "8.8.8.8")}},
 		"an allowed address":               {settings: everything, documents: []string{serviceYAML("shop", selectorOff), sliceYAML("shop", "", "10.0.0.7")}},
 		"a machine outside":                {settings: everything, documents: []string{serviceYAML("shop", selecting), entryYAML("shop", older, "10.0.0.7", istio)}},
@@ -111,6 +154,32 @@ func TestWhereServicesMayLead(t *testing.T) {
 			documents: []string{serviceYAML("shop", selecting), entryYAML("shop", older, "127.0.0.1", istio)},
 			reason:    v1alpha1.ReasonTargetRefused, message: "a loopback address",
 		},
+		"another namespace's pod under the cluster's name": {
+			documents: with(theirPod, serviceYAML("shop", selecting), sliceYAML("shop", byCluster, "10.0.0.7")),
+			reason:    v1alpha1.ReasonNotPermitted, message: "10.0.0.7 belongs to namespace bank",
+		},
+		"another namespace's pod by a slice that is pinned": {
+			documents: with(theirPod, serviceYAML("shop", selecting), pinned(sliceYAML("shop", byCluster, "10.0.0.7"))),
+			reason:    v1alpha1.ReasonNotPermitted, message: "10.0.0.7 belongs to namespace bank",
+		},
+		"another namespace's pod by an IPv4-mapped address": {
+			settings: everything, documents: with(theirPod, serviceYAML("shop", selecting), sliceYAML("shop", byCluster, "::ffff:10.0.0.7")),
+			reason: v1alpha1.ReasonNotPermitted, message: "belongs to namespace bank",
+		},
+		"what is no pod by a slice that is pinned": {
+			documents: []string{serviceYAML("shop", selecting), pinned(sliceYAML("shop", byCluster, "10.0.0.7"))},
+			reason:    v1alpha1.ReasonTargetRefused, message: "a private address",
+		},
+		"a node by a pod on its address": {
+			documents: []string{
+				serviceYAML("shop", selecting), strings.Replace(sliceYAML("shop", byCluster, "10.0.0.7"), "]}]", onNode, 1), podYAML("shop", "10.0.0.7", ", hostNetwork: true"),
+			},
+			reason: v1alpha1.ReasonTargetRefused, message: "a private address",
+		},
+		"a pod where nobody runs pods": {
+			settings: local, documents: []string{serviceYAML("shop", selecting), sliceYAML("shop", byCluster, "10.0.0.7"), podYAML("shop", "10.0.0.7", "")},
+			reason: v1alpha1.ReasonTargetRefused, message: "a private address",
+		},
 		"what is denied": {
 			settings:  translate.Settings{Targets: policyOf(t, targets.Config{Allow: []string{"10.0.0.0/8"}, Deny: []string{"10.0.0.7:8080"}})},
 			documents: []string{serviceYAML("shop", selecting), entryYAML("shop", older, "10.0.0.7", "")},
@@ -159,6 +228,53 @@ func TestWhereServicesMayLead(t *testing.T) {
 			require.Empty(t, mesh.Destinations[0].Endpoints)
 		})
 	}
+}
+
+// The cluster tells of a pod and of the EndpointSlice with it one after the other:
+// what is not known to be its pod is not called, and closes nothing.
+func TestAnEndpointWhosePodIsNotKnownYetIsLeftOut(t *testing.T) {
+	two := strings.Replace(sliceYAML("shop", byCluster, "10.0.0.7"), "]}]", "]}, {addresses: [10.0.0.8]}]", 1)
+	mesh, problems := translate.Translate(snapshot(t, serviceYAML("shop", selecting), two, podYAML("shop", "10.0.0.7", ""),
+		apiRule("r", older, "h.example.com", toService)))
+	require.Empty(t, problems)
+	require.Nil(t, mesh.Gateways[0].VirtualHosts[0].Rules[0].Closed)
+	require.Equal(t, []ir.Endpoint{{Address: "10.0.0.7", Port: 8080}}, mesh.Destinations[0].Endpoints)
+}
+
+// What is kept of a pod in memory is enough, and the rest of it is not there.
+func TestWhatATranslationNeedsOfAPod(t *testing.T) {
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "shop", Name: "x-0", UID: "1", ResourceVersion: "7", Labels: map[string]string{"app": "x", v1alpha1.LabelLambda: "a"},
+			Annotations: map[string]string{"big": strings.Repeat("x", 1000), "sidecar.istio.io/status": "{}"},
+		},
+		Spec:   corev1.PodSpec{ServiceAccountName: "a", Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.7", PodIPs: []corev1.PodIP{{IP: "10.0.0.7"}}, Message: "m"},
+	}
+	needed := translate.NeededOfPod(pod)
+	require.Equal(t, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "shop", Name: "x-0", UID: "1", ResourceVersion: "7", Labels: map[string]string{v1alpha1.LabelLambda: "a"},
+			Annotations: map[string]string{"sidecar.istio.io/status": "{}"},
+		},
+		Spec:   corev1.PodSpec{ServiceAccountName: "a"},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "10.0.0.7"}}},
+	}, needed)
+	require.True(t, translate.SameOfPod(needed, needed.DeepCopy()))
+	for what, change := range map[string]func(*corev1.Pod){
+		"another pod": func(p *corev1.Pod) { p.UID = "2" },
+		"address":     func(p *corev1.Pod) { p.Status.PodIPs[0].IP = "10.0.0.8" },
+		"its end":     func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed },
+		"sidecar":     func(p *corev1.Pod) { p.Annotations = nil },
+		"labels":      func(p *corev1.Pod) { p.Labels = nil },
+	} {
+		other := needed.DeepCopy()
+		change(other)
+		require.False(t, translate.SameOfPod(needed, other), what)
+	}
+	started := needed.DeepCopy()
+	started.Status.Phase = corev1.PodPending
+	require.True(t, translate.SameOfPod(needed, started))
 }
 
 func policyOf(t *testing.T, config targets.Config) *targets.Policy {

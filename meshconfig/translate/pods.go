@@ -23,7 +23,7 @@ func ServiceAccountOf(pod *corev1.Pod) string {
 
 // IsMember says whether a pod has a sidecar of ours, or had one while it ran.
 func IsMember(pod *corev1.Pod) bool {
-	return pod.Labels[v1alpha1.LabelSidecar] == "true" && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed
+	return pod.Labels[v1alpha1.LabelSidecar] == "true" && !ended(pod)
 }
 
 // members by name.

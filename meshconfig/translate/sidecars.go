@@ -25,7 +25,7 @@ func (t *ruleTranslator) checkSidecars(backends []ir.Backend) {
 			t.refuse(".jwt", ReasonNoSidecar, "Service %s/%s is no lambda, so that no sidecar of ours checks its tokens; route to a lambda, or use noAuth and check tokens in the Service", d.Namespace, d.Name)
 			continue
 		}
-		pods, without := t.pods[d.Workload], []string{}
+		pods, without := t.lambdaPods[d.Workload], []string{}
 		for _, pod := range pods {
 			if !HasSidecar(pod) {
 				without = append(without, pod.Name)

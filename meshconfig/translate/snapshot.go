@@ -8,7 +8,6 @@ import (
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
@@ -29,9 +28,11 @@ type Snapshot struct {
 	Subscriptions       []*v1alpha1.Subscription
 	ApplicationBindings []*v1alpha1.ApplicationBinding
 
-	// Pods of lambdas, when [Settings.TokensAtSidecars].
-	Pods []*metav1.PartialObjectMetadata
-	// Members are pods that have, or had, a sidecar of ours.
+	// Pods of all namespaces, with what [NeededOfPod] keeps: they say whose an
+	// address is.
+	Pods []*corev1.Pod
+	// Members are pods that have, or had, a sidecar of ours; others among them are
+	// passed over.
 	Members        []*corev1.Pod
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
@@ -67,9 +68,9 @@ type Settings struct {
 	// Targets that endpoints which somebody wrote by hand may name, in
 	// EndpointSlices and WorkloadEntries; default public addresses only.
 	Targets *targets.Policy
-	// Local: the whole mesh runs on one machine. Nobody puts EndpointSlices right
-	// there, so that all count as written by hand; and members of the mesh are on
-	// loopback, where each must prove its identity.
+	// Local: the whole mesh runs on one machine. Nobody gives pods addresses there,
+	// so that all endpoints count as written by hand; and members of the mesh are
+	// on loopback, where each must prove its identity.
 	Local bool
 	// Limits of APIRules; what is 0 has its default.
 	Limits Limits

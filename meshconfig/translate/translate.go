@@ -39,7 +39,8 @@ type translator struct {
 	services    map[types.NamespacedName]*corev1.Service
 	secrets     map[types.NamespacedName]*corev1.Secret
 	slices      map[types.NamespacedName][]*discoveryv1.EndpointSlice // by Service
-	pods        map[string][]*metav1.PartialObjectMetadata            // by lambda, namespace/name
+	pods        map[types.NamespacedName]*corev1.Pod
+	lambdaPods  map[string][]*corev1.Pod // by lambda, namespace/name
 	members     map[types.NamespacedName]*corev1.Pod
 	entries     entryIndex
 	jwks        map[string]KeySetResult
@@ -69,7 +70,8 @@ func newTranslator(s Snapshot) *translator {
 		services:     byName(s.Services),
 		secrets:      byName(s.Secrets),
 		slices:       map[types.NamespacedName][]*discoveryv1.EndpointSlice{},
-		pods:         map[string][]*metav1.PartialObjectMetadata{},
+		pods:         byName(s.Pods),
+		lambdaPods:   map[string][]*corev1.Pod{},
 		jwks:         s.JWKS,
 		apiRules:     slices.SortedFunc(slices.Values(s.APIRules), compareAge),
 		bindings:     sorted(s.ApplicationBindings),
@@ -92,8 +94,9 @@ func newTranslator(s Snapshot) *translator {
 		t.slices[service] = append(t.slices[service], e)
 	}
 	for _, pod := range sorted(s.Pods) {
-		lambda := pod.Namespace + "/" + pod.Labels[v1alpha1.LabelLambda]
-		t.pods[lambda] = append(t.pods[lambda], pod)
+		if lambda := pod.Labels[v1alpha1.LabelLambda]; lambda != "" {
+			t.lambdaPods[pod.Namespace+"/"+lambda] = append(t.lambdaPods[pod.Namespace+"/"+lambda], pod)
+		}
 	}
 	return t
 }

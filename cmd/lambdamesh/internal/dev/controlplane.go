@@ -40,7 +40,7 @@ func (m *mesh) addControlPlane() error {
 	}
 	m.toolchain = toolchain
 	var caches cache.Options
-	meshcontroller.ConfigureCache(&caches, meshcontroller.MemberPods())
+	meshcontroller.ConfigureCache(&caches)
 	lambdacontroller.ConfigureCache(&caches)
 	mgr, err := ctrl.NewManager(m.rest, ctrl.Options{
 		Scheme: m.scheme, Cache: caches,
