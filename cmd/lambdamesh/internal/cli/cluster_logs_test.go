@@ -31,7 +31,9 @@ func cluster(t *testing.T) (kubeconfig string) {
 	mux.HandleFunc("GET /api/v1/namespaces/{namespace}/pods", func(w http.ResponseWriter, r *http.Request) {
 		list := corev1.PodList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}}
 		if r.PathValue("namespace") != "empty" && r.URL.Query().Get("labelSelector") == v1alpha1.LabelLambda+"=both" {
-			list.Items = []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Namespace: r.PathValue("namespace"), Name: "both-1"}}}
+			for _, name := range []string{"both-1", "both-2"} {
+				list.Items = append(list.Items, corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: r.PathValue("namespace"), Name: name}})
+			}
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(list)
@@ -42,7 +44,19 @@ func cluster(t *testing.T) (kubeconfig string) {
 			http.Error(w, "a container name must be specified for pod both-1", http.StatusBadRequest)
 			return
 		}
+		if r.URL.Query().Get("previous") == "true" {
+			fmt.Fprintln(w, "crashes")
+			return
+		}
 		fmt.Fprintf(w, "in %s\n", r.PathValue("namespace"))
+	})
+	mux.HandleFunc("GET /api/v1/namespaces/{namespace}/pods/both-2/log", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusBadRequest)
+		_ = json.NewEncoder(w).Encode(metav1.Status{
+			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusFailure, Code: http.StatusBadRequest,
+			Message: "container \"lambda\" is waiting to start: ImagePullBackOff",
+		})
 	})
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
@@ -55,13 +69,17 @@ contexts: [{name: c, context: {cluster: c, user: u, namespace: shop}}]}`, server
 
 func TestLogsOnAClusterAreThoseOfOneLambda(t *testing.T) {
 	kubeconfig := cluster(t)
+	// One pod without a log does not hide that of the other.
+	const waiting = "lambdamesh: read the log of pod shop/both-2: container \"lambda\" is waiting to start: ImagePullBackOff\n"
 	for name, tt := range map[string]struct {
 		args []string
 		code int
 		want string
 	}{
-		"the context's namespace": {nil, ExitOK, "both-1 in shop\n"},
-		"another namespace":       {[]string{"-n", "test"}, ExitOK, "both-1 in test\n"},
+		"the context's namespace": {nil, ExitOK, "both-1 in shop\n" + waiting},
+		"another namespace":       {[]string{"-n", "test"}, ExitOK, "both-1 in test\n" + strings.ReplaceAll(waiting, "shop/", "test/")},
+		"before the last restart": {[]string{"--previous"}, ExitOK, "both-1 crashes\n" + waiting},
+		"what contradicts itself": {[]string{"-p", "-f"}, ExitUsage, "lambdamesh: --previous is of containers that write no more: leave out --follow\n"},
 		"nothing there":           {[]string{"-n", "empty"}, ExitFailure, "lambdamesh: lambda \"both\" has no pods in namespace empty: pass -n NAMESPACE, or see `lambdamesh status`\n"},
 	} {
 		t.Run(name, func(t *testing.T) {

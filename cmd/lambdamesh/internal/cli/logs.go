@@ -32,6 +32,7 @@ const followInterval = 200 * time.Millisecond
 type logsOptions struct {
 	namespace string
 	follow    bool
+	previous  bool
 	tail      int
 }
 
@@ -41,18 +42,23 @@ func newLogsCommand(g *globals) *cobra.Command {
 		Use:   "logs LAMBDA",
 		Short: "Print what a lambda's replicas wrote",
 		Example: `  lambdamesh logs last-order
-  lambdamesh logs last-order -n shop -f`,
+  lambdamesh logs last-order -n shop -f
+  lambdamesh logs last-order -n shop --previous   # what it wrote before it crashed`,
 		Args: exactArgs("LAMBDA"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if o.previous && o.follow {
+				return usagef("--previous is of containers that write no more: leave out --follow")
+			}
 			if g.local() {
 				return localLogs(cmd.Context(), filepath.Join(g.dataDir, dev.LambdaLogsDir), args[0], o, cmd.OutOrStdout())
 			}
-			return clusterLogs(cmd.Context(), g, args[0], o, cmd.OutOrStdout())
+			return clusterLogs(cmd.Context(), g, args[0], o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	f := cmd.Flags()
 	f.StringVarP(&o.namespace, "namespace", "n", "", "the lambda's namespace (default: the context's; in a local mesh the only one that has a lambda of that name)")
 	f.BoolVarP(&o.follow, "follow", "f", false, "go on printing what comes")
+	f.BoolVarP(&o.previous, "previous", "p", false, "in a cluster, what the container before the last restart wrote; a local mesh prints it anyway")
 	f.IntVar(&o.tail, "tail", 100, "how many lines of each replica to begin with; -1 for all")
 	return cmd
 }
@@ -167,7 +173,7 @@ func printFrom(w io.Writer, path string, offset int64, tail int, prefix bool) (i
 
 // clusterLogs prints the logs of the lambda's pods: of its own container, not of
 // a sidecar's.
-func clusterLogs(ctx context.Context, g *globals, lambda string, o logsOptions, w io.Writer) error {
+func clusterLogs(ctx context.Context, g *globals, lambda string, o logsOptions, w, stderr io.Writer) error {
 	cfg, err := g.restConfig()
 	if err != nil {
 		return err
@@ -191,18 +197,22 @@ func clusterLogs(ctx context.Context, g *globals, lambda string, o logsOptions, 
 		return fmt.Errorf("lambda %q has no pods in namespace %s: pass -n NAMESPACE, or see `lambdamesh status`", lambda, o.namespace)
 	}
 	lines := make(chan string)
+	// A pod without a log, because its image cannot be pulled or it has not crashed
+	// yet, does not hide those of the others.
+	silent := make(chan error, len(pods.Items))
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		group.Go(func() error {
-			options := &corev1.PodLogOptions{Follow: o.follow, Container: deploy.ContainerName}
+			options := &corev1.PodLogOptions{Follow: o.follow, Previous: o.previous, Container: deploy.ContainerName}
 			if o.tail >= 0 {
 				tail := int64(o.tail)
 				options.TailLines = &tail
 			}
 			stream, err := clientset.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, options).Stream(ctx)
 			if err != nil {
-				return fmt.Errorf("read the log of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+				silent <- fmt.Errorf("read the log of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+				return nil
 			}
 			defer stream.Close()
 			scanner := bufio.NewScanner(stream)
@@ -224,5 +234,19 @@ func clusterLogs(ctx context.Context, g *globals, lambda string, o logsOptions, 
 			return err
 		}
 	}
-	return <-done
+	if err := <-done; err != nil {
+		return err
+	}
+	close(silent)
+	var errs []error
+	for err := range silent {
+		errs = append(errs, err)
+	}
+	if len(errs) == len(pods.Items) {
+		return errors.Join(errs...)
+	}
+	for _, err := range errs {
+		fmt.Fprintf(stderr, "lambdamesh: %v\n", err)
+	}
+	return nil
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/kube"
 )
 
 // maxAnswer bounds what is read of an answer.
@@ -34,7 +36,7 @@ type stored struct {
 
 type publishOptions struct {
 	url, source, eventType, id, subject, contentType, data string
-	tokenFile, serviceAccount                              string
+	tokenFile, serviceAccount, ca                          string
 	extensions                                             []string
 }
 
@@ -49,10 +51,14 @@ number once it is on disk. The same source and id again are stored once.
 
 The bus of a local mesh takes what anybody on this machine publishes. That of a
 cluster asks for a service-account token made for it: give a file with one, or
-name the service account, and publish requests one of the cluster.`,
+name the service account, and publish requests one of the cluster; the default is
+the account "default" of the context's namespace. It is reached through the API
+server, which must let you do that (pods/portforward in lambdamesh-system), or at
+its --url.`,
 		Example: `  lambdamesh publish --source commerce --type order.created.v1 --data '{"orderCode":"4711"}'
   lambdamesh publish --source commerce --type invoice.sent.v1 --data @invoice.json
-  lambdamesh publish --url http://127.0.0.1:8080 --service-account shop/adapter --source /shop/adapter --type stock.counted.v1`,
+  lambdamesh publish --kubeconfig ~/.kube/config --service-account shop/adapter --source /shop/adapter --type stock.counted.v1
+  lambdamesh publish --url https://eventbus.example.com --ca ca.crt --token-file token --source commerce --type order.created.v1`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.source == "" || o.eventType == "" {
@@ -61,18 +67,17 @@ name the service account, and publish requests one of the cluster.`,
 			if err := out.validate(); err != nil {
 				return err
 			}
-			if o.url == "" {
-				e, err := g.endpoints()
-				if err != nil {
-					return err
-				}
-				o.url = e.EventBus
-			}
-			token, err := o.token(cmd.Context(), g)
+			ctx, cancel := context.WithCancel(cmd.Context())
+			defer cancel()
+			client, err := o.bus(ctx, g)
 			if err != nil {
 				return err
 			}
-			events, err := publish(cmd.Context(), o, token, cmd.InOrStdin())
+			token, err := o.token(ctx, g)
+			if err != nil {
+				return err
+			}
+			events, err := publish(ctx, o, client, token, cmd.InOrStdin())
 			if err != nil {
 				return err
 			}
@@ -86,7 +91,8 @@ name the service account, and publish requests one of the cluster.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.url, "url", "", "the event bus (default: that of the local mesh)")
+	f.StringVar(&o.url, "url", "", "the event bus (default: that of the local mesh, else that of the cluster, through its API server)")
+	f.StringVar(&o.ca, "ca", "", "`file` with the certificates (PEM) that sign the event bus's (default: those of the installation; with --url those of this machine)")
 	f.StringVar(&o.source, "source", "", "the event's source, such as an application's name")
 	f.StringVar(&o.eventType, "type", "", "the event's type, such as order.created.v1")
 	f.StringVar(&o.id, "id", "", "the event's id (default: a new UUID)")
@@ -94,10 +100,48 @@ name the service account, and publish requests one of the cluster.`,
 	f.StringVar(&o.contentType, "content-type", jsonType, "media type of the data")
 	f.StringVar(&o.data, "data", "", "the data: text, @FILE, or @- for standard input")
 	f.StringVar(&o.tokenFile, "token-file", "", "`file` with a service-account token made for the audience "+v1alpha1.EventBusTokenAudience)
-	f.StringVar(&o.serviceAccount, "service-account", "", "`NAMESPACE/NAME` of a service account to request a token of")
+	f.StringVar(&o.serviceAccount, "service-account", "", "`NAMESPACE/NAME` of a service account to request a token of (default, without --url, in a cluster: default of the context's namespace)")
 	f.StringArrayVar(&o.extensions, "extension", nil, "an extension attribute NAME=VALUE; repeatable")
 	out.register(cmd)
 	return cmd
+}
+
+// publishTimeout bounds publishing an event.
+const publishTimeout = time.Minute
+
+// bus finds the event bus: it sets the URL, and the service account that
+// publishes in a cluster, and returns a client for it. The way to a cluster's ends
+// with ctx.
+func (o *publishOptions) bus(ctx context.Context, g *globals) (*http.Client, error) {
+	client := &http.Client{Timeout: publishTimeout}
+	switch {
+	case o.url != "" && o.ca == "":
+		return client, nil
+	case o.url != "":
+		roots, err := busRoots(ctx, nil, o.ca)
+		if err != nil {
+			return nil, err
+		}
+		client.Transport = &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}}
+		return client, nil
+	case g.local() || g.kubeconfig == "" && g.dataDirGiven():
+		e, err := g.endpoints()
+		o.url = e.EventBus
+		return client, err
+	}
+	cfg, err := g.restConfig()
+	if err != nil {
+		return nil, err
+	}
+	if o.serviceAccount == "" && o.tokenFile == "" {
+		namespace, err := kube.Namespace(g.kubeconfig)
+		if err != nil {
+			return nil, err
+		}
+		o.serviceAccount = namespace + "/default"
+	}
+	o.url, client, err = forwardEventBus(ctx, cfg, o.ca)
+	return client, err
 }
 
 // tokenSeconds is the shortest life of a token that the API server grants.
@@ -140,7 +184,7 @@ func (o *publishOptions) token(ctx context.Context, g *globals) (string, error) 
 
 // publish posts the event in binary mode (CloudEvents HTTP binding, section
 // 3.1).
-func publish(ctx context.Context, o publishOptions, token string, stdin io.Reader) ([]stored, error) {
+func publish(ctx context.Context, o publishOptions, client *http.Client, token string, stdin io.Reader) ([]stored, error) {
 	data, err := readData(o.data, stdin)
 	if err != nil {
 		return nil, err
@@ -175,9 +219,9 @@ func publish(ctx context.Context, o publishOptions, token string, stdin io.Reade
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
-	resp, err := (&http.Client{Timeout: time.Minute}).Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("reach the event bus (is `lambdamesh dev` running?): %w", err)
+		return nil, fmt.Errorf("reach the event bus (is it running?): %w", err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
