@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/lambdamesh/lambdamesh/manifests"
+	"github.com/lambdamesh/lambdamesh/pkg/sidecar"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
@@ -192,17 +193,30 @@ func TestTheSystemsOwnPartsTrustOnlyTheirSidecar(t *testing.T) {
 		require.Equal(t, w.Name, w.Spec.Template.Labels["lambdamesh.dev/member"])
 		spec := w.Spec.Template.Spec
 		require.Len(t, spec.InitContainers, 1)
-		sidecar := spec.InitContainers[0]
-		require.Equal(t, corev1.ContainerRestartPolicyAlways, *sidecar.RestartPolicy)
-		require.NotNil(t, sidecar.StartupProbe, "the application waits for it")
+		proxy := spec.InitContainers[0]
+		require.Equal(t, corev1.ContainerRestartPolicyAlways, *proxy.RestartPolicy)
+		require.NotNil(t, proxy.StartupProbe, "the application waits for it")
+		asLambdas := sidecar.Config{Image: proxy.Image}.Container(nil, nil)
+		asLambdas.ImagePullPolicy = proxy.ImagePullPolicy
+		require.Equal(t, inJSON(t, asLambdas), inJSON(t, proxy))
+		for _, volume := range sidecar.Volumes() {
+			require.True(t, slices.ContainsFunc(spec.Volumes, func(v corev1.Volume) bool { return inJSON(t, v) == inJSON(t, volume) }), volume.Name)
+		}
 		args := strings.Join(spec.Containers[0].Args, " ")
 		require.Contains(t, args, "=unix:/var/run/lambdamesh/app/app.sock")
 		require.Contains(t, args, "--mesh-proxy-url=http://127.0.0.1:15001")
 		for _, c := range spec.Containers {
-			require.False(t, slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == "mesh" }), "the mesh's token is the sidecar's")
+			require.False(t, slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == sidecar.VolumeMesh }), "the mesh's token is the sidecar's")
 		}
 	}
 	require.Equal(t, 2, members)
+}
+
+func inJSON(t *testing.T, value any) string {
+	t.Helper()
+	raw, err := json.Marshal(value)
+	require.NoError(t, err)
+	return string(raw)
 }
 
 // kubectl runs kubectl and returns what it prints, warnings included.

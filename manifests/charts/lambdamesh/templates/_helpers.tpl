@@ -76,14 +76,7 @@ readinessProbe:
 
 {{/* Nine tenths of a memory limit, for Go's garbage collector. */}}
 {{- define "lambdamesh.goMemoryLimit" -}}
-{{- $limit := toString . -}}
-{{- if hasSuffix "Mi" $limit -}}
-{{ div (mul (trimSuffix "Mi" $limit | int64) 9) 10 }}MiB
-{{- else if hasSuffix "Gi" $limit -}}
-{{ div (mul (trimSuffix "Gi" $limit | int64) 9216) 10 }}MiB
-{{- else -}}
-{{ fail (printf "memory limit %q: write it in Mi or Gi" $limit) }}
-{{- end -}}
+{{ div (mul (include "lambdamesh.bytes" .) 9) 10485760 }}MiB
 {{- end }}
 
 {{- define "lambdamesh.targets" -}}
@@ -95,64 +88,90 @@ readinessProbe:
 {{- end }}
 {{- end }}
 
-{{/* A member of the mesh "envoy": the sidecar, what it needs, and where the
-application listens. The application and its sidecar share a directory, and the
-application is to be reached there only. */}}
+{{/* A memory limit in Mi or Gi, in bytes. */}}
+{{- define "lambdamesh.bytes" -}}
+{{- $limit := toString . -}}
+{{- if hasSuffix "Gi" $limit -}}
+{{ mul (trimSuffix "Gi" $limit | int64) 1073741824 }}
+{{- else -}}
+{{ mul (trimSuffix "Mi" $limit | int64) 1048576 }}
+{{- end -}}
+{{- end }}
+
+{{/* A member of the mesh "envoy": the sidecar, as the control plane gives it to
+lambdas (pkg/sidecar; a test holds them equal). The application and its sidecar
+share a directory, and the application is to be reached there only. */}}
 {{- define "lambdamesh.sidecar" -}}
 - name: mesh-proxy
-  image: {{ include "lambdamesh.proxyImage" .root }}
-  imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+  image: {{ include "lambdamesh.proxyImage" . }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
   # A sidecar: it starts before the containers and ends after them.
   restartPolicy: Always
   args:
     - --config-path
     - /var/run/lambdamesh/mesh/envoy.yaml
     - --service-cluster
-    - {{ .name }}
+    - $(POD_NAMESPACE)
     - --service-node
-    - pod~lambdamesh-system~$(POD_NAME)
+    - pod~$(POD_NAMESPACE)~$(POD_NAME)
     - --drain-time-s
     - "30"
   env:
     - name: POD_NAME
       valueFrom:
-        fieldRef:
-          fieldPath: metadata.name
+        fieldRef: {apiVersion: v1, fieldPath: metadata.name}
+    - name: POD_NAMESPACE
+      valueFrom:
+        fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
     - name: GOMEMLIMIT
-      value: {{ include "lambdamesh.goMemoryLimit" .root.Values.proxy.resources.limits.memory }}
+      value: {{ div (mul (include "lambdamesh.bytes" .Values.proxy.resources.limits.memory) 9) 10 | quote }}
   ports:
-    - {name: http, containerPort: 15006}
-    - {name: mesh-status, containerPort: 15021}
-  {{- include "lambdamesh.containerSecurity" . | nindent 2 }}
+    - {name: http, containerPort: 15006, protocol: TCP}
+    - {name: mesh-ready, containerPort: 15021, protocol: TCP}
+  securityContext:
+    allowPrivilegeEscalation: false
+    readOnlyRootFilesystem: true
+    runAsNonRoot: true
+    capabilities:
+      drop: [ALL]
+    seccompProfile:
+      type: RuntimeDefault
   startupProbe:
-    httpGet: {path: /ready, port: mesh-status}
+    httpGet: {path: /ready, port: mesh-ready, scheme: HTTP}
     periodSeconds: 1
-    timeoutSeconds: 3
-    failureThreshold: 300
+    timeoutSeconds: 2
+    failureThreshold: 600
   readinessProbe:
-    httpGet: {path: /ready, port: mesh-status}
+    httpGet: {path: /ready, port: mesh-ready, scheme: HTTP}
     periodSeconds: 5
-    timeoutSeconds: 3
+    timeoutSeconds: 2
+    failureThreshold: 2
   resources:
-    {{- toYaml .root.Values.proxy.resources | nindent 4 }}
+    {{- toYaml .Values.proxy.resources | nindent 4 }}
   volumeMounts:
-    - {name: mesh, mountPath: /var/run/lambdamesh/mesh, readOnly: true}
-    - {name: app, mountPath: /var/run/lambdamesh/app}
+    - {name: mesh-app, mountPath: /var/run/lambdamesh/app}
+    - {name: mesh-identity, mountPath: /var/run/lambdamesh/mesh, readOnly: true}
 {{- end }}
 
 {{/* What a data plane needs to know the control plane and be known to it. The
 control plane makes the ConfigMap. */}}
 {{- define "lambdamesh.meshVolume" -}}
-- name: mesh
+- name: mesh-identity
   projected:
     sources:
-      - configMap:
-          name: lambdamesh-mesh
       - serviceAccountToken:
           audience: lambdamesh-xds
           # Renewed by the kubelet at 80%; the proxy reads the file again.
           expirationSeconds: 3600
           path: token
+      - configMap:
+          name: lambdamesh-mesh
+{{- end }}
+
+{{- define "lambdamesh.sidecarVolumes" -}}
+- name: mesh-app
+  emptyDir: {}
+{{ include "lambdamesh.meshVolume" . }}
 {{- end }}
 
 {{/* Space in a server's volume, in bytes: what is below the size of the volume,
