@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -12,8 +13,10 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/hack/images/internal/base"
 	"github.com/lambdamesh/lambdamesh/hack/images/internal/debian"
+	"github.com/lambdamesh/lambdamesh/hack/images/internal/layer"
 	"github.com/lambdamesh/lambdamesh/hack/images/internal/oci"
 	"github.com/lambdamesh/lambdamesh/hack/images/internal/progress"
+	"github.com/lambdamesh/lambdamesh/hack/images/internal/python"
 )
 
 // language is an image that lambdas of a language run from. The control plane
@@ -25,12 +28,14 @@ type language struct {
 	interpreter       string
 	// parts of the package's version that make the language's: 20 of 20.19.2.
 	parts int
+	// compile returns a layer for all architectures, or none.
+	compile func(context.Context, *layer.Cache, *debian.Apt, debian.Set) (v1.Layer, error)
 }
 
 func languages() []language {
 	return []language{
-		{"runtime-nodejs", "Node.js for lambdas of Lambdamesh", "nodejs", "/usr/bin/node", 1},
-		{"runtime-python", "Python for lambdas of Lambdamesh", "python3", "/usr/bin/python3", 2},
+		{"runtime-nodejs", "Node.js for lambdas of Lambdamesh", "nodejs", "/usr/bin/node", 1, nil},
+		{"runtime-python", "Python for lambdas of Lambdamesh", "python3", "/usr/bin/python3", 2, python.Layer},
 	}
 }
 
@@ -93,12 +98,12 @@ func (b *builder) runtime(ctx context.Context, apt *debian.Apt, l language, lock
 	if err != nil {
 		return spec, err
 	}
+	compiled, err := b.compiled(ctx, apt, lock, l, locked)
+	if err != nil {
+		return spec, err
+	}
 	for _, platform := range b.platforms {
-		set, ok := lock.Set(l.root, platform.Architecture)
-		if !ok {
-			return spec, fmt.Errorf("debian.lock has no %s for %s: make images-lock", l.root, platform.Architecture)
-		}
-		set, err = b.fetch(ctx, apt, set, locked)
+		set, err := b.fetch(ctx, apt, lock, l, platform.Architecture, locked)
 		if err != nil {
 			return spec, err
 		}
@@ -117,15 +122,37 @@ func (b *builder) runtime(ctx context.Context, apt *debian.Apt, l language, lock
 		}
 		spec.Platforms = append(spec.Platforms, oci.Platform{
 			Platform: platform, Parts: set.Parts(),
-			Layers: []oci.Layer{b.base, {Layer: top, CreatedBy: l.root + " " + version + " of Debian, with what it needs"}},
+			Layers: append([]oci.Layer{b.base, {Layer: top, CreatedBy: l.root + " " + version + " of Debian, with what it needs"}}, compiled...),
 		})
 	}
 	return spec, nil
 }
 
-// fetch gets the packages of the set, or, where Debian no longer has one of
-// them, all in the versions of today.
-func (b *builder) fetch(ctx context.Context, apt *debian.Apt, set debian.Set, locked bool) (debian.Set, error) {
+// compiled is what the language's compiler of this machine's architecture makes
+// for all.
+func (b *builder) compiled(ctx context.Context, apt *debian.Apt, lock debian.Lock, l language, locked bool) ([]oci.Layer, error) {
+	if l.compile == nil {
+		return nil, nil
+	}
+	set, err := b.fetch(ctx, apt, lock, l, runtime.GOARCH, locked)
+	if err != nil {
+		return nil, err
+	}
+	var made v1.Layer
+	err = b.report.Step("compile the modules of "+l.name, nil, func() (err error) {
+		made, err = l.compile(ctx, b.cache, apt, set)
+		return err
+	})
+	return []oci.Layer{{Layer: made, CreatedBy: "modules of " + l.root + ", compiled"}}, err
+}
+
+// fetch gets the packages of the lock's set, or, where Debian no longer has one
+// of them, all in the versions of today.
+func (b *builder) fetch(ctx context.Context, apt *debian.Apt, lock debian.Lock, l language, arch string, locked bool) (debian.Set, error) {
+	set, ok := lock.Set(l.root, arch)
+	if !ok {
+		return set, fmt.Errorf("debian.lock has no %s for %s: make images-lock, on amd64 or arm64", l.root, arch)
+	}
 	err := apt.Fetch(ctx, set)
 	if !errors.Is(err, debian.ErrGone) {
 		return set, err

@@ -75,6 +75,9 @@ func TestRuntimes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if language == "python" {
+				checkBytecode(t, files)
+			}
 			checkLambda(t, files, config.Config.Env, want.program, "/lambda/runtime/"+want.server)
 		})
 	}
@@ -98,6 +101,27 @@ func checkStatus(t *testing.T, files string, document spdx) {
 	for _, stanza := range stanzas {
 		if listed[stanza[1]] != stanza[2] {
 			t.Errorf("dpkg's status has %s %s, the SBOM %q", stanza[1], stanza[2], listed[stanza[1]])
+		}
+	}
+}
+
+// checkBytecode asks the interpreter which modules it would have to compile.
+func checkBytecode(t *testing.T, files string) {
+	t.Helper()
+	command := exec.CommandContext(t.Context(), "/usr/bin/python3", "-v", "-c", "import asyncio, http.client, json, logging, ssl")
+	command.SysProcAttr = &syscall.SysProcAttr{Chroot: files, Credential: &syscall.Credential{Uid: 1000, Gid: 1000}}
+	command.Dir = "/"
+	said, err := command.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	if n := strings.Count(string(said), "matches /usr/lib/python3"); n < 50 {
+		t.Errorf("the interpreter took %d modules compiled", n)
+	}
+	for _, compiled := range regexp.MustCompile(`code object from (/usr/lib/\S+)`).FindAllStringSubmatch(string(said), -1) {
+		// The one that is a link to a file of some lines, in /etc, where it may be changed.
+		if filepath.Base(compiled[1]) != "sitecustomize.py" {
+			t.Errorf("the interpreter compiled %s", compiled[1])
 		}
 	}
 }
