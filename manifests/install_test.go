@@ -1,7 +1,6 @@
 package manifests_test
 
 import (
-	"os"
 	"slices"
 	"testing"
 
@@ -27,7 +26,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/yaml"
 
+	"github.com/lambdamesh/lambdamesh/meshconfig/members"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/sidecar"
 )
 
 func TestEveryWorkloadSurvivesADrainAndTellsItsHealth(t *testing.T) {
@@ -165,8 +166,10 @@ func TestSystemNamespaceDeniesTrafficByDefault(t *testing.T) {
 }
 
 func TestEnvoyBootstrapIsValid(t *testing.T) {
+	data, err := members.ConfigMaps{XDSAddress: "controlplane.lambdamesh-system.svc:15010"}.Data()
+	require.NoError(t, err)
 	var bootstrap bootstrapv3.Bootstrap
-	parse(t, "overlays/envoy/envoy.yaml", &bootstrap)
+	parse(t, data[sidecar.BootstrapFile], &bootstrap)
 	require.NoError(t, bootstrap.ValidateAll())
 	for _, cluster := range bootstrap.GetStaticResources().GetClusters() {
 		for _, packed := range cluster.GetTypedExtensionProtocolOptions() {
@@ -194,7 +197,7 @@ func TestEnvoyBootstrapIsValid(t *testing.T) {
 	require.Equal(t, "127.0.0.1", bootstrap.GetAdmin().GetAddress().GetSocketAddress().GetAddress())
 
 	var token discoveryv3.DiscoveryResponse
-	parse(t, "overlays/envoy/xds-token.yaml", &token)
+	parse(t, data[sidecar.SecretFile], &token)
 	require.Len(t, token.GetResources(), 1)
 	var secret tlsv3.Secret
 	require.NoError(t, token.GetResources()[0].UnmarshalTo(&secret))
@@ -204,11 +207,9 @@ func TestEnvoyBootstrapIsValid(t *testing.T) {
 // The messages that the bootstrap packs must be linked in to be read.
 var _ = []proto.Message{&hcmv3.HttpConnectionManager{}, &routerv3.Router{}, &upstreamcodecv3.UpstreamCodec{}}
 
-func parse(t *testing.T, file string, message proto.Message) {
+func parse(t *testing.T, text string, message proto.Message) {
 	t.Helper()
-	raw, err := os.ReadFile(file)
+	raw, err := yaml.YAMLToJSONStrict([]byte(text))
 	require.NoError(t, err)
-	raw, err = yaml.YAMLToJSONStrict(raw)
-	require.NoError(t, err)
-	require.NoError(t, protojson.Unmarshal(raw, message), file)
+	require.NoError(t, protojson.Unmarshal(raw, message))
 }

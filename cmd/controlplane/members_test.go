@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -23,11 +24,13 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -267,4 +270,116 @@ func TestNamespacesWithMembersHaveWhatTheirProxiesReadFirst(t *testing.T) {
 	}
 	_, err = find(v1alpha1.SystemNamespace)
 	require.NoError(t, err)
+}
+
+// shippedWebhook is what an installation brings.
+func shippedWebhook(t *testing.T) *admissionregistrationv1.MutatingWebhookConfiguration {
+	t.Helper()
+	file, err := os.Open("../../manifests/overlays/envoy/lambdamesh.yaml")
+	require.NoError(t, err)
+	defer file.Close()
+	documents := utilyaml.NewYAMLOrJSONDecoder(file, 4096)
+	for {
+		configuration := &admissionregistrationv1.MutatingWebhookConfiguration{}
+		require.NoError(t, documents.Decode(configuration))
+		if configuration.Kind == "MutatingWebhookConfiguration" {
+			return configuration
+		}
+	}
+}
+
+func TestPodsThatAskForOneGetASidecar(t *testing.T) {
+	config, c := cluster(t)
+	webhook := freeAddress(t)
+	configuration := shippedWebhook(t)
+	// A test's API server is no pod's neighbor.
+	configuration.Webhooks[0].ClientConfig = admissionregistrationv1.WebhookClientConfig{URL: new("https://" + webhook + *configuration.Webhooks[0].ClientConfig.Service.Path)}
+	require.NoError(t, c.Create(t.Context(), configuration))
+	t.Cleanup(func() { require.NoError(t, c.Delete(context.Background(), configuration)) })
+	start(t, config, "--mesh=envoy", "--xds-address="+freeAddress(t), "--webhook-address="+webhook, "--proxy-image=registry.example/proxy:v1", "--proxy-limits=memory=100Mi")
+
+	namespace := testkit.Namespace(t, config)
+	web := func(name string, change func(*corev1.Pod)) *corev1.Pod {
+		pod := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: map[string]string{v1alpha1.LabelSidecar: "true"}},
+			Spec: corev1.PodSpec{
+				ServiceAccountName: "web",
+				SecurityContext:    &corev1.PodSecurityContext{RunAsUser: new(int64(2000))},
+				InitContainers:     []corev1.Container{{Name: "migrate", Image: "migrate"}},
+				Containers: []corev1.Container{{
+					Name: "web", Image: "web", Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}},
+					Env: []corev1.EnvVar{{Name: "NO_PROXY", Value: "intranet.example"}},
+				}},
+			},
+		}
+		if change != nil {
+			change(pod)
+		}
+		return pod
+	}
+	// The API server verifies the webhook once it has been told by what.
+	pod := web("web-1", nil)
+	testkit.Eventually(t, patience, func() error { return c.Create(t.Context(), pod) }, "the pod is made")
+	require.Equal(t, []string{"mesh-proxy", "migrate"}, []string{pod.Spec.InitContainers[0].Name, pod.Spec.InitContainers[1].Name}, "the sidecar is there before anything calls")
+	proxy := pod.Spec.InitContainers[0]
+	require.Equal(t, "registry.example/proxy:v1", proxy.Image)
+	require.Equal(t, corev1.ContainerRestartPolicyAlways, *proxy.RestartPolicy)
+	require.Equal(t, int64(2000), *proxy.SecurityContext.RunAsUser)
+	require.Equal(t, "100Mi", proxy.Resources.Limits.Memory().String())
+	env := map[string]string{}
+	for _, variable := range pod.Spec.Containers[0].Env {
+		env[variable.Name] = variable.Value
+	}
+	require.Equal(t, "unix:/var/run/lambdamesh/app/app.sock", env["LAMBDAMESH_LISTEN"])
+	require.Equal(t, "http://127.0.0.1:15001", env["HTTP_PROXY"])
+	require.Equal(t, "intranet.example", env["NO_PROXY"], "what the pod says stays")
+	require.Equal(t, "lambdamesh-xds", pod.Spec.Volumes[1].Projected.Sources[0].ServiceAccountToken.Audience)
+
+	byPort := web("web-2", func(p *corev1.Pod) {
+		p.Annotations = map[string]string{v1alpha1.AnnotationAppAddress: "127.0.0.1:8080"}
+	})
+	require.NoError(t, c.Create(t.Context(), byPort))
+	require.Contains(t, byPort.Spec.Containers[0].Env, corev1.EnvVar{Name: "LAMBDAMESH_LISTEN", Value: "tcp:127.0.0.1:8080"})
+
+	unlabeled := web("web-3", func(p *corev1.Pod) { p.Labels = nil })
+	require.NoError(t, c.Create(t.Context(), unlabeled))
+	require.Len(t, unlabeled.Spec.InitContainers, 1)
+
+	own := web("web-4", func(p *corev1.Pod) { p.Spec.InitContainers[0].Name = "mesh-proxy" })
+	require.NoError(t, c.Create(t.Context(), own))
+	require.Equal(t, "migrate", own.Spec.InitContainers[0].Image, "who brings his own keeps it")
+
+	for name, test := range map[string]struct {
+		change  func(*corev1.Pod)
+		refused string
+	}{
+		"the node's network": {func(p *corev1.Pod) { p.Spec.HostNetwork = true }, "hostNetwork: everybody on the node would call with the pod's identity"},
+		"an address of others": {func(p *corev1.Pod) {
+			p.Annotations = map[string]string{v1alpha1.AnnotationAppAddress: "0.0.0.0:8080"}
+		}, "is not on loopback"},
+		"a port of the sidecar's name": {func(p *corev1.Pod) { p.Spec.Containers[0].Ports[0].Name = "http" }, "container web: the port named http is the sidecar's"},
+		"a port of the sidecar":        {func(p *corev1.Pod) { p.Spec.Containers[0].Ports[0].ContainerPort = 15001 }, "container web: port 15001 is the sidecar's"},
+		"a volume of the sidecar's name": {func(p *corev1.Pod) {
+			p.Spec.Volumes = []corev1.Volume{{Name: "mesh-identity", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+		}, "volume mesh-identity: the name is the sidecar's"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.ErrorContains(t, c.Create(t.Context(), web("refused", test.change)), test.refused)
+		})
+	}
+
+	// Who takes the certificate away from the API server gets it back.
+	require.NoError(t, c.Get(t.Context(), client.ObjectKeyFromObject(configuration), configuration))
+	require.NotEmpty(t, configuration.Webhooks[0].ClientConfig.CABundle)
+	configuration.Webhooks[0].ClientConfig.CABundle = nil
+	require.NoError(t, c.Update(t.Context(), configuration))
+	testkit.Eventually(t, patience, func() error {
+		if err := c.Get(t.Context(), client.ObjectKeyFromObject(configuration), configuration); err != nil {
+			return err
+		}
+		if len(configuration.Webhooks[0].ClientConfig.CABundle) == 0 {
+			return errors.New("there is none")
+		}
+		return nil
+	}, "the certificate is there again")
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	mesh "github.com/lambdamesh/lambdamesh/meshconfig/controller"
 	"github.com/lambdamesh/lambdamesh/meshconfig/jwks"
+	"github.com/lambdamesh/lambdamesh/meshconfig/members"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
@@ -163,6 +164,7 @@ func newManager(o *options) (ctrl.Manager, error) {
 		LeaderElectionReleaseOnCancel: true, // writers have stopped by then
 	}
 	mesh.ConfigureCache(&options.Cache)
+	members.ConfigureCache(&options.Cache)
 	lambdas.ConfigureCache(&options.Cache)
 	manager, err := ctrl.NewManager(config, options)
 	if err != nil {
@@ -231,10 +233,11 @@ func envoyMesh(ctx context.Context, p *parts) (mesh.Output, []component.Componen
 	if err != nil {
 		return nil, nil, errors.Join(err, listener.Close())
 	}
-	if err := addMembers(p, authority); err != nil {
+	servers, err := addMembers(ctx, p, authority, names)
+	if err != nil {
 		return nil, nil, errors.Join(err, listener.Close())
 	}
-	return output, []component.Component{output.Server()}, nil
+	return output, append([]component.Component{output.Server()}, servers...), nil
 }
 
 // newPeers lets replicas know each other by their host names, which in a

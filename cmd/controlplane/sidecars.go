@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	"github.com/lambdamesh/lambdamesh/meshconfig/members"
+	"github.com/lambdamesh/lambdamesh/pkg/component"
+	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 	"github.com/lambdamesh/lambdamesh/pkg/sidecar"
 )
 
@@ -19,6 +22,7 @@ type sidecarOptions struct {
 	image            string
 	requests, limits map[string]string
 	xdsAddress       string
+	webhookAddress   string
 }
 
 func (o *sidecarOptions) flags(f *pflag.FlagSet) {
@@ -27,6 +31,7 @@ func (o *sidecarOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.image, "proxy-image", image, "image of the sidecars of pods: ours, or Envoy's; --mesh=envoy only")
 	f.StringToStringVar(&o.requests, "proxy-requests", nil, "resources that a sidecar requests (default cpu=10m,memory=32Mi)")
 	f.StringToStringVar(&o.limits, "proxy-limits", nil, "resources that a sidecar is limited to (default memory=256Mi)")
+	f.StringVar(&o.webhookAddress, "webhook-address", "", "where the API server asks for sidecars of pods with the label lambdamesh.dev/sidecar (HTTPS); empty: nowhere; --mesh=envoy only")
 	f.StringVar(&o.xdsAddress, "proxy-xds-address", "", "host:port at which sidecars of every namespace find --xds-address (default controlplane.<namespace>.svc:15010); its host must be a name of the ADS server's certificate")
 }
 
@@ -52,11 +57,27 @@ func (o *sidecarOptions) config() (*sidecar.Config, error) {
 	return config, nil
 }
 
-// addMembers has pods given what they need to be members.
-func addMembers(p *parts, authority *ca.CA) error {
+// addMembers has pods given what they need to be members, and returns what serves
+// for that. names are those of the control plane's certificates.
+func addMembers(ctx context.Context, p *parts, authority *ca.CA, names []string) ([]component.Component, error) {
 	address := p.sidecars.xdsAddress
 	if address == "" {
 		address = "controlplane." + p.namespace + ".svc:15010"
 	}
-	return members.ConfigMaps{Root: authority.Root(), XDSAddress: address, SystemNamespace: p.namespace}.Add(p.manager)
+	maps := members.ConfigMaps{Root: authority.Root(), XDSAddress: address, SystemNamespace: p.namespace}
+	if err := maps.Add(p.manager); err != nil || p.sidecars.webhookAddress == "" {
+		return nil, err
+	}
+	if err := members.AddTrust(p.manager, authority.Root()); err != nil {
+		return nil, err
+	}
+	listener, err := httpserver.Listen(ctx, p.sidecars.webhookAddress, "--webhook-address")
+	if err != nil {
+		return nil, err
+	}
+	server, err := members.Webhook{Listener: listener, CA: authority, ServerNames: names, Sidecar: *p.sidecar, Log: p.log}.Server(p.manager)
+	if err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	return []component.Component{server}, nil
 }

@@ -29,6 +29,8 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
+	"github.com/lambdamesh/lambdamesh/meshconfig/members"
+	"github.com/lambdamesh/lambdamesh/pkg/sidecar"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
@@ -133,26 +135,26 @@ type installation struct {
 func install(t *testing.T, c *controlPlane) installation {
 	t.Helper()
 	dir := testkit.TempSocketDir(t)
-	overlay := filepath.Join("..", "..", "manifests", "overlays", "envoy")
-	i := installation{dir: dir, config: filepath.Join(dir, "envoy.yaml")}
+	i := installation{dir: dir, config: filepath.Join(dir, sidecar.BootstrapFile)}
+	data, err := members.ConfigMaps{XDSAddress: "controlplane.lambdamesh-system.svc:15010"}.Data()
+	require.NoError(t, err)
 	host, port, err := net.SplitHostPort(c.address)
 	require.NoError(t, err)
 	for name, changes := range map[string][]string{
-		"envoy.yaml": {
-			"/var/run/lambdamesh/", dir + "/", "/etc/envoy/", dir + "/",
-			"address: 127.0.0.1, port_value: 9901", "address: 127.0.0.1, port_value: 0",
-			"address: 0.0.0.0, port_value: 9902", "address: 127.0.0.1, port_value: 0",
+		sidecar.BootstrapFile: {
+			sidecar.MeshDir, dir,
+			"address: 127.0.0.1, port_value: 15000", "address: 127.0.0.1, port_value: 0",
+			"address: 0.0.0.0, port_value: 15021", "address: 127.0.0.1, port_value: 0",
 			"{address: controlplane.lambdamesh-system.svc, port_value: 15010}", fmt.Sprintf("{address: %s, port_value: %s}", host, port),
 		},
-		"xds-token.yaml": {"/var/run/lambdamesh/", dir + "/"},
+		sidecar.SecretFile: {sidecar.MeshDir, dir},
 	} {
-		text, err := os.ReadFile(filepath.Join(overlay, name))
-		require.NoError(t, err)
+		text := data[name]
 		for j := 0; j < len(changes); j += 2 {
-			require.Contains(t, string(text), changes[j])
-			text = []byte(strings.ReplaceAll(string(text), changes[j], changes[j+1]))
+			require.Contains(t, text, changes[j])
+			text = strings.ReplaceAll(text, changes[j], changes[j+1])
 		}
-		i.write(t, name, text)
+		i.write(t, name, []byte(text))
 	}
 	return i
 }

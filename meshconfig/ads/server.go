@@ -18,7 +18,6 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
-	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
@@ -48,9 +47,7 @@ type Server struct {
 	streams map[uint64]*stream
 	nextID  uint64
 
-	certMu sync.Mutex
-	cert   *tls.Certificate
-	leaf   ca.Leaf
+	certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 }
 
 // Status is what is known about a target.
@@ -99,6 +96,8 @@ func New(config Config) (*Server, error) {
 		stopping: make(chan struct{}),
 		sets:     map[string]*set{},
 		streams:  map[uint64]*stream{},
+
+		certificate: config.CA.ServerCertificate(config.ServerNames...),
 	}, nil
 }
 
@@ -148,25 +147,6 @@ func (s *Server) Run(ctx context.Context) error {
 	case err := <-served:
 		return fmt.Errorf("serve ADS on %s: %w", s.config.Listener.Addr(), err)
 	}
-}
-
-// certificate is the server's own certificate, renewed at half of its life.
-func (s *Server) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	s.certMu.Lock()
-	defer s.certMu.Unlock()
-	if s.cert != nil && s.now().Before(s.leaf.RenewAt()) {
-		return s.cert, nil
-	}
-	leaf, err := s.config.CA.IssueServer(s.config.ServerNames...)
-	if err != nil {
-		return nil, err
-	}
-	cert, err := tls.X509KeyPair(leaf.ChainPEM, leaf.KeyPEM)
-	if err != nil {
-		return nil, fmt.Errorf("load the ADS server's certificate: %w", err)
-	}
-	s.cert, s.leaf = &cert, leaf
-	return s.cert, nil
 }
 
 // SetResources replaces what a target ([GatewayTarget], [SidecarTarget], [PodTarget]) is

@@ -66,8 +66,8 @@ func (c ConfigMaps) Data() (map[string]string, error) {
 	return data, nil
 }
 
-// Add has the leader keep the ConfigMaps. The manager's cache holds the pods with
-// sidecars and the ConfigMaps that are ours.
+// Add has the leader keep the ConfigMaps. The manager's cache holds pods, and the
+// ConfigMaps that are ours.
 func (c ConfigMaps) Add(mgr ctrl.Manager) error {
 	if len(c.Root) == 0 || c.SystemNamespace == "" {
 		return errors.New("configure the mesh's ConfigMaps: Root and SystemNamespace are required")
@@ -87,7 +87,7 @@ func (c ConfigMaps) Add(mgr ctrl.Manager) error {
 		Named("mesh-configmap").
 		For(&corev1.ConfigMap{}, named).
 		Watches(&v1alpha1.Lambda{}, namespace, comesAndGoes).
-		Watches(&corev1.Pod{}, namespace, comesAndGoes).
+		Watches(&corev1.Pod{}, namespace, comesAndGoes, builder.WithPredicates(predicate.NewPredicateFuncs(asks))).
 		WatchesRawSource(source.Func(func(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
 			queue.Add(reconcile.Request{NamespacedName: types.NamespacedName{Namespace: c.SystemNamespace, Name: v1alpha1.ConfigMapMesh}})
 			return nil
@@ -144,10 +144,14 @@ func (r *configMaps) wanted(ctx context.Context, namespace string) (bool, error)
 	}
 	var lambdas v1alpha1.LambdaList
 	var pods corev1.PodList
-	for _, list := range []client.ObjectList{&lambdas, &pods} {
-		if err := r.client.List(ctx, list, client.InNamespace(namespace), client.Limit(1)); err != nil {
-			return false, fmt.Errorf("look for members in namespace %s: %w", namespace, err)
-		}
+	if err := r.client.List(ctx, &lambdas, client.InNamespace(namespace), client.Limit(1)); err != nil {
+		return false, fmt.Errorf("look for Lambdas in namespace %s: %w", namespace, err)
+	}
+	if err := r.client.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels{v1alpha1.LabelSidecar: "true"}, client.Limit(1)); err != nil {
+		return false, fmt.Errorf("look for pods with sidecars in namespace %s: %w", namespace, err)
 	}
 	return len(lambdas.Items) > 0 || len(pods.Items) > 0, nil
 }
+
+// asks for a sidecar, or has one.
+func asks(pod client.Object) bool { return pod.GetLabels()[v1alpha1.LabelSidecar] == "true" }

@@ -9,19 +9,19 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
+	"github.com/lambdamesh/lambdamesh/meshconfig/members"
 	"github.com/lambdamesh/lambdamesh/meshconfig/proxy/bootstrap"
+	"github.com/lambdamesh/lambdamesh/pkg/sidecar"
 )
 
-// shipped is the bootstrap of the manifests with the paths of its files in dir.
+// shipped is the bootstrap that the control plane gives to proxies, with the paths
+// of its files in dir.
 func shipped(t *testing.T, dir string) string {
 	t.Helper()
-	overlay := filepath.Join("..", "..", "..", "manifests", "overlays", "envoy")
-	text, err := os.ReadFile(filepath.Join(overlay, "envoy.yaml"))
+	data, err := members.ConfigMaps{XDSAddress: "controlplane.lambdamesh-system.svc:15010"}.Data()
 	require.NoError(t, err)
-	token, err := os.ReadFile(filepath.Join(overlay, "xds-token.yaml"))
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "xds-token.yaml"), []byte(replace(t, string(token), "/var/run/lambdamesh/", dir+"/")), 0o600))
-	return replace(t, replace(t, string(text), "/var/run/lambdamesh/", dir+"/"), "/etc/envoy/", dir+"/")
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "xds-token.yaml"), []byte(replace(t, data["xds-token.yaml"], sidecar.MeshDir, dir)), 0o600))
+	return replace(t, data["envoy.yaml"], sidecar.MeshDir, dir)
 }
 
 func replace(t *testing.T, text, old, with string) string {
@@ -35,9 +35,9 @@ func TestTheShippedBootstrapIsUnderstood(t *testing.T) {
 	b, err := bootstrap.Read([]byte(shipped(t, dir)), nil)
 	require.NoError(t, err)
 	require.Equal(t, &bootstrap.Bootstrap{
-		Admin: "127.0.0.1:9901",
+		Admin: "127.0.0.1:15000",
 		Listeners: []bootstrap.Listener{{
-			Name: "ready", Address: "0.0.0.0:9902", Paths: []string{bootstrap.PathReady, bootstrap.PathMetrics},
+			Name: "ready", Address: "0.0.0.0:15021", Paths: []string{bootstrap.PathReady, bootstrap.PathMetrics},
 		}},
 		ControlPlane: bootstrap.ControlPlane{
 			Address: "controlplane.lambdamesh-system.svc:15010", ServerName: "controlplane.lambdamesh-system.svc",
@@ -66,7 +66,7 @@ func TestWhatIsNotImplementedIsRefusedByName(t *testing.T) {
 			old: "re2.max_program_size.error_level: 32768", with: "envoy.reloadable_features.anything: true",
 			refused: "layered_runtime.layers.static_layer[envoy.reloadable_features.anything] is not supported",
 		},
-		"admin on every address":       {old: "{address: 127.0.0.1, port_value: 9901}", with: "{address: 0.0.0.0, port_value: 9901}", refused: "admin.address: 0.0.0.0:9901 is not on loopback"},
+		"admin on every address":       {old: "{address: 127.0.0.1, port_value: 15000}", with: "{address: 0.0.0.0, port_value: 15000}", refused: "admin.address: 0.0.0.0:15000 is not on loopback"},
 		"other paths of the admin":     {old: "match: {path: /stats/prometheus}", with: "match: {path: /quitquitquit}", refused: `listener "ready": path "/quitquitquit": the admin interface has /ready and /stats/prometheus only`},
 		"prefixes":                     {old: "match: {path: /ready}", with: "match: {prefix: /}", refused: "routes.match.prefix is not supported"},
 		"routes to elsewhere":          {old: "route: {cluster: admin}", with: "route: {cluster: xds}", refused: `cluster "xds" is not the admin address`},
