@@ -3,6 +3,7 @@ package controller
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"regexp"
 	"slices"
@@ -150,10 +151,24 @@ func ending(status corev1.ContainerStatus, ended *corev1.ContainerStateTerminate
 	if status.RestartCount > 0 {
 		how += fmt.Sprintf(" (restarted %d times)", status.RestartCount)
 	}
-	if said := strings.TrimSpace(ended.Message); said != "" {
+	if said := lastWords(ended.Message); said != "" {
 		how += ": " + said
 	}
 	return how
+}
+
+// lastWords are what the runtimes' last line of log says, without its stack; of
+// other programs, all.
+func lastWords(log string) string {
+	log = strings.TrimSpace(log)
+	var line struct{ Message, Error string }
+	if err := json.Unmarshal([]byte(log[strings.LastIndexByte(log, '\n')+1:]), &line); err != nil || line.Message == "" {
+		return log
+	}
+	if line.Error == "" {
+		return line.Message
+	}
+	return line.Message + ": " + line.Error
 }
 
 func words(pod, container, said string) string {

@@ -43,6 +43,10 @@ func testPods(t *testing.T, config *rest.Config, w *world, builder *fakeBuilder)
 			lambda(waiting("CrashLoopBackOff", "back-off 5m0s restarting failed container"), ended(1, "Error", "main.mjs:3\nReferenceError: x is not defined\n"), 4),
 			"CrashLoopBackOff", "0 of 1 replicas of this version are ready; pod sample-7d-a, container lambda: ended with exit code 1 (restarted 4 times): main.mjs:3\nReferenceError: x is not defined",
 		},
+		"its runtime tells why, in its own format": {
+			lambda(waiting("CrashLoopBackOff", "back-off"), ended(1, "Error", "started\n"+`{"level":"error","message":"cannot load the handler","error":"x is not defined","stack":"at main.mjs:3"}`+"\n"), 4),
+			"CrashLoopBackOff", "0 of 1 replicas of this version are ready; pod sample-7d-a, container lambda: ended with exit code 1 (restarted 4 times): cannot load the handler: x is not defined",
+		},
 		"it ended": {
 			lambda(ended(7, "Error", "boom"), corev1.ContainerState{}, 0),
 			"Error", "0 of 1 replicas of this version are ready; pod sample-7d-a, container lambda: ended with exit code 7: boom",
