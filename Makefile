@@ -98,6 +98,10 @@ test-images: check-go ## Test the container images in a registry of their own
 test-istio: kubernetes ## Test with a real istiod, built once (4 to 8 minutes) from the Go module proxy
 	@hack/istio/test.sh $(ARGS)
 
+.PHONY: e2e-cluster
+e2e-cluster: build ## Install on a real cluster and drive it: one of its own, or KUBECONFIG= with REGISTRY=
+	@hack/e2e-cluster.sh $(ARGS)
+
 .PHONY: test-cluster
 test-cluster: check-go ## Test hack/cluster with real clusters (root; says when it is left out)
 	@hack/cluster/test.sh $(ARGS)

@@ -1,0 +1,69 @@
+package cluster
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestCluster is the life of one installation. Each part needs those before it
+// that make what it looks at: `-run 'TestCluster/(install|demo|kill)'` is the core
+// that CI runs.
+func TestCluster(t *testing.T) {
+	c := newCluster(t)
+	c.pushProbe(t)
+	t.Cleanup(func() { c.remove(t) })
+	for _, part := range []struct {
+		name string
+		run  func(*testing.T, *cluster)
+	}{
+		{"install", testInstall},
+		{"idle", testIdle},
+		{"figures", testFigures},
+		{"demo", testDemo},
+		{"hostile", testHostile},
+		{"outside", testOutside},
+		{"failures", testFailures},
+		{"kill", testKill},
+		{"uninstall", testUninstall},
+		{"overlay", testOverlay},
+	} {
+		ok := t.Run(part.name, func(t *testing.T) {
+			part.run(t, c)
+			if t.Failed() {
+				c.tell(t)
+			}
+		})
+		if !ok && part.name == "install" {
+			return // nothing else can be told from the rest
+		}
+	}
+}
+
+// pushProbe builds what pods do for the test and brings it into the registry.
+func (c *cluster) pushProbe(t *testing.T) {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "probe")
+	t.Setenv("CGO_ENABLED", "0")
+	_, err := c.run(t, "", "go", "build", "-trimpath", "-o", program, "./e2e/cluster/testdata/probe")
+	require.NoError(t, err)
+	require.NoError(t, os.Chmod(program, 0o755))
+	_, err = c.run(t, "", "hack/cluster/run", "push", program, c.registry+"/lambdamesh-e2e/probe:1")
+	require.NoError(t, err)
+}
+
+// tell logs what one wants to know when something failed.
+func (c *cluster) tell(t *testing.T) {
+	t.Helper()
+	for _, args := range [][]string{
+		{"get", "pods", "-A", "-o", "wide"},
+		{"get", "lambdas,apirules,subscriptions,applications,applicationbindings", "-A"},
+		{"get", "events", "-A", "--field-selector", "type=Warning", "--sort-by", ".lastTimestamp"},
+		{"logs", "-n", system, "-l", "app.kubernetes.io/part-of=lambdamesh", "--all-containers", "--prefix", "--tail=15"},
+	} {
+		out, err := c.kubectl(t, "", args...)
+		t.Logf("kubectl %v: %v\n%s", args, err, out)
+	}
+}

@@ -1,0 +1,72 @@
+package cluster
+
+import (
+	"fmt"
+	"strings"
+)
+
+// probe is a pod of testdata/probe as the restricted pod security standard wants
+// it. With a sidecar its application listens where the sidecar looks for it.
+func (c *cluster) probe(namespace, name string, sidecar bool, more string) string {
+	labels, env := "app: "+name, ""
+	if sidecar {
+		labels += `, lambdamesh.dev/sidecar: "true"`
+		env = `
+      env: [{name: LAMBDAMESH_LISTEN, value: "unix:/var/run/lambdamesh/app/app.sock"}]`
+	}
+	return fmt.Sprintf(`---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: %[2]s, namespace: %[1]s}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: %[2]s, namespace: %[1]s, labels: {%[3]s}}
+spec:
+  serviceAccountName: %[2]s
+  automountServiceAccountToken: false
+  terminationGracePeriodSeconds: 1
+  securityContext: {runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, fsGroup: 65532, seccompProfile: {type: RuntimeDefault}}
+%[5]s  containers:
+    - name: probe
+      image: %[6]s/lambdamesh-e2e/probe:1%[4]s
+      readinessProbe: {httpGet: {path: /healthz, port: 8081}, periodSeconds: 1}
+      securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
+`, namespace, name, labels, env, more, c.images)
+}
+
+// namespaces admits only what the restricted pod security standard allows.
+func namespaces(names ...string) string {
+	var b strings.Builder
+	for _, name := range names {
+		fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: %s, labels: {pod-security.kubernetes.io/enforce: restricted}}\n", name)
+	}
+	return b.String()
+}
+
+// lambda is one with inline source.
+func lambda(namespace, name, runtime, code, more string) string {
+	return fmt.Sprintf(`---
+apiVersion: lambdamesh.dev/v1alpha1
+kind: Lambda
+metadata: {name: %[2]s, namespace: %[1]s}
+spec:
+  runtime: %[3]s
+%[5]s  source:
+    inline:
+      code: |
+        %[4]s
+`, namespace, name, runtime, strings.ReplaceAll(strings.TrimSpace(code), "\n", "\n        "), more)
+}
+
+// open is an APIRule that lets everybody in.
+func open(namespace, name string) string {
+	return fmt.Sprintf(`---
+apiVersion: lambdamesh.dev/v1alpha1
+kind: APIRule
+metadata: {name: %[2]s, namespace: %[1]s}
+spec:
+  hosts: [%[2]s]
+  rules: [{path: "/*", lambda: %[2]s, noAuth: true}]
+`, namespace, name)
+}
