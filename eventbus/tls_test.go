@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,6 +24,24 @@ import (
 	"github.com/lambdamesh/lambdamesh/manifests"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
+
+// safeBuffer is a log that the test reads while it is written.
+type safeBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *safeBuffer) Write(line []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(line)
+}
+
+func (b *safeBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
 
 // files are what a pod has in its volumes.
 type files struct {
@@ -80,6 +100,7 @@ func TestThePublicPortSpeaksTLSWithTheCertificateOfToday(t *testing.T) {
 }
 
 func TestNATSIsKnownByItsCertificateAndKnowsTheBusByItsPassword(t *testing.T) {
+	log := &safeBuffer{}
 	authority, stranger := testkit.NewAuthority(t), testkit.NewAuthority(t)
 	volume := files{t, t.TempDir()}
 	certificate, key := authority.Issue(t, "127.0.0.1")
@@ -89,14 +110,15 @@ func TestNATSIsKnownByItsCertificateAndKnowsTheBusByItsPassword(t *testing.T) {
 	volume.write("stranger.crt", stranger.RootPEM())
 	volume.write("user", []byte("eventbus\n"))
 	volume.write("password", []byte("guess\n"))
+	volume.write("client.conf", []byte("user: eventbus\npassword: secret\n"))
 	address := listen(t)
 	require.NoError(t, address.Close())
 	volume.write("nats.conf", []byte(`
 listen: "`+address.Addr().String()+`"
 tls { cert_file: "`+volume.path("tls.crt")+`", key_file: "`+volume.path("tls.key")+`", ca_file: "`+volume.path("ca.crt")+`", verify: true }
-authorization { user: eventbus, password: secret }
+authorization { include ./client.conf }
 jetstream { store_dir: "`+t.TempDir()+`", sync_interval: always }`))
-	nats, err := natsserver.NewProgram(natsserver.ProgramConfig{File: volume.path("nats.conf"), Logger: slog.New(slog.DiscardHandler)})
+	nats, err := natsserver.NewProgram(natsserver.ProgramConfig{File: volume.path("nats.conf"), Poll: 50 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(log, nil))})
 	require.NoError(t, err)
 	run(t, nats)
 
@@ -126,6 +148,20 @@ jetstream { store_dir: "`+t.TempDir()+`", sync_interval: always }`))
 	volume.write("password", []byte("secret\n"))
 	testkit.Eventually(t, time.Minute, func() error { return publish(good) }, "the password of today is not tried")
 	require.Error(t, publish(deceived), "NATS is not who it should be")
+
+	// Another password reaches NATS first, and the bus a minute later: it was
+	// refused more than once by then.
+	refusals := func() int { return strings.Count(log.String(), "authentication error") }
+	before := refusals()
+	volume.write("client.conf", []byte("user: eventbus\npassword: other\n"))
+	testkit.Eventually(t, time.Minute, func() error {
+		if refused := refusals() - before; refused < 3 {
+			return fmt.Errorf("refused %d times", refused)
+		}
+		return nil
+	}, "the bus does not try again")
+	volume.write("password", []byte("other\n"))
+	testkit.Eventually(t, time.Minute, func() error { return publish(good) }, "the bus has given up")
 }
 
 func TestAccessThatContradictsItselfIsRefused(t *testing.T) {

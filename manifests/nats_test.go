@@ -123,10 +123,6 @@ func TestThreeServersOfNATSFindEachOtherByCertificate(t *testing.T) {
 	require.Contains(t, asRoute(t, servers[0].ClusterAddr().String(), authority, member), "Authorization Violation")
 }
 
-func pair(certificate, key string) (certificatePEM, keyPEM []byte) {
-	return []byte(certificate), []byte(key)
-}
-
 // asRoute connects to the port of the cluster as a server would, and returns what
 // it says.
 func asRoute(t *testing.T, address string, a *testkit.Authority, certificate tls.Certificate) string {

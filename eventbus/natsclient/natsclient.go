@@ -43,7 +43,9 @@ func (a Access) Validate() error {
 
 // Options are what nats.go needs. log is told what a connection could not read.
 func (a Access) Options(log *slog.Logger) []nats.Option {
-	var options []nats.Option
+	// Without it a client gives up for good when it was refused twice: credentials
+	// that are changed reach NATS and the bus at different times.
+	options := []nats.Option{nats.IgnoreAuthErrorAbort()}
 	if a.CredentialsFile != "" {
 		options = append(options, nats.UserCredentials(a.CredentialsFile))
 	}
