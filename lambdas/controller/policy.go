@@ -203,11 +203,7 @@ func routed(rule *v1alpha1.APIRule) []backend {
 func sinks(subscription *v1alpha1.Subscription) []backend {
 	var all []backend
 	add := func(sink v1alpha1.Sink) {
-		var service *v1alpha1.ServiceRef
-		if sink.Service != nil {
-			service = &sink.Service.ServiceRef
-		}
-		all = appendBackend(all, subscription.Namespace, sink.Lambda, service)
+		all = appendBackend(all, subscription.Namespace, sink.Lambda, sink.ServiceIn(subscription.Namespace))
 	}
 	add(subscription.Spec.Sink)
 	if dead := subscription.Spec.Delivery.DeadLetter; dead != nil {

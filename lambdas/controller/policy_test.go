@@ -95,6 +95,16 @@ func testPolicies(t *testing.T, w *world, ns string) {
 	require.NoError(t, w.client.Delete(t.Context(), sub))
 	w.letsIn(t, lambda)
 
+	// By a URI that names its Service, as the event bus calls it.
+	uri := &v1alpha1.Subscription{Spec: v1alpha1.SubscriptionSpec{
+		Source: "commerce", Types: []string{"a"}, Sink: v1alpha1.Sink{URI: "http://" + lambda.Name + "." + ns + ".svc/hook"},
+	}}
+	uri.Name, uri.Namespace = "uri", ns
+	require.NoError(t, w.client.Create(t.Context(), uri))
+	w.letsIn(t, lambda, "lambdamesh-system/eventbus")
+	require.NoError(t, w.client.Delete(t.Context(), uri))
+	w.letsIn(t, lambda)
+
 	// By a Service that stands before the lambda and comes later.
 	require.NoError(t, w.client.Create(t.Context(), rule("front", v1alpha1.Rule{Service: &v1alpha1.ServiceRef{Name: "front"}})))
 	require.NoError(t, w.client.Create(t.Context(), rule("elsewhere", v1alpha1.Rule{Lambda: "another"})))

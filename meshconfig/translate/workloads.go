@@ -127,23 +127,22 @@ func (t *translator) addSubscriptions() {
 	}
 }
 
+// addSink knows what names nothing: the Subscription's own status says so.
 func (t *translator) addSink(namespace string, sink v1alpha1.Sink) {
-	var key types.NamespacedName
-	port := uint32(v1alpha1.ServicePort)
-	switch {
-	case sink.Lambda != "":
-		key = types.NamespacedName{Namespace: namespace, Name: sink.Lambda}
+	key, port := types.NamespacedName{Namespace: namespace, Name: sink.Lambda}, uint32(v1alpha1.ServicePort)
+	if sink.Lambda != "" {
 		if t.lambdas[key] == nil {
-			return // the Subscription's own status says so
+			return
 		}
-	case sink.Service != nil && cmp.Or(sink.Service.Namespace, namespace) == namespace:
-		key = types.NamespacedName{Namespace: namespace, Name: sink.Service.Name}
-		port = uint32(cmp.Or(sink.Service.Port, v1alpha1.ServicePort))
+	} else {
+		service := sink.ServiceIn(namespace)
+		if service == nil {
+			return
+		}
+		key.Name, port = service.Name, uint32(service.Port)
 		if t.services[key] == nil {
 			return
 		}
-	default:
-		return
 	}
 	d := t.destination(key, port)
 	if d.Workload == "" {

@@ -87,7 +87,8 @@ type Sink struct {
 	// Service and path.
 	// +optional
 	Service *SinkService `json:"service,omitempty"`
-	// URI that allowedTargets allow.
+	// URI that allowedTargets allow, or http://NAME.NAMESPACE.svc:PORT/PATH of a
+	// Service in this namespace.
 	// +optional
 	// +kubebuilder:validation:MaxLength=2048
 	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.contains('@')",message="uri is an http(s) URL without user information, such as https://hooks.example.com/orders"
