@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -108,53 +109,54 @@ func sinks(object client.Object) []string {
 		if err != nil || u.Hostname() == "" {
 			continue
 		}
-		host := clusterName(u.Hostname())
+		host := v1alpha1.ClusterHost(u.Hostname())
 		if addr, err := netip.ParseAddr(host); err == nil {
 			all = append(all, targets.Canonical(addr).String())
 			continue
 		}
-		if name, namespace, ok := shortName(host); ok {
+		if name, namespace, _, ok := v1alpha1.ServiceHost(host); ok {
 			all = append(all, name+"."+namespace)
 		}
 	}
 	return all
 }
 
-// shortName reads a host as a resolver in the cluster does before it looks
-// outside: "name.namespace", or "name" for one of the bus's own namespace.
-func shortName(host string) (name, namespace string, ok bool) {
-	name, namespace, found := strings.Cut(host, ".")
-	if !found {
-		namespace = v1alpha1.SystemNamespace
-	}
-	return name, namespace, name != "" && !strings.Contains(namespace, ".")
-}
-
 func having(addr netip.Addr) client.MatchingFields {
 	return client.MatchingFields{byAddress: targets.Canonical(addr).String()}
 }
 
-// namespacesOf returns the namespaces of the Services and the pods that have the
-// address, sorted; none when it is not the cluster's. EndpointSlices are not
-// asked: whoever may write one may name any address in it, under any label.
-func namespacesOf(ctx context.Context, c client.Reader, addr netip.Addr) ([]string, error) {
+// owners are the Services and the pods that have an address; none when it is not
+// the cluster's. EndpointSlices are not asked: whoever may write one may name any
+// address in it, under any label.
+type owners struct{ services, pods []types.NamespacedName }
+
+func ownersOf(ctx context.Context, c client.Reader, addr netip.Addr) (owners, error) {
 	var services corev1.ServiceList
 	if err := c.List(ctx, &services, having(addr), client.UnsafeDisableDeepCopy); err != nil {
-		return nil, fmt.Errorf("look for the Service with the address %s: %w", addr, err)
+		return owners{}, fmt.Errorf("look for the Service with the address %s: %w", addr, err)
 	}
 	var pods corev1.PodList
 	if err := c.List(ctx, &pods, having(addr), client.UnsafeDisableDeepCopy); err != nil {
-		return nil, fmt.Errorf("look for the pod with the address %s: %w", addr, err)
+		return owners{}, fmt.Errorf("look for the pod with the address %s: %w", addr, err)
 	}
-	var all []string
+	var found owners
 	for i := range services.Items {
-		all = append(all, services.Items[i].Namespace)
+		found.services = append(found.services, client.ObjectKeyFromObject(&services.Items[i]))
 	}
 	for i := range pods.Items {
-		all = append(all, pods.Items[i].Namespace)
+		found.pods = append(found.pods, client.ObjectKeyFromObject(&pods.Items[i]))
+	}
+	return found, nil
+}
+
+// namespaces of the owners, sorted.
+func (o owners) namespaces() []string {
+	var all []string
+	for _, key := range slices.Concat(o.services, o.pods) {
+		all = append(all, key.Namespace)
 	}
 	slices.Sort(all)
-	return slices.Compact(all), nil
+	return slices.Compact(all)
 }
 
 // whose says who has an address, seen from a namespace.
@@ -163,22 +165,29 @@ type whose int
 const (
 	// nobodys: it is not the cluster's.
 	nobodys whose = iota
-	// own: only the namespace has it.
-	own
+	// ownPods: only pods of the namespace have it.
+	ownPods
+	// ownServices: only the namespace has it, for a Service. Behind that there may
+	// be anything.
+	ownServices
 	// anothers: another namespace has it, if not alone.
 	anothers
 )
 
 func whoseIs(ctx context.Context, c client.Reader, namespace string, addr netip.Addr) (whose, error) {
-	switch owners, err := namespacesOf(ctx, c, addr); {
-	case err != nil:
+	found, err := ownersOf(ctx, c, addr)
+	if err != nil {
 		return anothers, err
-	case len(owners) == 0:
-		return nobodys, nil
-	case len(owners) == 1 && owners[0] == namespace:
-		return own, nil
 	}
-	return anothers, nil
+	switch namespaces := found.namespaces(); {
+	case len(namespaces) == 0:
+		return nobodys, nil
+	case len(namespaces) > 1 || namespaces[0] != namespace:
+		return anothers, nil
+	case len(found.services) > 0:
+		return ownServices, nil
+	}
+	return ownPods, nil
 }
 
 const dialTimeout = 5 * time.Second
@@ -192,11 +201,12 @@ func DirectDial(c client.Reader) targets.DialFunc {
 		if err != nil {
 			return nil, fmt.Errorf("dial %s: %w", address, err)
 		}
-		switch owners, err := namespacesOf(ctx, c, at.Addr()); {
-		case err != nil:
+		found, err := ownersOf(ctx, c, at.Addr())
+		if err != nil {
 			return nil, err
-		case len(owners) > 0:
-			return nil, &targets.RefusedError{Target: address, Why: "it is in namespace " + strings.Join(owners, ", ") + " of the cluster: name its Service as sink.service"}
+		}
+		if namespaces := found.namespaces(); len(namespaces) > 0 {
+			return nil, &targets.RefusedError{Target: address, Why: "it is in namespace " + strings.Join(namespaces, ", ") + " of the cluster: name its Service as sink.service"}
 		}
 		return base(ctx, network, address)
 	}
@@ -211,8 +221,8 @@ func MeshDial(c client.Reader, base targets.DialFunc) targets.DialFunc {
 		if err != nil {
 			return nil, fmt.Errorf("dial %s: %w", address, err)
 		}
-		name, namespace, ok := serviceName(host)
-		if !ok {
+		name, namespace, qualified, ok := v1alpha1.ServiceHost(host)
+		if !ok || !qualified {
 			return nil, &targets.RefusedError{Target: address, Why: "it is no Service"}
 		}
 		addresses, err := addressesOf(ctx, c, namespace, name)
@@ -264,7 +274,7 @@ func addressesOf(ctx context.Context, c client.Reader, namespace, name string) (
 				if err != nil {
 					return nil, err
 				}
-				if owner == own {
+				if owner == ownPods {
 					all = append(all, address)
 				}
 			}
@@ -280,21 +290,6 @@ func slicesOf(ctx context.Context, c client.Reader, service *corev1.Service) ([]
 		return nil, fmt.Errorf("list the endpoints of service %s/%s: %w", service.Namespace, service.Name, err)
 	}
 	return list.Items, nil
-}
-
-// serviceName takes the Service out of its name in the cluster's DNS: name.namespace.svc.
-func serviceName(host string) (name, namespace string, ok bool) {
-	parts := strings.Split(clusterName(host), ".")
-	if len(parts) != 3 || parts[2] != "svc" {
-		return "", "", false
-	}
-	return parts[0], parts[1], true
-}
-
-// clusterName is a host name in lower case, without its final dot and the
-// cluster's domain.
-func clusterName(host string) string {
-	return strings.TrimSuffix(strings.ToLower(strings.TrimSuffix(host, ".")), ".cluster.local")
 }
 
 // checkService refuses a Service that leads out of its namespace: each of its
@@ -340,7 +335,9 @@ func checkEndpoint(ctx context.Context, c client.Reader, policy URLPolicy, servi
 		return err
 	case owner == anothers:
 		return refuse(v1alpha1.ReasonNotPermitted, "Service %s: the EndpointSlice %s leads to %s in another namespace: a sink must be in the Subscription's own", service.Name, slice.Name, address)
-	case owner == own:
+	case owner == ownServices:
+		return refuse(v1alpha1.ReasonTargetRefused, "Service %s: the EndpointSlice %s leads to %s, the address of another Service, and whatever is behind it: name that Service as the sink", service.Name, slice.Name, address)
+	case owner == ownPods:
 		return nil
 	}
 	ports := []int32{80}

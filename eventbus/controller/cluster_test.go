@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
@@ -45,6 +46,12 @@ func (w *world) runs(namespace, name, address string) *corev1.Pod {
 	created.Status = podStatus(address)
 	require.NoError(w.t, w.client.Status().Update(w.t.Context(), created))
 	return created
+}
+
+// release lets an object go that a finalizer keeps.
+func (w *world) release(object client.Object) {
+	require.NoError(w.t, w.client.Patch(context.WithoutCancel(w.t.Context()), object,
+		client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`))))
 }
 
 func pod(namespace, name string) *corev1.Pod {
@@ -95,6 +102,17 @@ func TestASinkStaysInItsNamespaceAndUnderTheAllowedTargets(t *testing.T) {
 		service("claiming", 80), endpoints("a-claim", "claiming", true, podIP), service("translated", 80), mapped,
 		service("picked", 80), endpoints("picked-pods", "picked", true, "10.244.7.1"), service("leaving", 80), gone,
 		service("by-hand", 80), endpoints("by-hand", "by-hand", false, "10.244.7.2"))
+	hop := service("hop", 80)
+	w.create(hop, endpoints("hop", "hop", false, podIP))
+	// One that nobody keeps up to date: it stays with what it named.
+	pinned := endpoints("pinned", "pinned", true, podIP)
+	pinned.Finalizers = []string{"example.com/pinned"}
+	w.create(service("first", 80), endpoints("first", "first", false, hop.Spec.ClusterIP), service("pinned", 80), pinned)
+	require.NoError(t, w.client.Delete(t.Context(), pinned))
+	t.Cleanup(func() { w.release(pinned) })
+	two := endpoints("two-ports", "two-ports", false, "93.184.216.35")
+	two.Ports = append(two.Ports, discoveryv1.EndpointPort{Name: new("second"), Port: new(int32(9090))})
+	w.create(service("two-ports", 80), two)
 	// Somebody else's slice may name whatever it likes.
 	w.create(in(other, service("naming", 80)), in(other, endpoints("naming", "naming", true, "93.184.216.36", "10.244.7.1")))
 	w.create(victim, pods, external, selecting, service("private", 80), service("crossing", 80), service("own", 80), service("public", 80),
@@ -121,6 +139,9 @@ func TestASinkStaysInItsNamespaceAndUnderTheAllowedTargets(t *testing.T) {
 		"forged ones through NAT64":         {byName("translated"), v1alpha1.ReasonNotPermitted},
 		"its pods":                          {byName("picked"), ""},
 		"its pods, named by hand":           {byName("by-hand"), ""},
+		"the address of an own Service":     {byName("first"), v1alpha1.ReasonTargetRefused},
+		"a slice that outlives its pods":    {byName("pinned"), v1alpha1.ReasonNotPermitted},
+		"a denied port beyond the first":    {byName("two-ports"), v1alpha1.ReasonTargetRefused},
 		"a pod that is gone":                {byName("leaving"), ""},
 		"what another's slice names":        {v1alpha1.Sink{URI: "http://93.184.216.36/"}, ""},
 		"name.namespace":                    {v1alpha1.Sink{URI: "http://" + v + "/"}, v1alpha1.ReasonNotPermitted},
@@ -228,26 +249,28 @@ func TestDialersKeepApartWhatIsInTheClusterAndWhatIsNot(t *testing.T) {
 		in("shop", endpoints("forged", "pods", true, "93.184.216.34", "10.244.0.5", "10.244.0.6")),
 		running("bank", "vault", "10.244.0.5", false),
 		running("bank", "a", "10.244.0.6", false), running("shop", "b", "10.244.0.6", false),
+		// Behind an own Service's address there may be anything, also another's pod.
+		in("shop", endpoints("hop", "pods", false, "10.96.0.7")), in("shop", endpoints("orders", "orders", false, "10.244.0.5")),
 		// No pod has these: one is a node's, and slices prove nothing.
 		running("bank", "on-the-node", "127.0.0.1", true), in("evil", endpoints("naming", "naming", true, "127.0.0.1")),
 	)
 	require.NoError(t, controller.IndexAddresses(t.Context(), indexer{builder}))
 	c := builder.Build()
 	reached := errors.New("reached")
-	var dialed string
+	var dialed []string
 	mesh := controller.MeshDial(c, func(_ context.Context, _, address string) (net.Conn, error) {
-		dialed = address
+		dialed = append(dialed, address)
 		return nil, reached
 	})
-	for host, want := range map[string]string{
-		"orders.shop.svc:8080": "10.96.0.7:8080", "orders.shop.svc.cluster.local.:80": "10.96.0.7:80", "pods.shop.svc:80": "10.244.0.3:80",
-		"away.shop.svc:80": "", "nobody.shop.svc:80": "", "127.0.0.1:80": "", "example.com:80": "",
+	for host, want := range map[string][]string{
+		"orders.shop.svc:8080": {"10.96.0.7:8080"}, "orders.shop.svc.cluster.local.:80": {"10.96.0.7:80"}, "pods.shop.svc:80": {"10.244.0.3:80"},
+		"away.shop.svc:80": nil, "nobody.shop.svc:80": nil, "127.0.0.1:80": nil, "example.com:80": nil, "orders.shop:80": nil,
 	} {
-		dialed = ""
+		dialed = nil
 		_, err := mesh(t.Context(), "tcp", host)
 		require.Error(t, err)
 		require.Equal(t, want, dialed, host)
-		require.Equal(t, want != "", errors.Is(err, reached), host)
+		require.Equal(t, want != nil, errors.Is(err, reached), host)
 	}
 
 	direct := controller.DirectDial(c)

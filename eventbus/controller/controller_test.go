@@ -71,7 +71,7 @@ func (w *world) start() {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	nats, err := natsserver.New(natsserver.Config{Dir: w.dir, Logger: log})
 	require.NoError(t, err)
-	policy, err := targets.New(targets.Config{Allow: []string{"127.0.0.1:7777"}})
+	policy, err := targets.New(targets.Config{Allow: []string{"127.0.0.1:7777"}, Deny: []string{"93.184.216.35:9090"}})
 	require.NoError(t, err)
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)

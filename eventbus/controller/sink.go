@@ -45,44 +45,32 @@ func uriSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace, 
 	if err != nil || u.Hostname() == "" || u.User != nil {
 		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: it is refused: it is no URL, or holds user information")
 	}
-	host := clusterName(u.Hostname())
+	host := v1alpha1.ClusterHost(u.Hostname())
 	if addr, err := netip.ParseAddr(host); err == nil {
 		switch owner, err := whoseIs(ctx, c, namespace, addr); {
 		case err != nil:
 			return push.Sink{}, err
 		case owner == anothers:
 			return push.Sink{}, refuse(v1alpha1.ReasonNotPermitted, "sink uri: %s is refused: it is in another namespace, and a sink must be in the Subscription's own", host)
-		case owner == own:
+		case owner != nobodys:
 			return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %s is refused: it is an address in the cluster: name its Service as sink.service", host)
 		}
 	}
-	name, owner, inCluster := serviceName(host)
-	if !inCluster {
-		if name, owner, inCluster = shortName(host); inCluster {
-			if inCluster, err = exists(ctx, c, owner, name); err != nil {
-				return push.Sink{}, err
-			}
+	service, inCluster := v1alpha1.ParseServiceURI(uri)
+	if inCluster && !service.Qualified {
+		if inCluster, err = exists(ctx, c, service.Namespace, service.Name); err != nil {
+			return push.Sink{}, err
 		}
 	}
 	switch {
-	case inCluster && owner != namespace:
-		return push.Sink{}, refuse(v1alpha1.ReasonNotPermitted, "sink uri: Service %s/%s is in another namespace: a sink must be in the Subscription's own", owner, name)
-	case inCluster && u.Scheme != "http":
+	case inCluster && service.Namespace != namespace:
+		return push.Sink{}, refuse(v1alpha1.ReasonNotPermitted, "sink uri: Service %s/%s is in another namespace: a sink must be in the Subscription's own", service.Namespace, service.Name)
+	case inCluster && service.Encrypted:
 		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: it is refused: Services of the cluster are called through the mesh, which encrypts; write http")
+	case inCluster && service.Port == 0:
+		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: the port %q is not one of 1 to 65535", u.Port())
 	case inCluster:
-		port := int64(v1alpha1.ServicePort)
-		if text := u.Port(); text != "" {
-			if port, err = strconv.ParseInt(text, 10, 32); err != nil || port < 1 || port > 65535 {
-				return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: the port %q is not one of 1 to 65535", text)
-			}
-		}
-		sink, err := serviceSink(ctx, c, policy, namespace, &v1alpha1.SinkService{
-			ServiceRef: v1alpha1.ServiceRef{Name: name, Port: int32(port)}, Path: u.EscapedPath(), //nolint:gosec // checked
-		})
-		if u.RawQuery != "" {
-			sink.URL += "?" + u.RawQuery
-		}
-		return sink, err
+		return serviceSink(ctx, c, policy, namespace, &v1alpha1.SinkService{ServiceRef: service.ServiceRef, Path: service.Path})
 	case strings.HasSuffix(host, ".svc"), host != strings.ToLower(strings.TrimSuffix(u.Hostname(), ".")): // a pod's name, and whatever else ends in the cluster's domain
 		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %s is refused: it is a name in the cluster: name its Service as sink.service", u.Hostname())
 	}
