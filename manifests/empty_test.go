@@ -74,12 +74,12 @@ func TestHelmInstallsUpgradesAndLeavesWhatItSays(t *testing.T) {
 				require.NoError(t, err, out)
 				return out
 			}
-			notes := run("install", "lambdamesh", chart, "--set", "mesh="+tt.mesh)
+			// The command of docs/cluster.md, and no more.
+			notes := run("upgrade", "--install", "lambdamesh", chart, "--set", "mesh="+tt.mesh)
 			for _, said := range []string{"lambdamesh publish", "https://hello.", "What helm uninstall keeps"} {
 				require.Contains(t, notes, said)
 			}
 			installed(t, config)
-			run("upgrade", "lambdamesh", chart, "--set", "mesh="+tt.mesh)
 			run("upgrade", "--install", "lambdamesh", chart, "--set", "mesh="+tt.mesh, "--set", "nats.replicas=1")
 			installed(t, config)
 
@@ -100,7 +100,7 @@ func TestHelmInstallsUpgradesAndLeavesWhatItSays(t *testing.T) {
 				}
 			}
 			require.Contains(t, left, "customresourcedefinitions lambdas.lambdamesh.dev")
-			run("install", "lambdamesh", chart, "--set", "mesh="+tt.mesh)
+			run("upgrade", "--install", "lambdamesh", chart, "--set", "mesh="+tt.mesh)
 			installed(t, config)
 		})
 	}

@@ -144,10 +144,16 @@ func TestPublishReachesTheBusOfAClusterThroughItsAPIServer(t *testing.T) {
 	authority := testkit.NewAuthority(t)
 	var got cloudevents.Event
 	kubeconfig := busInACluster(t, authority, authority, &got)
-	code, stdout, stderr := run(t, "", "publish", "--kubeconfig", kubeconfig, "--source", "/shop/default", "--type", "order.created.v1", "--id", "a")
-	require.Equal(t, ExitOK, code, stderr)
-	require.Equal(t, "stored a as number 7\n", stdout)
-	require.Equal(t, "/shop/default", got.Source())
+	for _, account := range [][]string{nil, {"--service-account", "default"}, {"-n", "shop"}, {"--service-account", "shop/default", "-n", "other"}} {
+		got = cloudevents.Event{}
+		code, stdout, stderr := run(t, "", append([]string{"publish", "--kubeconfig", kubeconfig, "--source", "/shop/default", "--type", "order.created.v1", "--id", "a"}, account...)...)
+		require.Equal(t, ExitOK, code, stderr)
+		require.Equal(t, "stored a as number 7\n", stdout)
+		require.Equal(t, "/shop/default", got.Source())
+	}
+	code, _, stderr := run(t, "", "publish", "--kubeconfig", kubeconfig, "--source", "s", "--type", "t", "-n", "other")
+	require.Equal(t, ExitFailure, code)
+	require.Contains(t, stderr, "Bearer of other/default")
 }
 
 func TestPublishTellsItsTokenToNobodyElse(t *testing.T) {

@@ -36,7 +36,7 @@ type stored struct {
 
 type publishOptions struct {
 	url, source, eventType, id, subject, contentType, data string
-	tokenFile, serviceAccount, ca                          string
+	tokenFile, serviceAccount, namespace, ca               string
 	extensions                                             []string
 }
 
@@ -100,7 +100,8 @@ its --url.`,
 	f.StringVar(&o.contentType, "content-type", jsonType, "media type of the data")
 	f.StringVar(&o.data, "data", "", "the data: text, @FILE, or @- for standard input")
 	f.StringVar(&o.tokenFile, "token-file", "", "`file` with a service-account token made for the audience "+v1alpha1.EventBusTokenAudience)
-	f.StringVar(&o.serviceAccount, "service-account", "", "`NAMESPACE/NAME` of a service account to request a token of (default, without --url, in a cluster: default of the context's namespace)")
+	f.StringVar(&o.serviceAccount, "service-account", "", "`[NAMESPACE/]NAME` of a service account to request a token of (default, without --url, in a cluster: default)")
+	f.StringVarP(&o.namespace, "namespace", "n", "", "the service account's namespace (default: the context's)")
 	f.StringArrayVar(&o.extensions, "extension", nil, "an extension attribute NAME=VALUE; repeatable")
 	out.register(cmd)
 	return cmd
@@ -134,11 +135,7 @@ func (o *publishOptions) bus(ctx context.Context, g *globals) (*http.Client, err
 		return nil, err
 	}
 	if o.serviceAccount == "" && o.tokenFile == "" {
-		namespace, err := kube.Namespace(g.kubeconfig)
-		if err != nil {
-			return nil, err
-		}
-		o.serviceAccount = namespace + "/default"
+		o.serviceAccount = "default"
 	}
 	o.url, client, err = forwardEventBus(ctx, cfg, o.ca)
 	return client, err
@@ -162,8 +159,17 @@ func (o *publishOptions) token(ctx context.Context, g *globals) (string, error) 
 		return "", nil
 	}
 	namespace, name, ok := strings.Cut(o.serviceAccount, "/")
-	if !ok || namespace == "" || name == "" {
-		return "", usagef("--service-account %q: write NAMESPACE/NAME", o.serviceAccount)
+	if !ok {
+		namespace, name = o.namespace, o.serviceAccount
+		if namespace == "" {
+			var err error
+			if namespace, err = kube.Namespace(g.kubeconfig); err != nil {
+				return "", err
+			}
+		}
+	}
+	if namespace == "" || name == "" {
+		return "", usagef("--service-account %q: write NAME or NAMESPACE/NAME", o.serviceAccount)
 	}
 	cfg, err := g.restConfig()
 	if err != nil {
@@ -177,7 +183,7 @@ func (o *publishOptions) token(ctx context.Context, g *globals) (string, error) 
 		Spec: authenticationv1.TokenRequestSpec{Audiences: []string{v1alpha1.EventBusTokenAudience}, ExpirationSeconds: new(int64(tokenSeconds))},
 	}, metav1.CreateOptions{})
 	if err != nil {
-		return "", fmt.Errorf("request a token of service account %s: %w", o.serviceAccount, err)
+		return "", fmt.Errorf("request a token of service account %s/%s: %w", namespace, name, err)
 	}
 	return answer.Status.Token, nil
 }
