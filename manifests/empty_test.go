@@ -1,6 +1,7 @@
 package manifests_test
 
 import (
+	"errors"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -68,7 +69,17 @@ func TestHelmInstallsUpgradesAndLeavesWhatItSays(t *testing.T) {
 	} {
 		t.Run(tt.mesh, func(t *testing.T) {
 			config, kubeconfig := emptyCluster(t, tt.mesh)
-			before := everything(t, config)
+			var before []string
+			testkit.Eventually(t, patience, func() error {
+				before = everything(t, config)
+				// The last that an API server makes for itself.
+				for _, own := range []string{"services default/kubernetes", "namespaces kube-node-lease", "namespaces kube-public"} {
+					if !slices.Contains(before, own) {
+						return errors.New("no " + own + " yet")
+					}
+				}
+				return nil
+			}, "the API server is not complete")
 			run := func(args ...string) string {
 				out, err := helm(t, kubeconfig, append(args, tt.flags...)...)
 				require.NoError(t, err, out)
