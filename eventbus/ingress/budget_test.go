@@ -257,6 +257,30 @@ func TestWhoHoldsTheMostMakesRoom(t *testing.T) {
 	}
 }
 
+// A body that is here has nothing to read any more that could be interrupted: its
+// publisher is not told to come again while the broker stores its event.
+func TestABodyThatIsHereMakesNoRoom(t *testing.T) {
+	b := &broker{queued: make(chan struct{}), answer: make(chan struct{})}
+	server := httptest.NewServer(ingress.New(ingress.Config{
+		Publisher: b, Authorizer: named{}, Budget: ingress.NewBudget(2 * mib), Log: slog.New(slog.DiscardHandler),
+	}))
+	t.Cleanup(server.Close)
+	p := &publisher{t: t, url: server.URL}
+	head := func(who, eventType string, size int) string {
+		return fmt.Sprintf("Content-Type: application/json\r\nCe-Specversion: 1.0\r\nCe-Id: 1\r\nCe-Source: s\r\nCe-Type: %s\r\nWho: %s\r\nContent-Length: %d\r\n", eventType, who, size)
+	}
+	held := p.begin(head("first", "held", mib), strings.Repeat("1", mib))
+	<-b.queued
+	// It holds the most, and what it holds is in the broker's hands.
+	for range 3 {
+		refused := p.begin(head("second", "t", mib), strings.Repeat("1", mib))
+		require.Equal(t, http.StatusServiceUnavailable, answer(t, refused), "there is no room until the broker has answered")
+	}
+	b.answer <- struct{}{}
+	require.Equal(t, http.StatusAccepted, answer(t, held))
+	require.Equal(t, http.StatusAccepted, answer(t, p.begin(head("second", "t", mib/2), strings.Repeat("1", mib/2))))
+}
+
 func TestHeadersCount(t *testing.T) {
 	p := serve(t, &broker{}, mib)
 	header := "Ce-X: " + strings.Repeat("x", 30<<10) + "\r\n"

@@ -31,8 +31,10 @@ type broker struct {
 	removed   []string
 	letters   []event.DeadLetter
 	lettersOK bool
-	ackFails  bool // the next one
-	life      int  // of the stream: how often it began anew
+	// storing, if set, is called before a dead letter is stored.
+	storing  func()
+	ackFails bool // the next one
+	life     int  // of the stream: how often it began anew
 }
 
 func newBroker() *broker {
@@ -186,6 +188,9 @@ func (c *consumer) Fetch(ctx context.Context, window event.Window, wait time.Dur
 }
 
 func (b *broker) StoreDeadLetter(_ context.Context, letter *event.DeadLetter) error {
+	if b.storing != nil {
+		b.storing()
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.lettersOK {

@@ -199,3 +199,22 @@ func TestAnEventStaysWhileItIsNotKnownWhetherItIsPermitted(t *testing.T) {
 		})
 	}
 }
+
+// Storing a dead letter may take long: its sink is asked about again after that.
+func TestPermissionThatEndsWhileADeadLetterIsStoredLeavesItThere(t *testing.T) {
+	var posted []string
+	bubble(t, func(r *http.Request) (*http.Response, error) {
+		posted = append(posted, r.URL.Host)
+		return answer(500), nil
+	}, func(t *testing.T, b *broker, d *push.Dispatcher) {
+		sub, permitted := tenant("")
+		sub.Retry.MaxAttempts = 1
+		b.storing = func() { permitted.Store(false) }
+		require.NoError(t, d.Set(t.Context(), sub))
+		b.add(1, "1")
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		require.Len(t, b.dead(), 1)
+		require.Equal(t, []string{"last-order.shop.svc"}, posted, "not to the sink for dead letters")
+	})
+}

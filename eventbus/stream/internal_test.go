@@ -115,3 +115,30 @@ func TestOldEventsGoWhenEverySubscriptionIsDoneWithThem(t *testing.T) {
 	require.NoError(t, d.Ack())
 	require.Eventually(t, func() bool { return left() == 0 }, 20*time.Second, 20*time.Millisecond)
 }
+
+// What could not be asked is not known to be missing: a batch without the answer
+// would store some events twice, or none of them.
+func TestWhetherEventsAreStoredIsNotGuessed(t *testing.T) {
+	s, js := running(t, Config{})
+	l, err := s.connected()
+	require.NoError(t, err)
+	ask := func() ([]*pending, error) {
+		e := event.Event{ID: "1", Source: "s", Type: "t"}
+		msg := encode(eventPrefix+event.SubjectOf(e.Source, e.Type), &e)
+		msg.Header.Set(jetstream.MsgIDHeader, e.Key())
+		return s.withoutStored(l, []*pending{{msg: msg}})
+	}
+	rest, err := ask()
+	require.NoError(t, err)
+	require.Len(t, rest, 1, "it is not stored")
+
+	require.NoError(t, js.DeleteStream(t.Context(), EventStream))
+	rest, err = ask()
+	require.ErrorIs(t, err, event.ErrUnavailable, "nobody answers")
+	require.Len(t, rest, 1)
+	_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "ANOTHER", Subjects: []string{eventPrefix + ">"}})
+	require.NoError(t, err)
+	rest, err = ask()
+	require.ErrorIs(t, err, event.ErrUnavailable, "another stream answers")
+	require.Len(t, rest, 1)
+}

@@ -1,7 +1,9 @@
 package proxyauth_test
 
 import (
+	"bufio"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -115,6 +118,62 @@ func TestSilentConnectionsKeepNobodyOut(t *testing.T) {
 	_, err := silent[0].Read(make([]byte, 1))
 	require.ErrorIs(t, err, io.EOF, "the oldest made room")
 }
+
+// What a client that has proven nothing may cost is no limit for one that has: a
+// push or a stream may last.
+func TestWhoKnowsTheSecretMayBeSilentForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner := &pipes{accepted: make(chan net.Conn), closed: make(chan struct{})}
+		secret := proxyauth.NewSecret()
+		listener := proxyauth.Listen(inner, secret)
+		defer listener.Close()
+		client, server := net.Pipe()
+		defer client.Close()
+		inner.accepted <- server
+		password, _ := secret.URL(&net.TCPAddr{}).User.Password()
+		request, err := http.NewRequest(http.MethodGet, "http://orders.shop.svc/x", nil)
+		require.NoError(t, err)
+		request.Header.Set("Proxy-Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte("lambdamesh:"+password)))
+		require.NoError(t, request.WriteProxy(client))
+		conn, err := listener.Accept()
+		require.NoError(t, err)
+		defer conn.Close()
+		_, err = http.ReadRequest(bufio.NewReader(conn))
+		require.NoError(t, err)
+
+		go func() {
+			time.Sleep(time.Hour)
+			_, _ = io.WriteString(client, "x")
+		}()
+		_, err = conn.Read(make([]byte, 1))
+		require.NoError(t, err)
+		go func() {
+			time.Sleep(time.Hour)
+			_, _ = client.Read(make([]byte, 1))
+		}()
+		_, err = conn.Write([]byte("x"))
+		require.NoError(t, err)
+	})
+}
+
+// pipes is a listener of connections in memory.
+type pipes struct {
+	accepted chan net.Conn
+	closed   chan struct{}
+}
+
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.accepted:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *pipes) Close() error { close(p.closed); return nil }
+
+func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
 
 func TestASecretDoesNotPrintItself(t *testing.T) {
 	secret := proxyauth.NewSecret()
