@@ -227,6 +227,28 @@ func TestApplicationEventsNeedABinding(t *testing.T) {
 	w.publishUntilPushed("/" + w.ns + "/cart")
 }
 
+// A finalizer keeps what somebody has deleted, and not what it permitted.
+func TestWhatIsBeingDeletedPermitsNothing(t *testing.T) {
+	w := newWorld(t)
+	other := testkit.Namespace(t, w.rest)
+	bound := binding("commerce")
+	grant := &v1alpha1.EventGrant{
+		ObjectMeta: metav1.ObjectMeta{Name: "g", Namespace: other},
+		Spec:       v1alpha1.EventGrantSpec{Namespaces: []string{w.ns}},
+	}
+	byBinding, byGrant := subscription("by-binding", "commerce", nil), subscription("by-grant", "/"+other+"/cart", nil)
+	w.create(service("orders", 8080), byBinding, byGrant)
+	for sub, pinned := range map[*v1alpha1.Subscription]client.Object{byBinding: bound, byGrant: grant} {
+		pinned.SetFinalizers([]string{"example.com/pinned"})
+		w.create(pinned)
+		t.Cleanup(func() { w.release(pinned) })
+		w.expect(sub, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady)
+		require.NoError(t, w.client.Delete(t.Context(), pinned))
+		w.expect(sub, v1alpha1.ConditionSubscribed, metav1.ConditionFalse, v1alpha1.ReasonNotPermitted)
+		require.NoError(t, w.client.Get(t.Context(), client.ObjectKeyFromObject(pinned), pinned), "it is still there")
+	}
+}
+
 // publishUntilPushed publishes events of a source until the first is pushed,
 // which must be one of them: nothing else was dispatched meanwhile.
 func (w *world) publishUntilPushed(source string) {

@@ -74,6 +74,9 @@ type Config struct {
 	// MinBackoff and MaxBackoff bound the pause before a crashed process starts
 	// again; default 500ms and 1m.
 	MinBackoff, MaxBackoff time.Duration
+	// SilentMost is how long a ready process may leave /healthz without an answer
+	// before it is replaced; default 30s, as long as the probes of a pod bear with it.
+	SilentMost time.Duration
 	// LogBytes is the size at which a replica's log rotates; default 10 MiB.
 	LogBytes int64
 	Log      *slog.Logger
@@ -110,6 +113,7 @@ func (c Config) withDefaults() Config {
 	set(&c.MaxDrain, 15*time.Second)
 	set(&c.MinBackoff, 500*time.Millisecond)
 	set(&c.MaxBackoff, time.Minute)
+	set(&c.SilentMost, 30*time.Second)
 	if c.LogBytes == 0 {
 		c.LogBytes = 10 << 20
 	}

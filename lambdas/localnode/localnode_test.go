@@ -304,6 +304,31 @@ func TestNode(t *testing.T) {
 	})
 }
 
+// A process that does not even answer /healthz any more is replaced: one that
+// stands still, as a debugger or a page that never comes makes it.
+func TestASilentProcessIsReplaced(t *testing.T) {
+	w := newWorld(t)
+	w.silentMost = 5 * time.Second
+	stop := w.start(t)
+	defer stop()
+	ns := testkit.Namespace(t, w.config)
+	lambda := newLambda(ns, program)
+	require.NoError(t, w.client.Create(t.Context(), lambda))
+	w.waitReady(t, lambda)
+	before := strings.Fields(w.call(t, ns, "/"))[1]
+	pid, err := strconv.Atoi(before)
+	require.NoError(t, err)
+	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
+	testkit.Eventually(t, time.Minute, func() error {
+		if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("process %d is there: %w", pid, err)
+		}
+		_, err := w.try(t.Context(), ns, "/")
+		return err
+	}, "another process answers")
+	w.remove(t, lambda)
+}
+
 func TestStopLeavesNothingBehindAndStartRemovesWhatAKilledRunLeft(t *testing.T) {
 	w := newWorld(t)
 	ns := testkit.Namespace(t, w.config)
@@ -338,6 +363,8 @@ type world struct {
 	client   client.Client
 	dataDir  string
 	sidecars *fakeSidecars
+	// silentMost of the node; zero is its default.
+	silentMost time.Duration
 }
 
 func newWorld(t *testing.T) *world {
@@ -358,7 +385,7 @@ func (w *world) start(t *testing.T) (stop func()) {
 	require.NoError(t, err)
 	node, err := localnode.New(localnode.Config{
 		REST: w.config, DataDir: w.dataDir, RunDir: testkit.TempSocketDir(t), Artifacts: toolchain, Sidecars: w.sidecars,
-		DrainDelay: 300 * time.Millisecond, MinBackoff: 50 * time.Millisecond, MaxBackoff: 500 * time.Millisecond, Log: log,
+		DrainDelay: 300 * time.Millisecond, MinBackoff: 50 * time.Millisecond, MaxBackoff: 500 * time.Millisecond, SilentMost: w.silentMost, Log: log,
 	})
 	require.NoError(t, err)
 	mgr, err := ctrl.NewManager(w.config, ctrl.Options{Scheme: w.client.Scheme(), Metrics: server.Options{BindAddress: "0"}})

@@ -39,9 +39,6 @@ const (
 	// failures in a row take it out.
 	livePoll   = 2 * time.Second
 	liveMisses = 3
-	// silentMost is how long a ready process may leave /healthz without an answer,
-	// as long as the probes of a pod bear with it.
-	silentMost = 30 * time.Second
 	// hungGrace is the time between SIGTERM and SIGKILL for a process that is
 	// replaced.
 	hungGrace = 2 * time.Second
@@ -331,7 +328,7 @@ func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir stri
 			r.fail(reasonUnready, errors.New("the process is ready; its sidecar waits for the control plane's configuration"))
 		}
 	}
-	misses, heard := 0, time.Now()
+	misses, heard, silentMost := 0, time.Now(), r.workload.node.config.SilentMost
 	for announced := false; ; {
 		switch {
 		case misses == 0 && !announced:
