@@ -15,6 +15,8 @@
 //	             |            |
 //	          istiod        proxy or Envoy       the data plane
 //
+// members gives pods in a mesh without Istio what they need to be part of it.
+//
 // Both outputs mean the same: testdata holds one table of requests and expected
 // answers, and per case a golden of each stage that is the next stage's input.
 package meshconfig
