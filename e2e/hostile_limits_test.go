@@ -32,6 +32,7 @@ func TestHostileLimits(t *testing.T) {
 	m.waitFor(t, "bank", "apirule/vault", "Ready")
 
 	t.Run("too large", func(t *testing.T) { tooLarge(t, m) })
+	t.Run("backends", func(t *testing.T) { manyBackends(t, m) })
 	t.Run("admission", func(t *testing.T) { admission(t, m) })
 	t.Run("certificate", func(t *testing.T) { deletedCertificate(t, m) })
 	t.Run("tls parameters", func(t *testing.T) { tlsParameters(t, m) })
@@ -142,6 +143,76 @@ spec:
 }
 
 // A namespace that the Gateway does not admit keeps a host from nobody.
+// manyBackends: a Service of many ports, each of which leads to many machines under
+// as many accounts, all of them named by rules that every budget has room for.
+func manyBackends(t *testing.T, m *mesh) {
+	const machines, ports, perRule = 250, 448, 64
+	var b strings.Builder
+	b.WriteString(`
+apiVersion: v1
+kind: Namespace
+metadata: {name: mallory}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: fat, namespace: mallory}
+spec:
+  selector: {app: fat}
+  ports:
+`)
+	for i := range ports {
+		fmt.Fprintf(&b, "  - {name: p%d, port: %d}\n", i, 1000+i)
+	}
+	for i := range machines {
+		fmt.Fprintf(&b, `---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: w%[1]d, namespace: mallory}
+spec: {address: 8.8.8.%[2]d, serviceAccount: s%03[1]d%[3]s, labels: {app: fat, security.istio.io/tlsMode: istio}}
+`, i, i+1, strings.Repeat("a", 249))
+	}
+	for i := range ports / perRule {
+		fmt.Fprintf(&b, "---\napiVersion: lambdamesh.dev/v1alpha1\nkind: APIRule\nmetadata: {name: fat%[1]d, namespace: mallory}\nspec:\n  hosts: [fat%[1]d]\n  rules:\n", i)
+		for j := range perRule {
+			fmt.Fprintf(&b, "  - {path: /%[1]d, service: {name: fat, port: %[2]d}, noAuth: true}\n", j, 1000+perRule*i+j)
+		}
+	}
+	answers := func(want int, path string) {
+		t.Helper()
+		eventually(t, startTimeout, func() error {
+			r, err := m.get(t.Context(), "fresh.lambdas.localhost", path)
+			if err == nil && r.status != want {
+				err = errorf("%d %.200s", r.status, r.body)
+			}
+			return err
+		})
+	}
+	fresh := openRule("bank", "fresh", "vault", "fresh")
+	m.apply(t, openRule("bank", "gone", "vault", "gone"))
+	m.requireBody(t, "gone", "vault")
+	m.apply(t, b.String())
+	require.Contains(t, m.requireRefused(t, "mallory", "apirule/fat0", "ResolvedRefs"), "its endpoints have 250 identities and those of a Service may have 16")
+	require.Contains(t, m.requireRefused(t, "mallory", "apirule/fat6", "ResolvedRefs"), "has 50000 of the 50000 there are for it")
+
+	m.mustKubectl(t, "", "delete", "-n", "bank", "apirule/gone")
+	eventually(t, startTimeout, func() error {
+		r, err := m.get(t.Context(), "gone.lambdas.localhost", "/")
+		if err == nil && r.status != http.StatusNotFound {
+			err = errorf("%d %.200s", r.status, r.body)
+		}
+		return err
+	})
+	m.apply(t, fresh)
+	m.waitFor(t, "bank", "apirule/fresh", "Ready")
+	answers(http.StatusOK, "/")
+	m.apply(t, strings.Replace(fresh, "path: /*", "path: /other", 1))
+	answers(http.StatusNotFound, "/")
+	answers(http.StatusOK, "/other")
+	m.mustKubectl(t, "", "delete", "-n", "bank", "apirule/fresh")
+	answers(http.StatusNotFound, "/other")
+	m.mustKubectl(t, "", "delete", "namespace", "mallory", "--wait=false")
+}
+
 func admission(t *testing.T, m *mesh) {
 	gateway := m.gateway(t)
 	m.apply(t, openRule("bank", "squatter", "vault", "pay.lambdas.localhost"))

@@ -75,7 +75,7 @@ for --xds-address.`,
 	f.StringVar(&o.trustDomain, "trust-domain", v1alpha1.DefaultTrustDomain, "trust domain of the mesh's identities")
 	f.StringSliceVar(&o.targets.Allow, "allow-target", nil, "CIDR, host or host:port that a jwksUri, a WorkloadEntry or an EndpointSlice written by hand may name besides public addresses; repeatable")
 	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, allowed for a jwksUri; repeatable")
-	f.StringToIntVar(&o.limits, "limit", nil, "what APIRules may take of gateways: <apirule|namespace|gateway>.<bytes|matchers|keysets|hosts>=<number> or keyset.bytes=<number>; repeatable (default "+translate.Limits{}.String()+")")
+	f.StringToIntVar(&o.limits, "limit", nil, "what APIRules may take of gateways: <apirule|namespace|gateway>.<bytes|matchers|keysets|hosts>=<number>, or another of these; repeatable (default "+translate.Limits{}.String()+")")
 	f.StringVar(&o.domain, "default-gateway-domain", "", "domain of the default Gateway, which is made for it and then yours to edit; empty: none is made")
 	f.StringSliceVar(&o.secrets, "make-secret", nil, "Secret of the installation to make where it is missing, and to renew: nats, nats-tls, eventbus-tls or gateway-tls; repeatable")
 	f.StringVar(&o.images.Prefix, "runtime-image-prefix", "ghcr.io/lambdamesh/runtime-", "images with the language are <prefix><runtime>:<tag>; empty: the official node and python images")

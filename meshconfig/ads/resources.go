@@ -3,6 +3,7 @@ package ads
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -106,16 +107,20 @@ func newSet(resources Resources, gateway bool, maxBytes int) (*set, error) {
 	return s, nil
 }
 
+// ErrTooLarge is what an error of [Server.SetResources] is when no message could
+// carry the resources.
+var ErrTooLarge = errors.New("too large")
+
 func checkSize(typeURL string, items map[string]item, maxBytes int) error {
 	if isFull(typeURL) {
 		if size := sizeOf(items); size > maxBytes/2 {
-			return fmt.Errorf("the %d resources of type %s take %d bytes, and a response has room for %d", len(items), shortType(typeURL), size, maxBytes/2)
+			return fmt.Errorf("the %d resources of type %s take %d bytes, and a response has room for %d: %w", len(items), shortType(typeURL), size, maxBytes/2, ErrTooLarge)
 		}
 		return nil
 	}
 	for _, name := range slices.Sorted(maps.Keys(items)) {
 		if size := items[name].size; size > maxBytes-1024 {
-			return fmt.Errorf("%s %q takes %d bytes, and a response has room for %d", shortType(typeURL), name, size, maxBytes)
+			return fmt.Errorf("%s %q takes %d bytes, and a response has room for %d: %w", shortType(typeURL), name, size, maxBytes, ErrTooLarge)
 		}
 	}
 	return nil

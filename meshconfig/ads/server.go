@@ -153,7 +153,8 @@ func (s *Server) Run(ctx context.Context) error {
 // served and returns the version of the set, a hash of its content: the same
 // resources have the same version and are not sent again. A set with an invalid
 // resource, or one that no message could carry, is refused as a whole with an
-// error that names the resource, and what was served before stays. The resources must not be changed afterwards.
+// error that names the resource (the latter's is [ErrTooLarge]), and what was served
+// before stays. The resources must not be changed afterwards.
 func (s *Server) SetResources(target string, resources Resources) (string, error) {
 	next, err := newSet(resources, isGatewayTarget(target), s.config.MaxResponseBytes)
 	if err != nil {

@@ -66,6 +66,8 @@ type EnvoyOutput struct {
 	last     Update
 	versions map[string]string // by target; empty: nothing could be served yet
 	failed   map[string]error
+	// leftOut namespaces and why, by target.
+	leftOut map[string]map[string]string
 	// sidecars of the workloads that an APIRule routes to, by namespace/name.
 	sidecars map[string][]string
 	// certificates that gateways were served last, by target and Secret: they
@@ -86,7 +88,7 @@ func NewEnvoyOutput(config EnvoyConfig) (*EnvoyOutput, error) {
 		config:  config,
 		changed: func() {},
 		seen:    map[string]time.Time{}, states: map[string]Programmed{},
-		versions: map[string]string{}, failed: map[string]error{},
+		versions: map[string]string{}, failed: map[string]error{}, leftOut: map[string]map[string]string{},
 		certificates: map[string]map[string]cachetypes.Resource{},
 	}
 	config.ADS.NodeIdentity = o.nodeIdentity
@@ -223,15 +225,15 @@ func (o *EnvoyOutput) Update(_ context.Context, update Update) {
 		if _, served := o.versions[sidecar.Node]; served && !changed(sidecar) {
 			continue
 		}
-		o.set(sidecar.Node, nil, func() (xds.Resources, error) { return xds.SidecarResources(update.Mesh, sidecar.Node) })
+		o.set(sidecar.Node, nil, update.Mesh, func(mesh *ir.Mesh) (xds.Resources, error) { return xds.SidecarResources(mesh, sidecar.Node) })
 	}
 	for i := range update.Mesh.Gateways {
 		gateway := &update.Mesh.Gateways[i]
 		target := ads.GatewayTarget(gateway.Namespace, gateway.Name)
 		current[target] = true
 		o.noteGateway(target)
-		o.set(target, o.gatewaySecrets(gateway, update.Secrets), func() (xds.Resources, error) {
-			return xds.GatewayResources(update.Mesh, gateway.Namespace, gateway.Name)
+		o.set(target, o.gatewaySecrets(gateway, update.Secrets), update.Mesh, func(mesh *ir.Mesh) (xds.Resources, error) {
+			return xds.GatewayResources(mesh, gateway.Namespace, gateway.Name)
 		})
 	}
 	for target := range o.versions {
@@ -239,6 +241,7 @@ func (o *EnvoyOutput) Update(_ context.Context, update Update) {
 			o.server.Remove(target)
 			delete(o.versions, target)
 			delete(o.certificates, target)
+			delete(o.leftOut, target)
 			o.forgetTarget(target)
 		}
 	}
@@ -290,17 +293,33 @@ func changedSidecars(before, after *ir.Mesh) func(*ir.Sidecar) bool {
 	}
 }
 
-// set serves a target its resources. When that fails, what it was served before
-// stays.
-func (o *EnvoyOutput) set(target string, secrets []cachetypes.Resource, make func() (xds.Resources, error)) {
+// set serves a target its resources; when no message could carry them all, those
+// without the largest namespaces. When that fails, what it was served before stays.
+func (o *EnvoyOutput) set(target string, secrets []cachetypes.Resource, mesh *ir.Mesh, of func(*ir.Mesh) (xds.Resources, error)) {
 	o.forgetState(target)
-	resources, err := make()
-	var version string
-	if err == nil {
+	serve := func(mesh *ir.Mesh) (string, error) {
+		resources, err := of(mesh)
+		if err != nil {
+			return "", err
+		}
 		byType := resources.ByType()
 		byType[resource.SecretType] = secrets
-		version, err = o.server.SetResources(target, byType)
+		return o.server.SetResources(target, byType)
 	}
+	version, err := serve(mesh)
+	without := map[string]string{}
+	for errors.Is(err, ads.ErrTooLarge) {
+		namespace := largest(mesh, target, without)
+		if namespace == "" {
+			break
+		}
+		without[namespace] = err.Error()
+		if _, before := o.leftOut[target][namespace]; !before {
+			o.log.Error("a data plane is given more than it can take; the largest namespace is left out", "target", target, "namespace", namespace, "error", err)
+		}
+		version, err = serve(leaveOut(mesh, target, without))
+	}
+	o.leftOut[target] = without
 	if err != nil {
 		if before := o.failed[target]; before == nil || before.Error() != err.Error() {
 			o.log.Error("cannot serve a data plane; it keeps what it has", "target", target, "error", err)
@@ -340,6 +359,10 @@ func (o *EnvoyOutput) gatewaySecrets(gateway *ir.Gateway, secrets []*corev1.Secr
 func (o *EnvoyOutput) Programmed() func(*translate.APIRuleStatus) Programmed {
 	return func(rule *translate.APIRuleStatus) Programmed {
 		p := o.state(rule.Gateway)
+		if why, found := o.leftOut[rule.Gateway][rule.Namespace]; found {
+			return Programmed{Status: metav1.ConditionFalse, Reason: translate.ReasonTooLarge, Message: "namespace " + rule.Namespace +
+				" has the largest part of what is too much for the gateway, and is left out; remove some of its rules and of what they lead to: " + why}
+		}
 		for _, sidecar := range o.sidecars[rule.Namespace+"/"+rule.Name] {
 			if p.Status != metav1.ConditionTrue {
 				break

@@ -142,6 +142,7 @@ type options struct {
 	// meshConfig is the name of the ConfigMap in the world's namespace.
 	meshConfig string
 	limits     translate.Limits
+	response   int // bytes that a message carries
 }
 
 func (w *world) controlPlane(change ...func(*options)) *controlPlane {
@@ -173,7 +174,7 @@ func (w *world) controlPlane(change ...func(*options)) *controlPlane {
 		listener, err := net.Listen("tcp", o.address)
 		require.NoError(w.t, err)
 		output, err := controller.NewEnvoyOutput(controller.EnvoyConfig{
-			ADS:   ads.Config{Listener: listener, CA: w.ca, Authenticator: tokens{}, Log: log},
+			ADS:   ads.Config{Listener: listener, CA: w.ca, Authenticator: tokens{}, Log: log, MaxResponseBytes: o.response},
 			Cache: objects, Reader: w.client, Peers: peers,
 		})
 		require.NoError(w.t, err)

@@ -264,6 +264,20 @@ func DestinationKey(namespace, name string, port uint32) string {
 // Hostname of the Service inside the cluster.
 func (d *Destination) Hostname() string { return d.Name + "." + d.Namespace + ".svc.cluster.local" }
 
+// Size is an upper estimate, in bytes, of what the destination adds to each of the
+// two messages with the clusters and with the endpoints of a data plane. A test
+// holds it against what is written.
+func (d *Destination) Size() int {
+	size := 512 + 4*len(d.Hostname())
+	for _, id := range d.Identities {
+		size += 24 + len(id)
+	}
+	for i := range d.Endpoints {
+		size += 20 + len(d.Endpoints[i].Address)
+	}
+	return size
+}
+
 // Endpoint is an address behind a destination.
 type Endpoint struct {
 	Address string `json:"address"`

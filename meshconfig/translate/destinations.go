@@ -133,6 +133,10 @@ func (t *translator) destination(key types.NamespacedName, port uint32) *ir.Dest
 	if key == (types.NamespacedName{Namespace: t.settings.SystemNamespace, Name: v1alpha1.ServiceConnectorOutbound}) {
 		d.Aliases = []string{v1alpha1.ServiceConnectorOutbound}
 	}
+	if refused := t.enter(key.Namespace, t.addressesOf(key, service)); refused != nil {
+		t.refused[id] = refused
+		return d
+	}
 	members := map[string]bool{} // identities of the endpoints that speak mutual TLS
 	var plain, secured []ir.Endpoint
 	for _, e := range t.endpoints(key, service, port, d.Workload != "") {
@@ -172,6 +176,10 @@ func (t *translator) destination(key types.NamespacedName, port uint32) *ir.Dest
 		return cmp.Or(cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
 	})
 	d.Endpoints = slices.Compact(d.Endpoints)
+	if refused := t.take(d); refused != nil {
+		t.refused[id] = refused
+		d.Endpoints, d.Identities = nil, nil
+	}
 	return d
 }
 

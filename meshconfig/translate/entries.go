@@ -59,6 +59,11 @@ func (x entryIndex) selected(namespace string, selector map[string]string) []*en
 	return slices.DeleteFunc(slices.Clone(candidates), func(e *entry) bool { return !matches(selector, e.labels) })
 }
 
+// count of those that are selected.
+func (x entryIndex) count(namespace string, selector map[string]string) int {
+	return len(x.selected(namespace, selector))
+}
+
 // sidecar is the first Sidecar object, by name, that selects the entry; nil
 // when none does.
 func (x entryIndex) sidecar(e *entry) *networkingv1.Sidecar {

@@ -17,6 +17,10 @@ type Limits struct {
 	APIRule, Namespace, Gateway Budget
 	// KeySetBytes is the size of one JWK Set, reduced to its public keys.
 	KeySetBytes int
+	// Endpoints and Identities are how many a port of a Service may have, and
+	// NamespaceEndpoints those of all that leads to a namespace, each port for
+	// itself. Budget Namespace bounds the bytes that its destinations take, too.
+	Endpoints, Identities, NamespaceEndpoints int
 }
 
 // Budget bounds what goes to the data planes.
@@ -42,12 +46,15 @@ func defaultLimits() Limits {
 		Namespace:   Budget{Bytes: 16 << 20, Matchers: 100_000, KeySets: 64, Hosts: 10_000},
 		Gateway:     Budget{Bytes: 40 << 20, Matchers: 300_000, KeySets: 256, Hosts: 50_000},
 		KeySetBytes: 32 << 10,
+		Endpoints:   2000, Identities: 16, NamespaceEndpoints: 50_000,
 	}
 }
 
 func (l Limits) withDefaults() Limits {
 	d := defaultLimits()
 	l.KeySetBytes = cmp.Or(l.KeySetBytes, d.KeySetBytes)
+	l.Endpoints, l.Identities = cmp.Or(l.Endpoints, d.Endpoints), cmp.Or(l.Identities, d.Identities)
+	l.NamespaceEndpoints = cmp.Or(l.NamespaceEndpoints, d.NamespaceEndpoints)
 	l.APIRule, l.Namespace, l.Gateway = l.APIRule.or(d.APIRule), l.Namespace.or(d.Namespace), l.Gateway.or(d.Gateway)
 	return l
 }
@@ -134,7 +141,8 @@ func (l *Limits) fields() []limitField {
 			all = append(all, limitField{scope.name + "." + f.name, f.value})
 		}
 	}
-	return append(all, limitField{"keyset.bytes", &l.KeySetBytes})
+	return append(all, limitField{"keyset.bytes", &l.KeySetBytes}, limitField{"service.endpoints", &l.Endpoints},
+		limitField{"service.identities", &l.Identities}, limitField{"namespace.endpoints", &l.NamespaceEndpoints})
 }
 
 func (b *Budget) fields() []limitField {

@@ -56,6 +56,8 @@ type translator struct {
 	destinations map[string]*ir.Destination
 	refused      map[string]*refusal // destinations that lead where they must not
 	claims       *claims             // made when first needed
+	rooms        map[string]room     // by namespace
+	addresses    map[types.NamespacedName]int
 	workloads    map[string]*ir.Workload
 	allowed      map[allowKey]int // index into a workload's Allow
 	sinks        map[string]bool  // destinations of the event bus that are no workload
@@ -85,6 +87,8 @@ func newTranslator(s Snapshot) *translator {
 		keySets:      map[string]keySet{},
 		destinations: map[string]*ir.Destination{},
 		refused:      map[string]*refusal{},
+		rooms:        map[string]room{},
+		addresses:    map[types.NamespacedName]int{},
 		workloads:    map[string]*ir.Workload{},
 		allowed:      map[allowKey]int{},
 		sinks:        map[string]bool{},

@@ -145,6 +145,9 @@ func (t *translator) addSink(namespace string, sink v1alpha1.Sink) {
 		}
 	}
 	d := t.destination(key, port)
+	if !t.served(d.Key()) {
+		return
+	}
 	if d.Workload == "" {
 		t.sinks[d.Key()] = true
 		return
@@ -214,7 +217,7 @@ func (t *translator) reach() map[string][]string {
 	reach := map[string][]string{}
 	for _, key := range sortedKeys(t.destinations) {
 		w := t.workloads[t.destinations[key].Workload]
-		if w == nil {
+		if w == nil || !t.served(key) {
 			continue
 		}
 		for _, a := range w.Allow {
