@@ -91,6 +91,9 @@ func EmptyKubeAPI(t testing.TB) *rest.Config {
 		if err := env.Stop(); err != nil {
 			t.Errorf("stopping the API server: %v", err)
 		}
+		if err := os.RemoveAll(filepath.Dir(env.ControlPlane.Etcd.DataDir)); err != nil {
+			t.Errorf("removing the API server's files: %v", err)
+		}
 	})
 	return config
 }
