@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,11 +15,13 @@ import (
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/types/known/anypb"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -37,11 +40,21 @@ const (
 func testHostileADS(t *testing.T, c *cluster) {
 	insider, guest := c.pod(t, "attack", "app", "insider"), c.pod(t, "attack", "app", "guest")
 	const audience = v1alpha1.XDSTokenAudience
-	server := c.forward(t, "deployment/controlplane", "15010")
+	server := c.forward(t, system, "deployment/controlplane", "15010")
 	own := func(pod *corev1.Pod) string { return "pod~attack~" + pod.Name }
 
 	t.Run("a pod's own", func(t *testing.T) {
-		require.NoError(t, c.subscribe(t, server, own(insider), c.token(t, insider, "attack", "insider", audience)))
+		_, err := c.subscribe(t, server, own(insider), c.token(t, insider, "attack", "insider", audience), clusterType)
+		require.NoError(t, err)
+	})
+	t.Run("with its own certificate past its own sidecar", func(t *testing.T) {
+		for pod, want := range map[*corev1.Pod]int{guest: http.StatusOK, insider: http.StatusForbidden} {
+			account := pod.Spec.ServiceAccountName
+			secrets, err := c.subscribe(t, server, own(pod), c.token(t, pod, "attack", account, audience), secretType)
+			require.NoError(t, err)
+			status, body := c.direct(t, certificate(t, secrets))
+			require.Equal(t, want, status, "%s: %s", account, body)
+		}
 	})
 	for name, test := range map[string]struct{ node, token string }{
 		"no token":                             {own(insider), ""},
@@ -57,9 +70,11 @@ func testHostileADS(t *testing.T, c *cluster) {
 		"a pod without a sidecar, by its name": {"pod~attack~outsider", c.token(t, insider, "attack", "insider", audience)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := c.subscribe(t, server, test.node, test.token)
-			require.Error(t, err, "it got resources")
-			require.NotErrorIs(t, err, context.DeadlineExceeded, "it is refused, and not left waiting")
+			for _, kind := range []string{clusterType, secretType} {
+				_, err := c.subscribe(t, server, test.node, test.token, kind)
+				require.Error(t, err, "it got resources")
+				require.NotErrorIs(t, err, context.DeadlineExceeded, "it is refused, and not left waiting")
+			}
 		})
 	}
 }
@@ -76,9 +91,40 @@ func (c *cluster) token(t *testing.T, pod *corev1.Pod, namespace, account, audie
 	return answer.Status.Token
 }
 
-// subscribe asks the ADS server for clusters and certificates as a node, and
-// returns what it says instead of them.
-func (c *cluster) subscribe(t *testing.T, server, node, token string) error {
+// certificate is the one among a data plane's secrets.
+func certificate(t *testing.T, secrets []*anypb.Any) tls.Certificate {
+	t.Helper()
+	for _, resource := range secrets {
+		var secret tlsv3.Secret
+		require.NoError(t, resource.UnmarshalTo(&secret))
+		if own := secret.GetTlsCertificate(); own != nil {
+			pair, err := tls.X509KeyPair(own.GetCertificateChain().GetInlineBytes(), own.GetPrivateKey().GetInlineBytes())
+			require.NoError(t, err)
+			return pair
+		}
+	}
+	t.Fatalf("no certificate among %d secrets", len(secrets))
+	return tls.Certificate{}
+}
+
+// direct calls the lambda hostile/open at its sidecar's port.
+func (c *cluster) direct(t *testing.T, pair tls.Certificate) (int, string) {
+	t.Helper()
+	address := c.forward(t, "hostile", "pod/"+c.pod(t, "hostile", v1alpha1.LabelLambda, "open").Name, "15006")
+	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true}, //nolint:gosec // whom it calls is not the question
+	}}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+address+"/", nil)
+	require.NoError(t, err)
+	req.Host = "open.hostile.svc"
+	resp, err := c.send(client, req)
+	require.NoError(t, err)
+	return resp.status, resp.body
+}
+
+// subscribe asks the ADS server for resources as a node, and returns what it
+// says instead of them.
+func (c *cluster) subscribe(t *testing.T, server, node, token, kind string) ([]*anypb.Any, error) {
 	t.Helper()
 	conn, err := grpc.NewClient("passthrough:///"+server, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
 		RootCAs: c.root(t), ServerName: "controlplane." + system + ".svc", MinVersion: tls.VersionTLS13,
@@ -92,25 +138,23 @@ func (c *cluster) subscribe(t *testing.T, server, node, token string) error {
 	}
 	stream, err := discovery.NewAggregatedDiscoveryServiceClient(conn).StreamAggregatedResources(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for _, kind := range []string{clusterType, secretType} {
-		request := &discovery.DiscoveryRequest{Node: &core.Node{Id: node}, TypeUrl: kind}
-		if kind == secretType {
-			request.ResourceNames = []string{"default", "ROOTCA", "identity"}
-		}
-		if err := stream.Send(request); err != nil {
-			break // the answer says why
-		}
+	request := &discovery.DiscoveryRequest{Node: &core.Node{Id: node}, TypeUrl: kind}
+	if kind == secretType {
+		request.ResourceNames = []string{"default", "ROOTCA"}
 	}
+	_ = stream.Send(request) // the answer says why it failed
 	answer, err := stream.Recv()
-	if err == nil && len(answer.Resources) == 0 {
-		return fmt.Errorf("an answer without resources")
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil:
+		return nil, err
+	case len(answer.Resources) == 0:
+		return nil, fmt.Errorf("an answer without resources")
 	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	return err
+	return answer.Resources, nil
 }
 
 // root is what members of the mesh trust.
@@ -124,9 +168,9 @@ func (c *cluster) root(t *testing.T) *x509.CertPool {
 }
 
 // forward is a port of this machine that leads to one of a pod.
-func (c *cluster) forward(t *testing.T, object, port string) string {
+func (c *cluster) forward(t *testing.T, namespace, object, port string) string {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(os.Getenv(binVar), "kubectl"), "--kubeconfig", c.kubeconfig, "port-forward", "-n", system, object, ":"+port)
+	cmd := exec.Command(filepath.Join(os.Getenv(binVar), "kubectl"), "--kubeconfig", c.kubeconfig, "port-forward", "-n", namespace, object, ":"+port)
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())

@@ -52,6 +52,8 @@ type cluster struct {
 	// cluster` ask the cluster's own for ghcr.io, so that the installation there
 	// names its images as everywhere.
 	images string
+	// installed says that there is something to look at.
+	installed bool
 
 	client  client.Client
 	clients kubernetes.Interface

@@ -65,7 +65,11 @@ stringData:
 	t.Run("pods", func(t *testing.T) { testHostilePods(t, c) })
 	t.Run("bus", func(t *testing.T) { testHostileBus(t, c) })
 	t.Run("ads", func(t *testing.T) { testHostileADS(t, c) })
-	t.Run("probes still pass", func(t *testing.T) { c.noRestarts(t) })
+	t.Run("probes still pass", func(t *testing.T) {
+		for _, namespace := range []string{system, "hostile", "attack"} {
+			c.noRestarts(t, namespace)
+		}
+	})
 }
 
 func testHostileGateway(t *testing.T, c *cluster) {
@@ -162,6 +166,7 @@ func testHostilePods(t *testing.T, c *cluster) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := c.from(t, "attack", test.pod, test.call)
+			t.Logf("%d %s %s", r.Status, r.Error, r.Body)
 			require.NotEqual(t, http.StatusOK, r.Status, "%+v", r)
 			require.NotContains(t, r.Body, "isEvent", "the lambda answered: %+v", r)
 		})

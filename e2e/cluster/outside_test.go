@@ -55,7 +55,7 @@ metadata: {name: publisher, namespace: outside}
 		})
 	}
 	t.Run("by the command line", func(t *testing.T) {
-		out, err := c.cli(t, "publish", "-n", "outside", "--source", "/outside/publisher", "--type", "test.v1", "--id", "by-command", "--data", "{}")
+		out, err := c.cli(t, "publish", "--service-account", "outside/publisher", "--source", "/outside/publisher", "--type", "test.v1", "--id", "by-command", "--data", "{}")
 		require.NoError(t, err)
 		require.Contains(t, out, "stored")
 	})
