@@ -19,7 +19,7 @@ func TestHostileBudgets(t *testing.T) {
 	}
 	m := start(t, dir, limits...)
 	set := func(yaml string) { m.mustKubectl(t, yaml, "apply", "-f", "-") }
-	neighbours := func() {
+	neighbors := func() {
 		t.Helper()
 		m.requireBody(t, "till", "till")
 		m.requireBody(t, "fill-3", "till")
@@ -53,13 +53,13 @@ func TestHostileBudgets(t *testing.T) {
 	set(openRule("shop", "late", "till", "late"))
 	late()
 	status("late", http.StatusNotFound)
-	neighbours()
+	neighbors()
 
 	t.Run("a regex costs what it compiles to", func(t *testing.T) {
 		set(strings.Replace(openRule("shop", "regex", "till", "regex"), "noAuth", `headers: [{name: x, regex: ".{0,1000}.{0,1000}.{0,1000}"}], noAuth`, 1))
 		require.Regexp(t, `^TooLarge: spec: the regex of spec.rules\[0\].headers\[0\] compiles to some 6\d{3} instructions and one may have 1000`,
 			m.requireRefused(t, "shop", "apirule/regex", "Accepted"))
-		neighbours()
+		neighbors()
 	})
 	t.Run("a key set costs what each server repeats", func(t *testing.T) {
 		// Of 2 MiB, twice, for HTTP and HTTPS: 16 MiB and the rule.
@@ -67,7 +67,7 @@ func TestHostileBudgets(t *testing.T) {
 			{issuer: "https://a.test", jwksUri: "https://a.test/keys"}, {issuer: "https://b.test", jwksUri: "https://b.test/keys"}]}`, 1))
 		require.Regexp(t, `^TooLarge: spec: it needs 167\d{5} bytes, and other APIRules of namespace shop at Gateway lambdamesh-system/\S+ have \d+ of the 16777216`,
 			m.requireRefused(t, "shop", "apirule/keys", "Accepted"))
-		neighbours()
+		neighbors()
 	})
 
 	charged := func() (all map[string]any) {
@@ -96,12 +96,12 @@ func TestHostileBudgets(t *testing.T) {
 		status("third", http.StatusNotFound)
 		require.Equal(t, letInWith, charged())
 		late()
-		neighbours()
+		neighbors()
 	}
 	grown()
 	m.stop(t)
 	m = start(t, dir, limits...)
-	neighbours()
+	neighbors()
 	grown()
 
 	set(openRule("bank", "vault", "vault", "vault", "safe"))

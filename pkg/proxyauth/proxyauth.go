@@ -27,7 +27,7 @@ const (
 	// whoever opens connections and is silent must not keep them out.
 	maxHeader     = 64 << 10
 	headerTimeout = 10 * time.Second
-	maxUnproven   = 1024
+	maxUnproven   = 128
 )
 
 // Secret is what a client must know. It does not print itself.
