@@ -303,3 +303,21 @@ func TestAHarmlessEditKeepsItsPlace(t *testing.T) {
 	accepted, _ = remember(t, s)
 	require.Equal(t, translate.ReasonAccepted, accepted["early"].Reason, "its place was kept")
 }
+
+// A place is one at a Gateway: who moves to another is new there, however old.
+func TestAMoveToAnotherGatewayKeepsNoPlace(t *testing.T) {
+	limits := translate.Limits{}
+	require.NoError(t, limits.Set(map[string]int{"apirule.hosts": 1, "namespace.hosts": 1, "gateway.hosts": 1}))
+	edited := func(r *v1alpha1.APIRule, charged string) *v1alpha1.APIRule {
+		r.Generation, r.Spec.Gateway = 2, "edge/other"
+		r.Status.Charged = &v1alpha1.Charge{Bytes: 1 << 20, RouteBytes: 1 << 20, ListenerBytes: 1 << 20, Matchers: 100, Hosts: 1, Gateway: charged}
+		return r
+	}
+	s := within(limits, edited(ruleOf("shop", "moved", 1, "a.example.com"), v1alpha1.DefaultGateway), edited(ruleOf("bank", "settled", 2, "b.example.com"), "edge/other"))
+	other := s.Gateways[0].DeepCopy()
+	other.Namespace, other.Name = "edge", "other"
+	s.Gateways = append(s.Gateways, other)
+	accepted := statusOf(t, s)
+	require.Equal(t, translate.ReasonTooLarge, accepted["moved"].Reason)
+	require.Equal(t, translate.ReasonAccepted, accepted["settled"].Reason, accepted["settled"].Message)
+}

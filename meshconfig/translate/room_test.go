@@ -168,7 +168,7 @@ spec: {runtime: nodejs, source: {inline: {code: x}}, access: [{namespace: bank, 
 	s := snapshot(t, serviceYAML("shop", selecting), podYAML("shop", "10.0.0.7", ""), sliceYAML("shop", byCluster, "10.0.0.7"), bus, hostile.String())
 	fat(&s, 10, 16, true)
 	s.APIRules = nil
-	require.NoError(t, s.Settings.Limits.Set(map[string]int{"apirule.bytes": 12_000, "namespace.bytes": 12_000}))
+	require.NoError(t, s.Settings.Limits.Set(map[string]int{"apirule.bytes": 4000, "namespace.bytes": 4000}))
 	mesh, _ := translate.Translate(s)
 	require.NoError(t, mesh.Validate())
 	for node, own := range map[string]string{"eventbus-0.lambdamesh-system": "shop/x:80", "caller-0.bank": ""} {
@@ -183,8 +183,8 @@ spec: {runtime: nodejs, source: {inline: {code: x}}, access: [{namespace: bank, 
 				size += d.Size()
 			}
 		}
-		require.LessOrEqual(t, size, 12_000, node)
+		require.LessOrEqual(t, size, 4000, node)
 	}
 	caller, _ := mesh.Sidecar("caller-0.bank")
-	require.Len(t, caller.Egress[0].Destinations, 10, "what there is room for is there")
+	require.NotEmpty(t, caller.Egress[0].Destinations, "what there is room for is there")
 }
