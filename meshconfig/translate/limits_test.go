@@ -321,3 +321,37 @@ func TestAMoveToAnotherGatewayKeepsNoPlace(t *testing.T) {
 	require.Equal(t, translate.ReasonTooLarge, accepted["moved"].Reason)
 	require.Equal(t, translate.ReasonAccepted, accepted["settled"].Reason, accepted["settled"].Message)
 }
+
+// Who asks for more key sets than there are keeps those that it had: nobody else
+// takes them meanwhile.
+func TestWhoIsRefusedKeepsItsKeySets(t *testing.T) {
+	limits := translate.Limits{}
+	require.NoError(t, limits.Set(map[string]int{"apirule.keysets": 3, "namespace.keysets": 4, "gateway.keysets": 4}))
+	protect := func(r *v1alpha1.APIRule, sets int) *v1alpha1.APIRule {
+		jwt := &v1alpha1.JWTAuth{}
+		for i := range sets {
+			issuer := fmt.Sprintf("https://%s-%d.test", r.Name, i)
+			jwt.Authentications = append(jwt.Authentications, v1alpha1.JWTAuthentication{Issuer: issuer, JWKSURI: issuer + "/keys"})
+		}
+		r.Generation++
+		r.Spec.Rules[0].NoAuth, r.Spec.Rules[0].JWT = nil, jwt
+		return r
+	}
+	early, vault := protect(ruleOf("shop", "early", 1, "a.example.com"), 1), protect(ruleOf("bank", "vault", 2, "b.example.com"), 3)
+	s := within(limits, early, vault)
+	accepted, _ := remember(t, s)
+	require.Equal(t, translate.ReasonAccepted, accepted["early"].Reason, accepted["early"].Message)
+	require.Equal(t, translate.ReasonAccepted, accepted["vault"].Reason, accepted["vault"].Message)
+
+	protect(early, 3)
+	s.APIRules = append(s.APIRules, protect(ruleOf("shop", "taker", 3, "c.example.com"), 1))
+	for range 2 { // with what the first time has written
+		accepted, _ = remember(t, s)
+		require.Equal(t, translate.ReasonTooLarge, accepted["early"].Reason, "it grew")
+		require.Equal(t, translate.ReasonTooLarge, accepted["taker"].Reason, "there is no room but what others have")
+	}
+
+	protect(early, 1)
+	accepted, _ = remember(t, s)
+	require.Equal(t, translate.ReasonAccepted, accepted["early"].Reason, accepted["early"].Message)
+}
