@@ -201,6 +201,7 @@ func testOverlay(t *testing.T, c *cluster) {
 	c.mustKubectl(t, "", "apply", "-k", overlay)
 	c.awaitInstalled(t)
 	require.Equal(t, before, c.podUIDs(t), "the second run changes nothing")
+	c.mustKubectl(t, "", "delete", "--timeout="+patience.String(), "subscriptions.lambdamesh.dev", "--all", "-A")
 	c.mustKubectl(t, "", "delete", "--timeout="+patience.String(), "-k", overlay)
 	for _, what := range []string{"namespaces", "clusterroles", "clusterrolebindings", "crds"} {
 		require.NotRegexp(t, `/lambdamesh|\.lambdamesh\.dev`, c.mustKubectl(t, "", "get", what, "-o", "name"))
