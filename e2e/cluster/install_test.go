@@ -214,6 +214,7 @@ func (c *cluster) remove(t *testing.T) {
 	if c.name != "" {
 		return // the cluster goes with all that is in it
 	}
+	_, _ = c.kubectl(t, "", "delete", "--timeout="+patience.String(), "subscriptions.lambdamesh.dev", "--all", "-A")
 	_, _ = c.run(t, "", "hack/tools/run", "helm", "uninstall", "lambdamesh", "--ignore-not-found")
 	_, _ = c.kubectl(t, "", "delete", "namespace", "--ignore-not-found", "--timeout="+patience.String(), system, "hello", "commerce", "shop", "hostile", "attack", "outside", "failures", "kill")
 	crds, _ := c.kubectl(t, "", "get", "crds", "-o", "name")
