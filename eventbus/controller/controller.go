@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -345,6 +346,11 @@ func (r *Reconciler) count(ctx context.Context, sub *v1alpha1.Subscription) {
 	if !stats.Oldest.IsZero() {
 		oldest := metav1.NewTime(stats.Oldest)
 		status.OldestPending = &oldest
+	}
+	if c := meta.FindStatusCondition(sub.Status.Conditions, v1alpha1.ConditionSubscribed); c != nil && c.Reason == v1alpha1.ReasonNotPermitted {
+		// How much there is would tell what happens at a source that it may not read.
+		status.Pending, status.InFlight, status.OldestPending = 0, 0, nil
+		return
 	}
 	// A broker that is away has its own condition; the last figures stay.
 	if info, err := r.dispatcher.Info(ctx, string(sub.UID)); err == nil {

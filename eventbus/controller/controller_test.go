@@ -301,6 +301,19 @@ func TestEventsOfAnotherNamespaceNeedAGrant(t *testing.T) {
 	w.publish(source, "order.created.v1", "revoked-too")
 	w.done(all) // which has not been given it
 	require.Empty(t, w.pushed)
+	require.NoError(t, w.client.Get(t.Context(), client.ObjectKeyFromObject(sub), sub))
+	sub.Spec.Types = append(sub.Spec.Types, "order.*.v9")
+	require.NoError(t, w.client.Update(t.Context(), sub))
+	testkit.Eventually(t, patience, func() error {
+		if err := w.client.Get(t.Context(), client.ObjectKeyFromObject(sub), sub); err != nil {
+			return err
+		}
+		if sub.Status.ObservedGeneration != sub.Generation {
+			return fmt.Errorf("generation %d of %d", sub.Status.ObservedGeneration, sub.Generation)
+		}
+		return nil
+	}, "the change is seen")
+	require.Zero(t, sub.Status.Pending, "how much there is, is none of its business either")
 
 	again := &v1alpha1.EventGrant{ObjectMeta: metav1.ObjectMeta{Name: "again", Namespace: other}, Spec: grant.Spec}
 	w.create(again)

@@ -106,11 +106,13 @@ func TestSubscriptionThatIsRefusedAfterARestartLosesNothingToItsAge(t *testing.T
 		func(t *testing.T, b *broker, d *push.Dispatcher) {
 			sub := subscription("u1")
 			sub.Created = time.Now()
+			sub.Filter = func(e *event.Event) bool { return e.ID == "1" }
 			require.NoError(t, d.Hold(t.Context(), sub), "one without a position")
 			_, err := b.Subscribe(t.Context(), event.ConsumerSpec{Name: "u1"}) // by the process before
 			require.NoError(t, err)
 			require.NoError(t, d.Hold(t.Context(), sub))
 			b.add(1, "1")
+			b.add(2, "not selected")
 			time.Sleep(2 * time.Hour)
 			synctest.Wait()
 			require.Len(t, b.dead(), 1)

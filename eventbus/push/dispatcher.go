@@ -208,8 +208,8 @@ func (d *Dispatcher) Set(ctx context.Context, sub Subscription) error {
 }
 
 // Hold stops pushing for a subscription; its position and backlog stay until they
-// are too old. Of sub only its identity, its creation, its retries and what it is
-// permitted count. One that was never dispatched has no position, which is no
+// are too old. Of sub only its identity, its creation, its filter, its retries and
+// what it is permitted count. One that was never dispatched has no position, which is no
 // error.
 func (d *Dispatcher) Hold(ctx context.Context, sub Subscription) error {
 	if d.holdRunning(sub.UID) {
@@ -223,7 +223,7 @@ func (d *Dispatcher) Hold(ctx context.Context, sub Subscription) error {
 		return fmt.Errorf("subscription %s/%s: %w", sub.Namespace, sub.Name, err)
 	}
 	sub.Hold, sub.DeadLetter = true, nil
-	sub.Selectors, sub.Filter, sub.OrderBy = nil, nil, ""
+	sub.Selectors, sub.OrderBy = nil, ""
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if r, ok := d.runners[sub.UID]; ok {
