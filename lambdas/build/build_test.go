@@ -84,6 +84,23 @@ func TestMistakesInTheSourceNameTheLine(t *testing.T) {
 	}
 }
 
+// Beside a go.mod that somebody left in /tmp the go command warns, in a line of
+// its own, which is no version.
+func TestAModuleInTheTemporaryDirectoryIsNotAsked(t *testing.T) {
+	skipWithout(t, "go")
+	genuine, err := exec.LookPath("go")
+	require.NoError(t, err)
+	program := filepath.Join(t.TempDir(), "go")
+	require.NoError(t, os.WriteFile(program, []byte(`#!/bin/sh
+`+genuine+` "$@"
+code=$?
+[ "$PWD" != `+filepath.Clean(os.TempDir())+` ] || echo "go: warning: ignoring go.mod in system temp root $PWD" >&2
+exit $code
+`), 0o700)) //nolint:gosec // a program
+	_, err = newToolchain(t, func(string) (string, error) { return program, nil }).Build(t.Context(), newLambda(v1alpha1.RuntimeGo, goodGo))
+	require.NoError(t, err)
+}
+
 func TestSameSourceIsBuiltOnceAndAnotherHandlerIsAnotherArtifact(t *testing.T) {
 	skipWithout(t, "go")
 	dir := t.TempDir()

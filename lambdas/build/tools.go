@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
@@ -62,7 +63,8 @@ func (t *Toolchain) tool(ctx context.Context, runtime v1alpha1.Runtime) (tool, e
 	if err != nil {
 		return tool{}, missing("%s is not installed: `%s` is not on PATH", language.title, language.program)
 	}
-	output, err := run(ctx, os.TempDir(), path, toolEnv(), language.version...)
+	// In a directory that belongs to nobody's project: a go.mod would be heard.
+	output, err := run(ctx, string(filepath.Separator), path, toolEnv(), language.version...)
 	if ctx.Err() != nil {
 		return tool{}, ctx.Err()
 	}
