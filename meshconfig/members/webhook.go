@@ -60,10 +60,13 @@ func (w Webhook) Server(mgr ctrl.Manager) (*httpserver.Server, error) {
 		return nil, fmt.Errorf("configure the webhook: %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("POST "+WebhookPath, handler)
+	mux.Handle("POST "+WebhookPath, newBounds().bounded(handler))
 	mux.HandleFunc("/", httpserver.NotFound)
 	listener := tls.NewListener(w.Listener, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: w.CA.ServerCertificate(w.ServerNames...)})
-	return httpserver.New(httpserver.Config{Name: "webhook", Listener: listener, Handler: mux, Log: w.Log}), nil
+	return httpserver.New(httpserver.Config{
+		Name: "webhook", Listener: listener, Handler: mux, Log: w.Log,
+		ReadTimeout: readTimeout, MaxHeaderBytes: maxHeaderBytes, MaxConns: maxConns, MaxConnsPerRemote: maxConnsPerRemote,
+	}), nil
 }
 
 type injector struct {
