@@ -5,12 +5,18 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -70,23 +76,49 @@ func only(values authenticationv1.ExtraValue) string {
 }
 
 const (
+	// reviewTTL is how long a good token's answer is remembered, refusedTTL how long
+	// another's: no longer than the API server itself does.
 	reviewTTL     = 30 * time.Second
-	reviewEntries = 1024
+	refusedTTL    = 10 * time.Second
+	reviewEntries = 1024 // of each
+	// reviewTimeout of the API server's answer.
+	reviewTimeout = 5 * time.Second
 )
 
+// How many tokens that nobody knows are asked about a second, and at once: of one
+// remote, which may be all pods of a node, and in all.
+const (
+	remoteRate, remoteBurst = 10, 100
+	allRate, allBurst       = 100, 500
+	limitedRemotes          = 4096
+)
+
+// errTooManyTokens is no refusal: clients come again.
+var errTooManyTokens = errors.New("too many unknown tokens; come again")
+
 // TokenReview authenticates by the API server's TokenReview with the audience
-// lambdamesh-xds. Good answers are remembered for 30 seconds, so that a fleet
-// that reconnects does not flood the API server; at most 1024 of them.
+// lambdamesh-xds. Answers are remembered for a short time, so that a fleet that
+// reconnects does not flood the API server, and at most 1024 of each kind; one
+// review is made for all who show the same token, and there is a rate of tokens
+// that nobody knows, beyond which they could not be checked.
 func TokenReview(client TokenReviewer) Authenticator {
-	return &tokenReview{client: client, now: time.Now, known: map[[32]byte]reviewed{}}
+	return &tokenReview{
+		client: client, now: time.Now, known: map[[32]byte]reviewed{}, bad: map[[32]byte]reviewed{},
+		all: rate.NewLimiter(allRate, allBurst), remotes: map[netip.Addr]*rate.Limiter{},
+	}
 }
 
 type tokenReview struct {
 	client TokenReviewer
 	now    func() time.Time
+	flight singleflight.Group
 
-	mu    sync.Mutex
-	known map[[32]byte]reviewed // by the token's hash: tokens are not kept
+	mu sync.Mutex
+	// By the token's hash: tokens are not kept. What is refused has no room where
+	// good ones are.
+	known, bad map[[32]byte]reviewed
+	all        *rate.Limiter
+	remotes    map[netip.Addr]*rate.Limiter
 }
 
 type reviewed struct {
@@ -96,52 +128,111 @@ type reviewed struct {
 
 func (t *tokenReview) Authenticate(ctx context.Context, token string) (Identity, error) {
 	key := sha256.Sum256([]byte(token))
+	if identity, found, err := t.remembered(key); found {
+		return identity, err
+	}
+	if !t.allow(ctx) {
+		return Identity{}, errTooManyTokens
+	}
+	// Who goes away takes the answer from nobody else.
+	result := t.flight.DoChan(string(key[:]), func() (any, error) {
+		return t.review(context.WithoutCancel(ctx), key, token)
+	})
+	select {
+	case <-ctx.Done():
+		return Identity{}, fmt.Errorf("review a token: %w", ctx.Err())
+	case answer := <-result:
+		identity, _ := answer.Val.(Identity)
+		return identity, answer.Err
+	}
+}
+
+func (t *tokenReview) remembered(key [32]byte) (_ Identity, found bool, _ error) {
 	now := t.now()
 	t.mu.Lock()
-	entry, ok := t.known[key]
-	t.mu.Unlock()
-	if ok && now.Before(entry.until) {
-		return entry.identity, nil
+	defer t.mu.Unlock()
+	if entry, ok := t.known[key]; ok && now.Before(entry.until) {
+		return entry.identity, true, nil
 	}
+	if entry, ok := t.bad[key]; ok && now.Before(entry.until) {
+		return Identity{}, true, ErrUnauthenticated
+	}
+	return Identity{}, false, nil
+}
 
+// allow says whether the API server may be asked once more.
+func (t *tokenReview) allow(ctx context.Context) bool {
+	now := t.now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	// The remote's own first: what it may not do takes nothing from the others.
+	var remote netip.Addr
+	if client, ok := peer.FromContext(ctx); ok {
+		remote = remoteOf(client.Addr)
+	}
+	if remote.IsValid() {
+		limiter := t.remotes[remote]
+		if limiter == nil {
+			if len(t.remotes) >= limitedRemotes {
+				clear(t.remotes)
+			}
+			limiter = rate.NewLimiter(remoteRate, remoteBurst)
+			t.remotes[remote] = limiter
+		}
+		if !limiter.AllowN(now, 1) {
+			return false
+		}
+	}
+	return t.all.AllowN(now, 1)
+}
+
+func (t *tokenReview) review(ctx context.Context, key [32]byte, token string) (Identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
+	defer cancel()
 	review, err := t.client.Create(ctx, &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{
 		Token: token, Audiences: []string{v1alpha1.XDSTokenAudience},
 	}}, metav1.CreateOptions{})
 	if err != nil {
 		return Identity{}, fmt.Errorf("review a token: %w", err)
 	}
-	if !review.Status.Authenticated {
-		return Identity{}, ErrUnauthenticated
-	}
-	// An API server that knows no audiences answers without any; its answer
-	// says nothing about ours.
-	found := false
-	for _, audience := range review.Status.Audiences {
-		found = found || audience == v1alpha1.XDSTokenAudience
-	}
-	parts := strings.Split(review.Status.User.Username, ":")
-	if !found || len(parts) != 4 || parts[0] != "system" || parts[1] != "serviceaccount" {
-		return Identity{}, ErrUnauthenticated
-	}
-	identity := Identity{
-		Namespace: parts[2], ServiceAccount: parts[3],
-		Pod: only(review.Status.User.Extra[extraPodName]), PodUID: only(review.Status.User.Extra[extraPodUID]),
-	}
-
+	identity, ok := identityIn(review)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.known) >= reviewEntries {
-		for k, v := range t.known {
-			if !now.Before(v.until) {
-				delete(t.known, k)
-			}
-		}
-		if len(t.known) >= reviewEntries {
-			clear(t.known)
+	if !ok {
+		remember(t.bad, key, reviewed{until: t.now().Add(refusedTTL)}, t.now())
+		return Identity{}, ErrUnauthenticated
+	}
+	remember(t.known, key, reviewed{identity: identity, until: t.now().Add(reviewTTL)}, t.now())
+	return identity, nil
+}
+
+// identityIn a review, if it says that the token is good.
+func identityIn(review *authenticationv1.TokenReview) (Identity, bool) {
+	if !review.Status.Authenticated {
+		return Identity{}, false
+	}
+	parts := strings.Split(review.Status.User.Username, ":")
+	// An API server that knows no audiences answers without any; its answer
+	// says nothing about ours.
+	if !slices.Contains(review.Status.Audiences, v1alpha1.XDSTokenAudience) || len(parts) != 4 || parts[0] != "system" || parts[1] != "serviceaccount" {
+		return Identity{}, false
+	}
+	return Identity{
+		Namespace: parts[2], ServiceAccount: parts[3],
+		Pod: only(review.Status.User.Extra[extraPodName]), PodUID: only(review.Status.User.Extra[extraPodUID]),
+	}, true
+}
+
+// remember keeps an answer, and forgets what is too old, or all when that is not
+// enough.
+func remember(answers map[[32]byte]reviewed, key [32]byte, answer reviewed, now time.Time) {
+	if len(answers) >= reviewEntries {
+		maps.DeleteFunc(answers, func(_ [32]byte, r reviewed) bool { return !now.Before(r.until) })
+		if len(answers) >= reviewEntries {
+			clear(answers)
 		}
 	}
-	t.known[key] = reviewed{identity: identity, until: now.Add(reviewTTL)}
-	return identity, nil
+	answers[key] = answer
 }
 
 // authenticate returns the identity of a stream's caller, or a gRPC status.

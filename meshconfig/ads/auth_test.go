@@ -4,9 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/peer"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -79,7 +86,7 @@ func TestATokensPodIsKnown(t *testing.T) {
 	}
 }
 
-func TestTokenReviewsAreRememberedForAShortTimeAndBounded(t *testing.T) {
+func TestTokenReviewsAreRemembered(t *testing.T) {
 	r := &reviewer{status: good("system:serviceaccount:shop:orders")}
 	a := ads.TokenReview(r)
 	for range 10 {
@@ -87,10 +94,112 @@ func TestTokenReviewsAreRememberedForAShortTimeAndBounded(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.Equal(t, 1, r.calls)
-	for i := range 5000 {
-		_, err := a.Authenticate(t.Context(), fmt.Sprint(i))
-		require.NoError(t, err)
+}
+
+// asked counts, and answers when it is told to.
+type asked struct {
+	calls  atomic.Int32
+	answer chan struct{}
+}
+
+func (a *asked) Create(ctx context.Context, _ *authenticationv1.TokenReview, _ metav1.CreateOptions) (*authenticationv1.TokenReview, error) {
+	a.calls.Add(1)
+	select {
+	case <-a.answer:
+		return &authenticationv1.TokenReview{Status: good("system:serviceaccount:shop:orders")}, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
+}
+
+func from(ctx context.Context, address string) context.Context {
+	return peer.NewContext(ctx, &peer.Peer{Addr: net.TCPAddrFromAddrPort(netip.MustParseAddrPort(address))})
+}
+
+func TestATokenIsAskedAboutOnceByAllWhoShowIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &asked{answer: make(chan struct{})}
+		a := ads.TokenReview(r)
+		results := make(chan error, 20)
+		for range cap(results) {
+			go func() {
+				_, err := a.Authenticate(t.Context(), "t")
+				results <- err
+			}()
+		}
+		impatient, cancel := context.WithCancel(t.Context())
+		go func() {
+			_, err := a.Authenticate(impatient, "t")
+			assert.ErrorIs(t, err, context.Canceled)
+		}()
+		synctest.Wait()
+		cancel()
+		synctest.Wait()
+		close(r.answer)
+		for range cap(results) {
+			require.NoError(t, <-results)
+		}
+		require.Equal(t, int32(1), r.calls.Load())
+	})
+}
+
+func TestAnAPIServerThatDoesNotAnswerIsNotWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		_, err := ads.TokenReview(&asked{}).Authenticate(t.Context(), "t")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, 5*time.Second, time.Since(begun))
+	})
+}
+
+func TestARefusedTokenIsRememberedForAShortTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &reviewer{}
+		a := ads.TokenReview(r)
+		for range 10 {
+			_, err := a.Authenticate(t.Context(), "t")
+			require.ErrorIs(t, err, ads.ErrUnauthenticated)
+		}
+		require.Equal(t, 1, r.calls)
+		time.Sleep(time.Minute)
+		r.status = good("system:serviceaccount:shop:orders")
+		_, err := a.Authenticate(t.Context(), "t")
+		require.NoError(t, err)
+	})
+}
+
+// A flood of tokens that nobody knows does not reach the API server, and keeps
+// neither those that are known away nor those of other addresses.
+func TestUnknownTokensHaveARate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &reviewer{status: good("system:serviceaccount:shop:orders")}
+		a := ads.TokenReview(r)
+		_, err := a.Authenticate(from(t.Context(), "10.0.0.9:1"), "known")
+		require.NoError(t, err)
+		r.status, r.calls = authenticationv1.TokenReviewStatus{}, 0
+		flood := func(address string, n int) (limited int) {
+			for i := range n {
+				if _, err := a.Authenticate(from(t.Context(), address), fmt.Sprint(address, time.Now(), i)); !errors.Is(err, ads.ErrUnauthenticated) {
+					limited++
+				}
+			}
+			return limited
+		}
+		require.Equal(t, 900, flood("10.0.0.1:1", 1000))
+		require.Zero(t, flood("10.0.0.2:1", 100), "another address")
+		require.Equal(t, 900, flood("[2001:db8::1]:1", 1000))
+		require.Equal(t, 100, flood("[2001:db8::2]:1", 100), "the same network of 64 bits")
+		_, err = a.Authenticate(from(t.Context(), "10.0.0.1:2"), "known")
+		require.NoError(t, err)
+
+		// In all: each of many addresses is below its own rate.
+		for i := range 100 {
+			flood(fmt.Sprintf("10.0.1.%d:1", i), 20)
+		}
+		require.Equal(t, 499, r.calls)
+		time.Sleep(time.Second)
+		require.Zero(t, flood("10.0.0.1:1", 10), "it may again")
+	})
 }
 
 func TestAnUnreachableAPIServerIsNoRefusal(t *testing.T) {

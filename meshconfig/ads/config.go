@@ -37,6 +37,13 @@ type Config struct {
 	// MaxConnectionAge ends streams after a while, so that clients authenticate
 	// again; they keep their configuration. Default: 30 minutes.
 	MaxConnectionAge time.Duration
+	// MaxUnproven connections have shown no good token yet; beyond it the oldest of
+	// the remote that has most is closed. Default: 512.
+	MaxUnproven int
+	// MaxUnprovenPerRemote of them are of one address, and MaxConnsPerRemote of all
+	// connections: on the nodes of some networks all pods have one address for
+	// others. Default: 128 and 512.
+	MaxUnprovenPerRemote, MaxConnsPerRemote int
 	// MaxResponseBytes is what every receiver takes in one message. The embedded
 	// proxy takes 64 MiB; Envoy's own gRPC client sets no limit. Default: 60 MiB.
 	MaxResponseBytes int
@@ -58,6 +65,11 @@ func (c *Config) setDefaults() {
 	}
 	if c.MaxConnectionAge <= 0 {
 		c.MaxConnectionAge = 30 * time.Minute
+	}
+	for bound, otherwise := range map[*int]int{&c.MaxUnproven: 512, &c.MaxUnprovenPerRemote: 128, &c.MaxConnsPerRemote: 512} {
+		if *bound <= 0 {
+			*bound = otherwise
+		}
 	}
 	if c.MaxResponseBytes <= 0 {
 		c.MaxResponseBytes = 60 << 20
@@ -90,6 +102,7 @@ type metrics struct {
 	pushes  *prometheus.CounterVec
 	answers *prometheus.CounterVec
 	refused *prometheus.CounterVec
+	closed  *prometheus.CounterVec
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
@@ -98,9 +111,13 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		pushes:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lambdamesh_ads_responses_total", Help: "Responses sent, by resource type."}, []string{"type"}),
 		answers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lambdamesh_ads_answers_total", Help: "Answers to responses, by resource type and result (ack, nack)."}, []string{"type", "result"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lambdamesh_ads_refused_streams_total", Help: "Streams refused, by gRPC code."}, []string{"code"}),
+		closed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lambdamesh_ads_closed_connections_total",
+			Help: "Connections closed before they had shown a token: remote (their address had its share), evicted (they made room for others).",
+		}, []string{"reason"}),
 	}
 	if registry != nil {
-		registry.MustRegister(m.streams, m.pushes, m.answers, m.refused)
+		registry.MustRegister(m.streams, m.pushes, m.answers, m.refused, m.closed)
 	}
 	return m
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
@@ -23,6 +24,15 @@ import (
 
 // firstRequestTimeout bounds the time to the first request, with the node id.
 const firstRequestTimeout = 10 * time.Second
+
+// How long a connection has for its handshakes, and then without a stream.
+const (
+	handshakeTimeout = 5 * time.Second
+	idleTimeout      = 20 * time.Second
+)
+
+// maxHeaderBytes of a stream, a token among them.
+const maxHeaderBytes = 64 << 10
 
 // maxRequestBytes of a subscription: the names of all endpoints of a proxy, which
 // are as many as its clusters.
@@ -47,6 +57,7 @@ type Server struct {
 	streams map[uint64]*stream
 	nextID  uint64
 
+	door        *door
 	certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 }
 
@@ -87,7 +98,7 @@ func New(config Config) (*Server, error) {
 	if err := config.Validate(); err != nil {
 		return nil, fmt.Errorf("configure the ADS server: %w", err)
 	}
-	return &Server{
+	s := &Server{
 		config:   config,
 		log:      config.Log.With("component", "ads"),
 		metrics:  newMetrics(config.Registry),
@@ -98,7 +109,9 @@ func New(config Config) (*Server, error) {
 		streams:  map[uint64]*stream{},
 
 		certificate: config.CA.ServerCertificate(config.ServerNames...),
-	}, nil
+	}
+	s.door = newDoor(config.Listener, config, func(reason string) { s.metrics.closed.WithLabelValues(reason).Inc() })
+	return s, nil
 }
 
 // Name implements component.Component.
@@ -122,16 +135,18 @@ func (s *Server) Run(ctx context.Context) error {
 		})),
 		grpc.MaxConcurrentStreams(16),
 		grpc.MaxRecvMsgSize(maxRequestBytes),
-		grpc.ConnectionTimeout(10*time.Second),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: 30 * time.Second, Timeout: 20 * time.Second,
-			MaxConnectionAge: s.config.MaxConnectionAge, MaxConnectionAgeGrace: 5 * time.Second,
+			MaxConnectionIdle: idleTimeout, // without a stream, and so without a token
+			MaxConnectionAge:  s.config.MaxConnectionAge, MaxConnectionAgeGrace: 5 * time.Second,
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, s)
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(s.config.Listener) }()
+	go func() { served <- server.Serve(s.door) }()
 	close(s.ready)
 	select {
 	case <-ctx.Done():
@@ -247,6 +262,9 @@ func (s *Server) serve(grpcStream adsStream) error {
 	}
 	if err := s.admit(ctx, identity, nodeID); err != nil {
 		return err
+	}
+	if client, ok := peer.FromContext(ctx); ok {
+		s.door.prove(client.Addr)
 	}
 
 	gone, leave := context.WithCancel(ctx)

@@ -30,6 +30,9 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/telemetry"
 )
 
+// onOneMachine is a bound for what everything on the machine has together.
+const onOneMachine = 4096
+
 // addControlPlane adds the controllers of meshconfig and lambdas, with both
 // outputs: the embedded proxies are programmed over ADS, and the Istio objects
 // are in the API server for who wants to look or runs an istiod.
@@ -64,6 +67,8 @@ func (m *mesh) addControlPlane() error {
 		ADS: ads.Config{
 			Listener: m.sockets.xds, CA: m.authority, Log: m.log("ads"),
 			Authenticator: ads.TokenReview(clientset.AuthenticationV1().TokenReviews()),
+			// On loopback all data planes have one address.
+			MaxUnproven: onOneMachine, MaxUnprovenPerRemote: onOneMachine, MaxConnsPerRemote: onOneMachine,
 		},
 		Cache: mgr.GetCache(), Reader: mgr.GetAPIReader(),
 	})
