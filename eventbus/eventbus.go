@@ -283,32 +283,30 @@ func New(config Config) (*Bus, error) {
 	}
 	all = append(all, b.store, b.dispatcher)
 	all = append(all, parts...)
+	var publicTLS *tls.Config
 	if config.TokenCertFile != "" {
-		certificate, listener, err := withTLS(config)
+		certificate, tlsConfig, err := serverTLS(config)
 		if err != nil {
 			return nil, err
 		}
-		config.TokenListener, all = listener, append(all, certificate)
+		publicTLS, all = tlsConfig, append(all, certificate)
 	}
-	all = append(all, b.publishServers(config, connections, reviews, publishers, subscribed, owned)...)
+	all = append(all, b.publishServers(config, publicTLS, connections, reviews, publishers, subscribed, owned)...)
 	b.Group = component.NewGroup("eventbus", component.GroupConfig{}, all...)
 	return b, nil
 }
 
-// withTLS returns the public listener with TLS, and the part that reads its
+// serverTLS returns the TLS of the public listener, and the part that reads its
 // certificate again when the files change.
-func withTLS(config Config) (component.Component, net.Listener, error) {
+func serverTLS(config Config) (component.Component, *tls.Config, error) {
 	watcher, err := certwatcher.New(config.TokenCertFile, config.TokenKeyFile)
 	if err != nil {
 		return nil, nil, fmt.Errorf("event bus: read the certificate of the public listener: %w", err)
 	}
-	listener := tls.NewListener(config.TokenListener, &tls.Config{
-		MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}, GetCertificate: watcher.GetCertificate,
-	})
 	return component.New("eventbus-certificate", func(ctx context.Context, ready func()) error {
 		ready()
 		return watcher.Start(ctx)
-	}), listener, nil
+	}), &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: watcher.GetCertificate}, nil
 }
 
 // meshTransport goes through the sidecar's proxy, or, where it captures the
@@ -395,10 +393,10 @@ func (b *Bus) ready() error {
 	}
 }
 
-func (b *Bus) publishServers(config Config, connections *httpserver.Metrics, reviews *tokens.Reviews, publishers ingress.Publishers, subscribed func(string) []string, owned func(string) bool) []component.Component {
+func (b *Bus) publishServers(config Config, publicTLS *tls.Config, connections *httpserver.Metrics, reviews *tokens.Reviews, publishers ingress.Publishers, subscribed func(string) []string, owned func(string) bool) []component.Component {
 	metrics, budget := ingress.NewMetrics(config.Registry), ingress.NewBudget(ingress.DefaultMaxBufferedBytes)
 	var servers []component.Component
-	serve := func(name string, listener net.Listener, share int, authorizer ingress.Authorizer, guard func(http.Handler) http.Handler) {
+	serve := func(name string, listener net.Listener, secured *tls.Config, share int, authorizer ingress.Authorizer, guard func(http.Handler) http.Handler) {
 		if listener == nil {
 			return
 		}
@@ -407,19 +405,19 @@ func (b *Bus) publishServers(config Config, connections *httpserver.Metrics, rev
 			Budget: budget, Metrics: metrics, Log: config.Log,
 		}))
 		servers = append(servers, httpserver.New(httpserver.Config{
-			Name: name, Listener: listener, Handler: handler, Log: config.Log,
+			Name: name, Listener: listener, TLS: secured, Handler: handler, Log: config.Log,
 			ReadTimeout: readTimeout, DrainTimeout: config.DrainTimeout,
 			MaxConns: config.MaxConnections, MaxConnsPerRemote: share, Metrics: connections,
 		}))
 	}
 	const unshared = 0 // all come from the sidecar
 	none := func(next http.Handler) http.Handler { return next }
-	serve("eventbus-mesh", config.MeshListener, unshared,
+	serve("eventbus-mesh", config.MeshListener, nil, unshared,
 		ingress.Mesh{TrustDomain: config.TrustDomain, Everything: config.MeshPublishers, Publishers: publishers}, none)
 	if config.TokenListener != nil {
-		serve("eventbus-token", config.TokenListener, config.MaxConnectionsPerRemote, ingress.Tokens{Reviews: reviews, Publishers: publishers}, none)
+		serve("eventbus-token", config.TokenListener, publicTLS, config.MaxConnectionsPerRemote, ingress.Tokens{Reviews: reviews, Publishers: publishers}, none)
 	}
-	serve("eventbus-open", config.OpenListener, config.MaxConnectionsPerRemote, ingress.Open{}, func(next http.Handler) http.Handler {
+	serve("eventbus-open", config.OpenListener, nil, config.MaxConnectionsPerRemote, ingress.Open{}, func(next http.Handler) http.Handler {
 		return httpserver.BrowserGuard(httpserver.GuardConfig{Hosts: config.OpenHosts}, next)
 	})
 	return servers

@@ -62,9 +62,9 @@ func (w Webhook) Server(mgr ctrl.Manager) (*httpserver.Server, error) {
 	mux := http.NewServeMux()
 	mux.Handle("POST "+WebhookPath, newBounds().bounded(handler))
 	mux.HandleFunc("/", httpserver.NotFound)
-	listener := tls.NewListener(w.Listener, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: w.CA.ServerCertificate(w.ServerNames...)})
 	return httpserver.New(httpserver.Config{
-		Name: "webhook", Listener: listener, Handler: mux, Log: w.Log,
+		Name: "webhook", Listener: w.Listener, Handler: mux, Log: w.Log,
+		TLS:         &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: w.CA.ServerCertificate(w.ServerNames...)},
 		ReadTimeout: readTimeout, MaxHeaderBytes: maxHeaderBytes, MaxConns: maxConns, MaxConnsPerRemote: maxConnsPerRemote,
 	}), nil
 }

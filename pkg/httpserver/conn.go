@@ -3,6 +3,7 @@ package httpserver
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -21,33 +22,55 @@ const lingering = 500 * time.Millisecond
 // listener accepts the connections that find a place.
 type listener struct {
 	net.Listener
+	tls                       *tls.Config // nil: plain text
+	sendTimeout               time.Duration
 	places                    *places
 	maxHeaderBytes, maxFields int
 }
 
-// Accept implements net.Listener.
+// Accept implements net.Listener. It waits for no client but the next: a
+// handshake is for who serves the connection.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
-		inner, err := l.Listener.Accept()
+		raw, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		c := &conn{Conn: framing.New(inner), listener: l, holder: holder{remote: remoteOf(inner)}}
+		c := l.wrap(raw)
 		refused := l.places.enter(c)
 		if refused == "" {
 			return c, nil
 		}
-		// Who accepts does not linger: when the client's request is here already it
-		// may see a reset instead of this.
-		_ = inner.SetWriteDeadline(time.Now().Add(lingering))
-		noRoom(refused).write(inner)
-		inner.Close()
+		l.turnAway(raw, noRoom(refused))
 	}
+}
+
+func (l *listener) wrap(raw net.Conn) *conn {
+	var inner net.Conn = &patient{Conn: raw, patience: l.sendTimeout}
+	if l.tls != nil {
+		inner = tls.Server(inner, l.tls)
+	}
+	return &conn{Conn: framing.New(inner), raw: raw, listener: l, holder: holder{remote: remoteOf(raw)}}
+}
+
+// turnAway closes a connection for which there is no place. The client is told
+// why where that cannot wait: in plain text, into the empty buffer of a new
+// socket. When its request is here already it may see a reset instead.
+func (l *listener) turnAway(raw net.Conn, why refusal) {
+	switch raw.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		if l.tls == nil {
+			_ = raw.SetDeadline(time.Now().Add(lingering))
+			why.write(raw)
+		}
+	}
+	raw.Close()
 }
 
 // conn is a client's connection.
 type conn struct {
 	*framing.Conn
+	raw      net.Conn // below TLS: its Close waits for nobody
 	listener *listener
 	holder
 
@@ -189,6 +212,11 @@ func judged(next http.Handler) http.Handler {
 			w.Header().Set("Connection", "close")
 			Problem(w, http.StatusBadRequest, "Bad Request", "the request's framing is ambiguous: "+reason)
 			return
+		}
+		// A request that was read along with the one before makes net/http tell
+		// nothing of it.
+		if !c.listener.places.busy(c) {
+			panic(http.ErrAbortHandler) // it made room: nobody would see the answer
 		}
 		next.ServeHTTP(w, r)
 		// What the handler has not read, net/http reads before it answers, and waits

@@ -107,7 +107,7 @@ type holder struct {
 
 // enter takes the first place for c. It answers why not, or "".
 func (p *places) enter(c *conn) (refused string) {
-	refused, evicted := p.take(c, 1)
+	refused, evicted := p.claim(c, 1)
 	opened := -evicted
 	if refused == "" {
 		opened++
@@ -119,7 +119,7 @@ func (p *places) enter(c *conn) (refused string) {
 
 // more takes n further places for c, whose headers are large.
 func (p *places) more(c *conn, n int) (refused string) {
-	refused, evicted := p.take(c, n)
+	refused, evicted := p.claim(c, n)
 	counted := ""
 	if refused != "" {
 		counted = refusedHeaders
@@ -128,24 +128,31 @@ func (p *places) more(c *conn, n int) (refused string) {
 	return refused
 }
 
-// take takes n places for c, and tells how many connections made room.
-func (p *places) take(c *conn, n int) (refused string, evicted int) {
+// claim takes n places for c, and tells how many connections made room.
+func (p *places) claim(c *conn, n int) (refused string, evicted int) {
+	refused, victims := p.take(c, n)
+	for _, victim := range victims {
+		victim.raw.Close() // which ends who reads it
+	}
+	return refused, len(victims)
+}
+
+func (p *places) take(c *conn, n int) (refused string, victims []*conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if c.gone {
-		return refusedFull, 0
+		return refusedFull, nil
 	}
 	for refused = p.missing(c, n); refused != ""; refused = p.missing(c, n) {
 		victim := p.victim(c, refused == refusedRemote)
 		if victim == nil {
-			return refused, evicted
+			return refused, victims
 		}
 		p.release(victim)
-		victim.Conn.Close() // which ends who reads it, and never waits
-		evicted++
+		victims = append(victims, victim)
 	}
 	p.hold(c, n)
-	return "", evicted
+	return "", victims
 }
 
 // missing tells what there is too little of for n more places.
@@ -204,11 +211,12 @@ func (p *places) serves(c *conn) {
 	}
 }
 
-// busy says that a request of c is being served.
-func (p *places) busy(c *conn) {
+// busy says that a request of c is being served. It is false when c made room.
+func (p *places) busy(c *conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.serves(c)
+	return !c.gone
 }
 
 // idle says that c waits for another request: the headers of the last one are

@@ -71,10 +71,11 @@ func (c *client) ask(t *testing.T, path string) int {
 	return status
 }
 
-// crowd is a server on which requests for /held wait until they are let go.
+// crowd is a server on which requests for /held wait until they are let go, and
+// those for /large get much.
 type crowd struct {
 	url      string
-	held     chan struct{} // one for each that waits
+	held     chan struct{} // one for each that came
 	free     chan struct{}
 	registry *prometheus.Registry
 }
@@ -84,10 +85,14 @@ func startCrowd(t *testing.T, config httpserver.Config) *crowd {
 	s := &crowd{held: make(chan struct{}, 100), free: make(chan struct{}), registry: prometheus.NewRegistry()}
 	config.ReadHeaderTimeout = time.Minute // who is silent waits
 	config.Metrics = httpserver.NewMetrics(s.registry)
-	config.Handler = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/held" {
+	config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/held":
 			s.held <- struct{}{}
 			<-s.free
+		case "/large": // more than all buffers take
+			s.held <- struct{}{}
+			_, _ = w.Write(make([]byte, 64<<20))
 		}
 	})
 	s.url, _, _ = start(t, config)

@@ -2,6 +2,7 @@ package httpserver
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 const (
 	DefaultReadHeaderTimeout = 5 * time.Second
 	DefaultIdleTimeout       = 2 * time.Minute
+	DefaultSendTimeout       = 15 * time.Second
 	DefaultMaxHeaderBytes    = 64 << 10
 	DefaultMaxHeaderFields   = 128
 	DefaultDrainTimeout      = 15 * time.Second
@@ -27,6 +29,9 @@ type Config struct {
 	Name string
 	// Listener to serve; the server closes it. See [Listen].
 	Listener net.Listener
+	// TLS that clients must speak, nil for plain text. A listener that speaks it
+	// itself would have a client's handshake come before its place.
+	TLS *tls.Config
 	// Handler of the requests. Its panics are logged and answered 500.
 	Handler http.Handler
 	// ReadHeaderTimeout closes a connection whose request headers take longer;
@@ -37,6 +42,9 @@ type Config struct {
 	ReadTimeout time.Duration
 	// IdleTimeout closes a connection without a request; default 2m.
 	IdleTimeout time.Duration
+	// SendTimeout closes a connection whose client takes nothing of an answer for
+	// so long; default 15s. A stream that is read may last.
+	SendTimeout time.Duration
 	// MaxHeaderBytes of a request, beyond which it is answered 431; default 64 KiB.
 	MaxHeaderBytes int
 	// MaxHeaderFields of a request, beyond which it is answered 431: each takes
@@ -77,10 +85,15 @@ func (c Config) Administrative() Config {
 func (c Config) withDefaults() Config {
 	setDefault(&c.ReadHeaderTimeout, DefaultReadHeaderTimeout)
 	setDefault(&c.IdleTimeout, DefaultIdleTimeout)
+	setDefault(&c.SendTimeout, DefaultSendTimeout)
 	setDefault(&c.MaxHeaderBytes, DefaultMaxHeaderBytes)
 	setDefault(&c.MaxHeaderFields, DefaultMaxHeaderFields)
 	setDefault(&c.MaxConns, DefaultMaxConns())
 	setDefault(&c.DrainTimeout, DefaultDrainTimeout)
+	if c.TLS != nil {
+		c.TLS = c.TLS.Clone()
+		c.TLS.NextProtos = []string{"http/1.1"}
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -163,7 +176,8 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) limited() net.Listener {
 	c := s.config
 	return &listener{
-		Listener: c.Listener, maxHeaderBytes: c.MaxHeaderBytes, maxFields: c.MaxHeaderFields,
+		Listener: c.Listener, tls: c.TLS, sendTimeout: c.SendTimeout,
+		maxHeaderBytes: c.MaxHeaderBytes, maxFields: c.MaxHeaderFields,
 		places: &places{
 			server: c.Name, all: c.MaxConns, share: c.MaxConnsPerRemote, metrics: c.Metrics,
 			remotes: map[netip.Prefix]int{},
