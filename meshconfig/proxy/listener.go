@@ -197,6 +197,10 @@ func (s *socket) hand(c *conn, chosen *chainConfig) bool {
 		if chain == nil || (chain.tls != nil) != (c.tls != nil) || chosen != nil && chain.key != chosen.key {
 			return false
 		}
+		// As in Envoy, who has agreed on a protocol speaks it, others are heard.
+		if chain.hcm.server.http2 && (c.tls == nil || c.tls.NegotiatedProtocol != "http/1.1") {
+			c.AllowHTTP2()
+		}
 		if bound.chains[chain].server.push(c) {
 			return true
 		}
@@ -274,13 +278,8 @@ func newChainServer(p *Proxy, chain *chainConfig) *chainServer {
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, c)
 		},
-		ConnState: func(c net.Conn, state http.ConnState) {
-			switch state {
-			case http.StateIdle:
-				if own, ok := c.(*conn); ok {
-					own.NextRequest()
-				}
-			case http.StateClosed, http.StateHijacked:
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			if state == http.StateClosed || state == http.StateHijacked {
 				s.leave()
 			}
 		},

@@ -6,22 +6,41 @@ import (
 	"sync/atomic"
 )
 
-// Conn reads along while a request's header arrives. What it keeps of it does not
-// grow with the header.
+// Conn reads along with all requests of a connection: their headers, and of their
+// bodies where they end. What it keeps of them does not grow.
 type Conn struct {
 	net.Conn
 
-	off    atomic.Bool // inside a body
-	http2  atomic.Bool // for good: frames are not lines
-	header header
-	bad    atomic.Pointer[string]
+	off     atomic.Bool // for good: what comes are no lines
+	bad     atomic.Pointer[string]
+	http2   bool // a client may begin with its preface
+	preface int  // bytes of it that have come; -1: something else has
 
-	// Of the header that is arriving, or arrived last.
-	bytes, fields int
+	at     part
+	header header
+	body   body
+
+	// Of the header that is arriving or arrived last, and the most that one in the
+	// last Read had.
+	bytes, fields         int
+	mostBytes, mostFields int
 }
 
-// New wraps a client's connection, decrypted.
+// part is where in a request the next byte belongs.
+type part int
+
+const (
+	inHeader part = iota
+	inBody
+	inTrailer
+)
+
+// New wraps a client's connection, decrypted, of a server of HTTP/1.
 func New(c net.Conn) *Conn { return &Conn{Conn: c} }
+
+// AllowHTTP2 tells that the server speaks HTTP/2 with a client that begins the
+// connection with its preface (RFC 9113, section 3.4). Call it before Read.
+func (c *Conn) AllowHTTP2() { c.http2 = true }
 
 // CloseWrite lets the server end its side and still read.
 func (c *Conn) CloseWrite() error {
@@ -34,7 +53,7 @@ func (c *Conn) CloseWrite() error {
 // Read implements net.Conn, and reads along.
 func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if n > 0 && !c.off.Load() && !c.http2.Load() {
+	if n > 0 && !c.off.Load() && !c.beginsHTTP2(p[:n]) {
 		c.look(p[:n])
 	}
 	return n, err
@@ -57,25 +76,16 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// NextRequest tells that the server waits for another request: for
-// http.Server's ConnState, at http.StateIdle.
-func (c *Conn) NextRequest() {
-	if c.http2.Load() || !c.off.Load() {
-		return // net/http2 reports idle connections too; a header may have begun to arrive
-	}
-	c.header = header{line: c.header.line[:0]}
-	c.off.Store(false)
-}
-
-// Header is how long the header is that is arriving or has arrived last, so far,
-// and how many fields it has. Call it where [Conn.Read] is called.
-func (c *Conn) Header() (bytes, fields int) { return c.bytes, c.fields }
+// Header is how long a header is, so far, of which the last [Conn.Read] had a
+// part, and how many fields it has; of several the most. Call it where Read is
+// called.
+func (c *Conn) Header() (bytes, fields int) { return c.mostBytes, c.mostFields }
 
 // Stop ends the looking: what comes is no HTTP any more.
 func (c *Conn) Stop() { c.off.Store(true) }
 
-// Violation tells what is wrong with the framing of the request that is being
-// served; empty when nothing is. Answer 400 and close the connection.
+// Violation tells what is wrong with the framing of a request of the connection;
+// empty when nothing is. Answer 400 and close the connection.
 func (c *Conn) Violation() string {
 	if reason := c.bad.Load(); reason != nil {
 		return *reason
@@ -83,111 +93,98 @@ func (c *Conn) Violation() string {
 	return ""
 }
 
-var http2Preface = []byte("PRI * HTTP/2.0") //nolint:gochecknoglobals // read only
+func (c *Conn) refuse(reason string) {
+	if reason != "" {
+		c.bad.CompareAndSwap(nil, &reason)
+	}
+}
+
+var http2Preface = []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") //nolint:gochecknoglobals // read only
+
+// beginsHTTP2 ends the looking when the whole preface is what came first: frames
+// are not lines.
+func (c *Conn) beginsHTTP2(b []byte) bool {
+	if c.preface < 0 {
+		return false
+	}
+	b = b[:min(len(b), len(http2Preface)-c.preface)]
+	if !bytes.HasPrefix(http2Preface[c.preface:], b) {
+		c.preface = -1
+		return false
+	}
+	if c.preface += len(b); c.preface < len(http2Preface) {
+		return false
+	}
+	c.preface = -1
+	if !c.http2 {
+		c.refuse("http1.preface_of_http2")
+		return false
+	}
+	c.mostBytes, c.mostFields = 0, 0
+	c.off.Store(true)
+	return true
+}
 
 func (c *Conn) look(b []byte) {
-	for len(b) > 0 {
-		h := &c.header
-		if !h.arriving {
-			h.arriving = true
-			c.bytes, c.fields = 0, 0
+	c.mostBytes, c.mostFields = 0, 0
+	for len(b) > 0 && !c.off.Load() {
+		if c.at == inBody {
+			b = c.lookAtBody(b)
+		} else {
+			b = c.lookAtLine(b)
 		}
-		part, rest, ended := bytes.Cut(b, []byte("\n"))
-		h.add(part)
+	}
+}
+
+// lookAtBody looks at the part of a body that b begins with, and returns the rest.
+func (c *Conn) lookAtBody(b []byte) []byte {
+	rest, ended, ok := c.body.skip(b)
+	switch {
+	case !ok:
+		// Nobody knows where it ends: net/http gives it up too.
+		c.refuse(reasonChunk)
+		c.off.Store(true)
+	case ended && c.body.chunked:
+		c.at, c.header = inTrailer, header{requestLine: true, line: c.header.line[:0]}
+	case ended:
+		c.at = inHeader
+	}
+	return rest
+}
+
+// lookAtLine looks at a part of a line that b begins with.
+func (c *Conn) lookAtLine(b []byte) (rest []byte) {
+	h := &c.header
+	if c.at == inHeader && !h.arriving {
+		h.arriving = true
+		c.bytes, c.fields = 0, 0
+	}
+	line, rest, ended := bytes.Cut(b, []byte("\n"))
+	h.add(line)
+	field, last := false, false
+	if ended {
+		field, last = h.endLine()
+	}
+	if c.at == inHeader {
 		c.bytes += len(b) - len(rest)
-		if !h.requestLine && bytes.HasPrefix(h.line, http2Preface) {
-			c.http2.Store(true)
-			return
+		if field {
+			c.fields++
 		}
-		if !ended {
-			return
-		}
-		b = rest
-		if field, last := h.endLine(); !last {
-			if field {
-				c.fields++
-			}
-			continue
-		}
-		reason, framed := h.verdict()
-		if reason != "" {
-			c.bad.Store(&reason)
-		}
-		// What follows a request without a body is the next one's header.
-		c.header = header{line: h.line[:0]}
-		if framed || reason != "" {
-			c.off.Store(true) // a body follows
-			return
-		}
+		c.mostBytes, c.mostFields = max(c.mostBytes, c.bytes), max(c.mostFields, c.fields)
 	}
-}
-
-// maxName is longer than the names that matter, and the preface of HTTP/2.
-const maxName = 32
-
-// header is a header of which not all has arrived: what lets two readers see
-// different requests (RFC 9112, sections 2.2, 5.2 and 6.1).
-type header struct {
-	arriving    bool
-	requestLine bool // has ended
-
-	// The line that is arriving.
-	line   []byte // its beginning
-	length int
-	cr     bool // it ends in a carriage return so far
-	bareCR bool // there is one before its end
-
-	hasLength, hasEncoding bool
-	reason                 string
-}
-
-// add adds a part of a line.
-func (h *header) add(part []byte) {
-	if len(part) == 0 {
-		return
+	if !last {
+		return rest
 	}
-	h.bareCR = h.bareCR || h.cr || bytes.IndexByte(part[:len(part)-1], '\r') >= 0
-	h.cr = part[len(part)-1] == '\r'
-	h.length += len(part)
-	h.line = append(h.line, part[:min(len(part), maxName-len(h.line))]...)
-}
-
-// endLine judges the line that has ended. last is the empty one behind a header.
-func (h *header) endLine() (field, last bool) {
-	first, line, length, bareCR := !h.requestLine, h.line, h.length, h.bareCR
-	if h.cr {
-		length--
-		line = line[:min(len(line), length)]
+	if c.at == inTrailer {
+		c.refuse(h.reason)
+		c.at = inHeader
 	} else {
-		h.reason = "http1.bare_lf"
+		c.refuse(h.verdict())
+		c.body = body{chunked: h.hasEncoding, left: h.length}
+		if h.hasEncoding || h.length > 0 {
+			c.at = inBody
+		}
 	}
-	h.requestLine, h.line, h.length, h.cr, h.bareCR = true, h.line[:0], 0, false, false
-	switch {
-	case first:
-		return false, false
-	case length == 0:
-		return false, true
-	case line[0] == ' ' || line[0] == '\t':
-		h.reason = "http1.obsolete_line_folding"
-		return true, false
-	case bareCR:
-		h.reason = "http1.bare_cr"
-	}
-	name, _, _ := bytes.Cut(line, []byte(":"))
-	switch {
-	case bytes.EqualFold(name, []byte("content-length")):
-		h.hasLength = true
-	case bytes.EqualFold(name, []byte("transfer-encoding")):
-		h.hasEncoding = true
-	}
-	return true, false
-}
-
-// verdict tells what is wrong with a header that has ended, and whether a body
-// follows.
-func (h *header) verdict() (reason string, framed bool) {
-	if h.hasLength && h.hasEncoding {
-		return "http1.content_length_and_chunked", true
-	}
-	return h.reason, h.hasLength || h.hasEncoding
+	c.header = header{line: h.line[:0]}
+	return rest
 }

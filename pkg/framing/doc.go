@@ -4,16 +4,15 @@
 // carriage returns, other codings than chunked. net/http takes some of them, and
 // tells no handler; behind or in front of another server they smuggle requests.
 //
+//	listener:           framing.New(conn), and AllowHTTP2 where the server speaks it
 //	server.ConnContext: keep the *framing.Conn
-//	server.ConnState:   at http.StateIdle, conn.NextRequest()
 //	handler:            if conn.Violation() != "", answer 400 and close
 //
-// What is not judged is a header, or the beginning of one, that a client sends
-// before it has the answer to a request with a body: net/http has read it, at most
-// 4 KiB, when the connection is idle again. net/http parses it like any other, so
-// that it is one request with one end. Who pipelines so hurts itself alone: to
-// smuggle, a server in front would have to send requests of several clients on one
-// connection without waiting for answers, and ambiguous ones unchanged.
+// Bodies are read along too, for where they end: so every header is judged, those
+// that a client sends before it has the answer to the request before included.
+// What it says of a body's end is at least as strict as net/http. A connection
+// that begins with the whole preface of HTTP/2 is not looked at where the server
+// speaks it, as it then takes all that comes for frames; elsewhere it is refused.
 //
 // What may enter: reading along with a connection to judge its framing. What
 // becomes of such a request is the server's business.

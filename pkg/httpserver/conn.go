@@ -178,8 +178,9 @@ func state(c net.Conn, state http.ConnState) {
 		own.listener.places.busy(own)
 	case http.StateIdle:
 		own.counted = 0
-		own.NextRequest()
 		own.listener.places.idle(own)
+	case http.StateHijacked:
+		own.Stop()
 	}
 }
 

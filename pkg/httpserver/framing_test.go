@@ -102,3 +102,94 @@ func TestAHeaderThatArrivesInPiecesIsOneHeader(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, http.StatusBadRequest, second.StatusCode)
 }
+
+// No connection of a server of HTTP/1 becomes one whose framing and headers
+// nobody looks at.
+func TestThePrefaceOfHTTP2SwitchesNothingOff(t *testing.T) {
+	const ambiguous = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+	many := "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("X: y\r\n", 500) + "\r\n"
+	for name, first := range map[string]string{
+		"its first line, as a request": "PRI * HTTP/2.0\r\nHost: x\r\nX: y\r\n\r\n",
+		"all of it":                    "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+		"after an empty line":          "\r\nPRI * HTTP/2.0\r\nHost: x\r\n\r\n",
+		"after a request with a body":  "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhiPRI * HTTP/2.0\r\nHost: x\r\nX: y\r\n\r\n",
+	} {
+		for _, second := range []string{ambiguous, many} {
+			for _, apart := range []bool{false, true} {
+				t.Run(name, func(t *testing.T) {
+					c, err := net.Dial("tcp", framingServer(t))
+					require.NoError(t, err)
+					defer c.Close()
+					require.NoError(t, c.SetDeadline(time.Now().Add(time.Minute)))
+					r := bufio.NewReader(c)
+					_, err = io.WriteString(c, first)
+					require.NoError(t, err)
+					if apart {
+						_, err = r.Peek(1)
+						require.NoError(t, err)
+					}
+					_, _ = io.WriteString(c, second) // it may have closed
+					all, _ := io.ReadAll(r)          // or reset, once it had refused
+					answers := string(all)
+					require.LessOrEqual(t, strings.Count(answers, "HTTP/1.1 2"), strings.Count(first, " HTTP/"), answers)
+					if !strings.Contains(answers, "HTTP/1.1 4") && !strings.Contains(answers, "HTTP/1.1 5") {
+						require.NotContains(t, answers, "HTTP/1.1 200 ", "served, and not refused")
+					}
+				})
+			}
+		}
+	}
+}
+
+// A header that came along with the body before it is judged as any other.
+func TestAHeaderBehindABodyIsJudged(t *testing.T) {
+	const length, ambiguous = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi", "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+	const chunks = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2;a=b\r\nhi\r\nA \r\n0123456789\r\n0\r\nT: x\r\n\r\n"
+	for name, tt := range map[string]struct {
+		first, begun, rest string
+		want               int
+	}{
+		"a folded line":              {length, "GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\nD", ": e\r\n\r\n", http.StatusBadRequest},
+		"a length and a coding":      {length, "POST / HTTP/1.1\r\nHost: x\r\nContent-Len", "gth: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", http.StatusBadRequest},
+		"all of it, behind chunks":   {chunks, "POST / HTTP/1.1\r\nHost: x\r\n" + ambiguous, "", http.StatusBadRequest},
+		"many fields":                {length, "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:\r\n", 400), "b: c\r\n\r\n", http.StatusRequestHeaderFieldsTooLarge},
+		"many fields, behind chunks": {chunks, "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:\r\n", 400), "b: c\r\n\r\n", http.StatusRequestHeaderFieldsTooLarge},
+		"an ordinary one":            {length, "GET / HTTP/1.1\r\nHost: x\r\nA", ": b\r\n\r\n", http.StatusOK},
+		"an ordinary one, chunks":    {chunks, "GET / HTTP/1.1\r\nHost: x\r\nA", ": b\r\n\r\n", http.StatusOK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := net.Dial("tcp", framingServer(t))
+			require.NoError(t, err)
+			defer c.Close()
+			require.NoError(t, c.SetDeadline(time.Now().Add(time.Minute)))
+			r := bufio.NewReader(c)
+			_, err = io.WriteString(c, tt.first+tt.begun)
+			require.NoError(t, err)
+			response, err := http.ReadResponse(r, nil)
+			require.NoError(t, err)
+			_, err = io.Copy(io.Discard, response.Body)
+			require.NoError(t, err)
+			if response.StatusCode == http.StatusOK {
+				_, _ = io.WriteString(c, tt.rest)
+				response, err = http.ReadResponse(r, nil)
+				require.NoError(t, err)
+				response.Body.Close()
+			}
+			require.Equal(t, tt.want, response.StatusCode, "the first may be refused along with what it brings")
+		})
+	}
+}
+
+// A coding that readers of HTTP/1.0 do not know would end for them elsewhere.
+func TestChunksInHTTP10AreRefused(t *testing.T) {
+	c, err := net.Dial("tcp", framingServer(t))
+	require.NoError(t, err)
+	defer c.Close()
+	require.NoError(t, c.SetDeadline(time.Now().Add(time.Minute)))
+	_, err = io.WriteString(c, "POST / HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+	require.NoError(t, err)
+	response, err := http.ReadResponse(bufio.NewReader(c), nil)
+	require.NoError(t, err)
+	response.Body.Close()
+	require.Equal(t, http.StatusBadRequest, response.StatusCode)
+}
