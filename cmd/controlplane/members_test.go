@@ -183,7 +183,9 @@ func TestNamespacesWithMembersHaveWhatTheirProxiesReadFirst(t *testing.T) {
 	config, c := cluster(t)
 	address := freeAddress(t)
 	start(t, config, "--mesh=envoy", "--xds-address="+address, "--proxy-xds-address=controlplane.lambdamesh-system.svc:15010", "--proxy-image=registry.example/proxy:v1")
-	withLambda, withPod, without := testkit.Namespace(t, config), testkit.Namespace(t, config), testkit.Namespace(t, config)
+	withLambda, withPod, without, foreign := testkit.Namespace(t, config), testkit.Namespace(t, config), testkit.Namespace(t, config), testkit.Namespace(t, config)
+	theirs := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.ConfigMapMesh, Namespace: foreign}, Data: map[string]string{"their": "own"}}
+	require.NoError(t, c.Create(t.Context(), theirs))
 	lambda, _ := greeting(withLambda)
 	require.NoError(t, c.Create(t.Context(), lambda))
 	pod := &corev1.Pod{
@@ -191,6 +193,9 @@ func TestNamespacesWithMembersHaveWhatTheirProxiesReadFirst(t *testing.T) {
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "web", Image: "web"}}},
 	}
 	require.NoError(t, c.Create(t.Context(), pod))
+	foreignPod := pod.DeepCopy()
+	foreignPod.ObjectMeta = metav1.ObjectMeta{Name: "web-1", Namespace: foreign, Labels: pod.Labels}
+	require.NoError(t, c.Create(t.Context(), foreignPod))
 	find := func(namespace string) (*corev1.ConfigMap, error) {
 		found := &corev1.ConfigMap{}
 		err := c.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: v1alpha1.ConfigMapMesh}, found)
@@ -244,6 +249,34 @@ func TestNamespacesWithMembersHaveWhatTheirProxiesReadFirst(t *testing.T) {
 		require.Equal(t, int32(8081), template.Spec.Containers[0].Ports[0].ContainerPort)
 		return nil
 	}, "the lambda is deployed")
+
+	// One that somebody else made stays as it is, and an Event tells of it.
+	warned := func(reason string) func() error {
+		return func() error {
+			events, err := clients.EventsV1().Events(foreign).List(t.Context(), metav1.ListOptions{})
+			if err != nil {
+				return err
+			}
+			for _, e := range events.Items {
+				if e.Regarding.Name == v1alpha1.ConfigMapMesh && e.Reason == reason {
+					return nil
+				}
+			}
+			return fmt.Errorf("no Event %s of %d", reason, len(events.Items))
+		}
+	}
+	testkit.Eventually(t, patience, warned("NotOurs"), "the namespace's own ConfigMap")
+	kept, err := find(foreign)
+	require.NoError(t, err)
+	require.Equal(t, theirs.Data, kept.Data)
+	kept.Labels = map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy}
+	require.NoError(t, c.Update(t.Context(), kept))
+	wait(foreign, "who labels it gives it away", func(found *corev1.ConfigMap, err error) error {
+		if err == nil && found.Data["ca.crt"] != data["ca.crt"] {
+			return errors.New("it is not ours yet")
+		}
+		return err
+	})
 
 	// Who changes or deletes it gets it back; it goes with the last member.
 	changed, err := find(withLambda)
@@ -349,10 +382,49 @@ func TestPodsThatAskForOneGetASidecar(t *testing.T) {
 	require.NoError(t, c.Create(t.Context(), own))
 	require.Equal(t, "migrate", own.Spec.InitContainers[0].Image, "who brings his own keeps it")
 
+	// The proxy refuses to be root, whatever the pod says.
+	byRoot := web("web-5", func(p *corev1.Pod) {
+		p.Spec.SecurityContext.RunAsUser = new(int64(0))
+		p.Annotations = map[string]string{v1alpha1.AnnotationAppAddress: "127.0.0.1:8080"}
+	})
+	require.NoError(t, c.Create(t.Context(), byRoot))
+	require.Equal(t, int64(65532), *byRoot.Spec.InitContainers[0].SecurityContext.RunAsUser)
+	byNobody := web("web-6", func(p *corev1.Pod) { p.Spec.SecurityContext = nil })
+	require.NoError(t, c.Create(t.Context(), byNobody))
+	require.Equal(t, int64(65532), *byNobody.Spec.InitContainers[0].SecurityContext.RunAsUser)
+
+	native := func(change func(*corev1.Container)) func(*corev1.Pod) {
+		return func(p *corev1.Pod) {
+			helper := corev1.Container{Name: "helper", Image: "helper", RestartPolicy: new(corev1.ContainerRestartPolicyAlways)}
+			if change != nil {
+				change(&helper)
+			}
+			p.Spec.InitContainers = append(p.Spec.InitContainers, helper)
+		}
+	}
+	withHelper := web("web-7", native(nil))
+	require.NoError(t, c.Create(t.Context(), withHelper))
+	require.Contains(t, withHelper.Spec.InitContainers[2].VolumeMounts, sidecar.Mount())
+	require.Contains(t, withHelper.Spec.InitContainers[2].Env, corev1.EnvVar{Name: "HTTP_PROXY", Value: "http://127.0.0.1:15001"})
+	require.NotContains(t, withHelper.Spec.InitContainers[1].VolumeMounts, sidecar.Mount(), "what ends before the application begins needs nothing")
+
 	for name, test := range map[string]struct {
 		change  func(*corev1.Pod)
 		refused string
 	}{
+		"root's socket": {func(p *corev1.Pod) { p.Spec.SecurityContext.RunAsUser = new(int64(0)) }, "runAsUser 0: the sidecar is never root"},
+		"a port of the sidecar's name, of a sidecar": {native(func(c *corev1.Container) {
+			c.Ports = []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}
+		}), "container helper: the port named http is the sidecar's"},
+		"a port of the sidecar, of a sidecar": {native(func(c *corev1.Container) {
+			c.Ports = []corev1.ContainerPort{{ContainerPort: 15021}}
+		}), "container helper: port 15021 is the sidecar's"},
+		"the sidecar's directory, of a sidecar": {func(p *corev1.Pod) {
+			native(func(c *corev1.Container) {
+				c.VolumeMounts = []corev1.VolumeMount{{Name: "own", MountPath: sidecar.AppDir}}
+			})(p)
+			p.Spec.Volumes = []corev1.Volume{{Name: "own", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+		}, "container helper: /var/run/lambdamesh/app is where the sidecar shares a directory"},
 		"the node's network": {func(p *corev1.Pod) { p.Spec.HostNetwork = true }, "hostNetwork: everybody on the node would call with the pod's identity"},
 		"an address of others": {func(p *corev1.Pod) {
 			p.Annotations = map[string]string{v1alpha1.AnnotationAppAddress: "0.0.0.0:8080"}

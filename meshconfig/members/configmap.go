@@ -6,13 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -30,6 +33,10 @@ import (
 )
 
 const fieldManager = v1alpha1.ManagedBy + "-members"
+
+// lookAgain is when a ConfigMap of somebody else's is looked at again: the cache may
+// not tell that it went.
+const lookAgain = time.Minute
 
 //go:embed envoy.yaml xds-token.yaml
 var files embed.FS //nolint:gochecknoglobals // what go:embed needs
@@ -76,7 +83,7 @@ func (c ConfigMaps) Add(mgr ctrl.Manager) error {
 	if err != nil {
 		return fmt.Errorf("configure the mesh's ConfigMaps: %w", err)
 	}
-	r := &configMaps{client: mgr.GetClient(), system: c.SystemNamespace, data: data}
+	r := &configMaps{client: mgr.GetClient(), reader: mgr.GetAPIReader(), events: mgr.GetEventRecorder(fieldManager), system: c.SystemNamespace, data: data}
 	namespace := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 		return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: o.GetNamespace(), Name: v1alpha1.ConfigMapMesh}}}
 	})
@@ -102,6 +109,8 @@ func (c ConfigMaps) Add(mgr ctrl.Manager) error {
 
 type configMaps struct {
 	client client.Client
+	reader client.Reader
+	events events.EventRecorder
 	system string
 	data   map[string]string
 }
@@ -119,6 +128,19 @@ func (r *configMaps) Reconcile(ctx context.Context, request reconcile.Request) (
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	existing, err := r.existing(ctx, request)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if existing != nil && !ours(existing) {
+		if !wanted {
+			return reconcile.Result{}, nil
+		}
+		r.events.Eventf(existing, nil, corev1.EventTypeWarning, "NotOurs", "Keep",
+			"sidecars in this namespace read the mesh's CA from a ConfigMap of this name, and somebody else made this one: delete it, or label it %s=%s to have it overwritten",
+			v1alpha1.LabelManagedBy, v1alpha1.ManagedBy)
+		return reconcile.Result{RequeueAfter: lookAgain}, nil
+	}
 	if wanted {
 		err := kube.Apply(ctx, r.client, fieldManager, object)
 		if apierrors.IsNotFound(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
@@ -126,14 +148,30 @@ func (r *configMaps) Reconcile(ctx context.Context, request reconcile.Request) (
 		}
 		return reconcile.Result{}, err
 	}
-	existing := &corev1.ConfigMap{}
-	if err := r.client.Get(ctx, client.ObjectKeyFromObject(object), existing); err != nil {
-		return reconcile.Result{}, client.IgnoreNotFound(err)
+	if existing == nil {
+		return reconcile.Result{}, nil
 	}
 	if err := client.IgnoreNotFound(r.client.Delete(ctx, existing, client.Preconditions{UID: &existing.UID})); err != nil {
 		return reconcile.Result{}, fmt.Errorf("delete ConfigMap %s: %w", client.ObjectKeyFromObject(object), err)
 	}
 	return reconcile.Result{}, nil
+}
+
+// existing is the ConfigMap that is there, or nil.
+func (r *configMaps) existing(ctx context.Context, request reconcile.Request) (*corev1.ConfigMap, error) {
+	found := &corev1.ConfigMap{}
+	err := r.client.Get(ctx, request.NamespacedName, found)
+	if apierrors.IsNotFound(err) || err == nil && !ours(found) {
+		// The cache need not hold what others made, nor who did.
+		err = r.reader.Get(ctx, request.NamespacedName, found)
+	}
+	if apierrors.IsNotFound(err) {
+		return nil, nil //nolint:nilnil // there is none, which is no error
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for ConfigMap %s: %w", request, err)
+	}
+	return found, nil
 }
 
 // wanted where there is a lambda or a pod with a sidecar, and in the system's own
@@ -155,3 +193,12 @@ func (r *configMaps) wanted(ctx context.Context, namespace string) (bool, error)
 
 // asks for a sidecar, or has one.
 func asks(pod client.Object) bool { return pod.GetLabels()[v1alpha1.LabelSidecar] == "true" }
+
+// ours is a ConfigMap that we made, or that somebody has labeled to be: a label that
+// was taken away makes it nobody else's.
+func ours(existing *corev1.ConfigMap) bool {
+	return existing.Labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedBy ||
+		slices.ContainsFunc(existing.ManagedFields, func(m metav1.ManagedFieldsEntry) bool {
+			return m.Manager == fieldManager && m.Operation == metav1.ManagedFieldsOperationApply
+		})
+}

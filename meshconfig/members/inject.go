@@ -1,6 +1,7 @@
 package members
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -23,14 +24,11 @@ func inject(pod *corev1.Pod, config sidecar.Config) error {
 	if err != nil {
 		return err
 	}
-	if err := fits(spec); err != nil {
+	user, group, root := userOf(spec)
+	if err := fits(spec, root && strings.HasPrefix(endpoint, "unix:")); err != nil {
 		return err
 	}
-	user, group := userOf(spec)
-	spec.InitContainers = append([]corev1.Container{config.Container(user, group)}, spec.InitContainers...)
-	spec.Volumes = append(spec.Volumes, sidecar.Volumes()...)
-	for i := range spec.Containers {
-		container := &spec.Containers[i]
+	for _, container := range running(spec) {
 		container.VolumeMounts = append(container.VolumeMounts, sidecar.Mount())
 		for _, variable := range sidecar.Env() {
 			if slices.ContainsFunc(container.Env, func(e corev1.EnvVar) bool { return e.Name == variable.Name }) {
@@ -42,16 +40,37 @@ func inject(pod *corev1.Pod, config sidecar.Config) error {
 			container.Env = append(container.Env, variable)
 		}
 	}
+	spec.InitContainers = append([]corev1.Container{config.Container(&user, &group)}, spec.InitContainers...)
+	spec.Volumes = append(spec.Volumes, sidecar.Volumes()...)
 	return nil
 }
 
-// fits says what in a pod the sidecar cannot be beside.
-func fits(spec *corev1.PodSpec) error {
+// running are the containers that run beside the sidecar for all of a pod's life:
+// the pod's own sidecars too, to whose ports Services lead as well.
+func running(spec *corev1.PodSpec) []*corev1.Container {
+	var all []*corev1.Container
+	for i := range spec.InitContainers {
+		if policy := spec.InitContainers[i].RestartPolicy; policy != nil && *policy == corev1.ContainerRestartPolicyAlways {
+			all = append(all, &spec.InitContainers[i])
+		}
+	}
+	for i := range spec.Containers {
+		all = append(all, &spec.Containers[i])
+	}
+	return all
+}
+
+// fits says what in a pod the sidecar cannot be beside. rootSocket tells that the
+// application is root and listens on a Unix socket.
+func fits(spec *corev1.PodSpec, rootSocket bool) error {
 	var errs []error
+	if rootSocket {
+		errs = append(errs, fmt.Errorf("runAsUser 0: the sidecar is never root, and cannot reach a socket of root's; give another user, or listen on loopback and say so with the annotation %s: 127.0.0.1:<port>", v1alpha1.AnnotationAppAddress))
+	}
 	if spec.HostNetwork {
 		errs = append(errs, errors.New("hostNetwork: everybody on the node would call with the pod's identity; leave it out, or the label"))
 	}
-	for _, container := range spec.Containers {
+	for _, container := range running(spec) {
 		for _, port := range container.Ports {
 			if port.Name == v1alpha1.ServiceHTTPPort {
 				errs = append(errs, fmt.Errorf("container %s: the port named %s is the sidecar's, to which Services lead; give yours another name", container.Name, port.Name))
@@ -75,25 +94,31 @@ func fits(spec *corev1.PodSpec) error {
 	return errors.Join(errs...)
 }
 
+// nonRoot is as whom the sidecar runs where the pod does not say, or says root: the
+// user of our images. What the proxy's image says does not count where the pod
+// itself names root.
+const nonRoot = 65532
+
 // userOf the first container, as whom the sidecar runs as well: a socket is its
-// owner's. Root's it is never; nil is what the proxy's image says.
-func userOf(spec *corev1.PodSpec) (user, group *int64) {
-	if pod := spec.SecurityContext; pod != nil {
-		user, group = pod.RunAsUser, pod.RunAsGroup
+// owner's. Root's it is never; root tells that the application is.
+func userOf(spec *corev1.PodSpec) (user, group int64, root bool) {
+	var pod corev1.PodSecurityContext
+	var own corev1.SecurityContext
+	if spec.SecurityContext != nil {
+		pod = *spec.SecurityContext
 	}
 	if len(spec.Containers) > 0 && spec.Containers[0].SecurityContext != nil {
-		own := spec.Containers[0].SecurityContext
-		if own.RunAsUser != nil {
-			user = own.RunAsUser
-		}
-		if own.RunAsGroup != nil {
-			group = own.RunAsGroup
-		}
+		own = *spec.Containers[0].SecurityContext
 	}
-	if user == nil || *user == 0 {
-		return nil, nil
+	named := cmp.Or(own.RunAsUser, pod.RunAsUser)
+	user, group = nonRoot, nonRoot
+	if named != nil && *named != 0 {
+		user = *named
 	}
-	return user, group
+	if named := cmp.Or(own.RunAsGroup, pod.RunAsGroup); named != nil && *named != 0 {
+		group = *named
+	}
+	return user, group, named != nil && *named == 0
 }
 
 // listenAt is an endpoint in the form of the variable.
