@@ -167,7 +167,7 @@ func (i *installation) touch(name string) {
 	require.NoError(i, i.Patch(i.Context(), secret, patch))
 }
 
-func (i *installation) awaitEvent(secret, reason string) {
+func (i *installation) awaitEvent(secret, reason string) (note string) {
 	i.Helper()
 	testkit.Eventually(i, patience, func() error {
 		var events eventsv1.EventList
@@ -176,11 +176,13 @@ func (i *installation) awaitEvent(secret, reason string) {
 		}
 		for _, e := range events.Items {
 			if e.Regarding.Name == secret && e.Reason == reason {
+				note = e.Note
 				return nil
 			}
 		}
 		return fmt.Errorf("none among %d", len(events.Items))
 	}, "no event "+reason+" on "+secret)
+	return note
 }
 
 // awaitExpiry waits until a replica has looked at the Secret.
@@ -305,8 +307,15 @@ func TestWhatSomebodyElseMadeOrChangedIsLeftAlone(t *testing.T) {
 	require.NoError(t, i.Create(t.Context(), &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Namespace: i.namespace, Name: "nats"}, Data: map[string][]byte{"password": []byte("p")},
 	}))
+	require.NoError(t, i.Create(t.Context(), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: i.namespace, Name: "root"}, Type: corev1.SecretTypeTLS, Data: theirs,
+	}))
 	metrics, stop := i.replica("shop.example")
-	i.awaitEvent("gateway-tls", "CertificateExpired")
+	require.Contains(t, i.awaitEvent("gateway-tls", "CertificateExpired"), "delete the Secret to have one made")
+	// Without its authority there is no mesh: nobody is told to delete that.
+	authority := i.awaitEvent("root", "CertificateExpired")
+	require.Contains(t, authority, "keep the Secret")
+	require.NotContains(t, authority, "to have one made")
 	i.awaitEvent("nats", "Incomplete")
 	require.InDelta(t, leaf.NotAfter.Unix(), awaitExpiry(t, metrics, "gateway-tls"), 1)
 	require.Equal(t, theirs, i.await("gateway-tls", present).Data)

@@ -117,15 +117,22 @@ func (m *maker) judge(secret *corev1.Secret) {
 		}
 		return
 	}
+	mend, renewal := "replace it, or delete the Secret to have one made", "the control plane did not make it and does not renew it"
+	if slices.Contains(m.config.Watched, secret.Name) {
+		// Everything verifies by an authority: without it, or by another one, no
+		// member of the mesh talks to any other until all have started again.
+		mend = "everything in the mesh verifies by it: keep the Secret, and plan for all of the mesh to start again with a new one"
+		renewal = "an authority is not renewed by itself; do not delete the Secret: with another one all of the mesh has to start again"
+	}
 	certificate, err := parse(secret.Data)
 	if err != nil {
-		m.warn(secret, "BadCertificate", "%v; put a certificate there, or delete the Secret to have one made", err)
+		m.warn(secret, "BadCertificate", "%v; %s", err, mend)
 		return
 	}
 	switch left := certificate.NotAfter.Sub(m.config.Now()); {
 	case left <= 0:
-		m.warn(secret, "CertificateExpired", "the certificate has expired at %s; replace it, or delete the Secret to have one made", certificate.NotAfter.Format(time.RFC3339))
+		m.warn(secret, "CertificateExpired", "the certificate has expired at %s; %s", certificate.NotAfter.Format(time.RFC3339), mend)
 	case left < warnBefore:
-		m.warn(secret, "CertificateExpires", "the certificate expires at %s; the control plane did not make it and does not renew it", certificate.NotAfter.Format(time.RFC3339))
+		m.warn(secret, "CertificateExpires", "the certificate expires at %s; %s", certificate.NotAfter.Format(time.RFC3339), renewal)
 	}
 }
