@@ -165,6 +165,25 @@ func TestSystemNamespaceDeniesTrafficByDefault(t *testing.T) {
 	}
 }
 
+// A data plane's metrics tell who calls whom; they are at the port of its readiness.
+func TestMetricsOfDataPlanesAreForLabeledNamespaces(t *testing.T) {
+	for _, dir := range kustomizations() {
+		for _, o := range kinds(render(t, dir), "NetworkPolicy") {
+			for _, rule := range into[networkingv1.NetworkPolicy](t, o).Spec.Ingress {
+				labeled := len(rule.From) > 0
+				for _, peer := range rule.From {
+					labeled = labeled && peer.NamespaceSelector != nil && peer.NamespaceSelector.MatchLabels["lambdamesh.dev/metrics"] == "true"
+				}
+				for _, port := range rule.Ports {
+					if number := port.Port.IntValue(); number == sidecar.ReadyPort || number == 15090 {
+						require.True(t, labeled, "%s opens %d to others", name(o), number)
+					}
+				}
+			}
+		}
+	}
+}
+
 func TestEnvoyBootstrapIsValid(t *testing.T) {
 	data, err := members.ConfigMaps{XDSAddress: "controlplane.lambdamesh-system.svc:15010"}.Data()
 	require.NoError(t, err)
