@@ -85,6 +85,8 @@ func TestHostileFraming(t *testing.T) {
 				"line feeds only":                  "GET " + d.path + " HTTP/1.1\nHost: " + d.host + "\n\n" + smuggled,
 				"a method that is none":            "G(E)T " + d.path + " HTTP/1.1\r\nHost: " + d.host + "\r\n\r\n" + smuggled,
 				"not HTTP at all":                  "SSH-2.0-OpenSSH_9.9\r\n\r\n",
+				// What follows must be looked at as before.
+				"a line that begins HTTP/2": "PRI * HTTP/2.0\r\nHost: " + d.host + "\r\nX: y\r\n\r\nGET " + d.path + " HTTP/1.1\nHost: " + d.host + "\n\n" + smuggled,
 			}
 			each(t, lines, func(text string) (answer, error) {
 				return exchange(address(t, d.url), text, strings.HasPrefix(d.url, "https"))
