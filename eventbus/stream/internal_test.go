@@ -45,8 +45,8 @@ func TestErrorsOfTheServerSayWhatIsWrong(t *testing.T) {
 	require.NoError(t, translate(nil))
 }
 
-// running starts a server and a store on it, for the test.
-func running(t *testing.T, config Config) (*Store, jetstream.JetStream) {
+// served is a NATS server of the test's own, with what an older version left.
+func served(t *testing.T) (*server.Server, *nats.Conn, jetstream.JetStream) {
 	t.Helper()
 	srv, err := server.NewServer(&server.Options{DontListen: true, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, MaxPayload: 2 << 20})
 	require.NoError(t, err)
@@ -63,6 +63,13 @@ func running(t *testing.T, config Config) (*Store, jetstream.JetStream) {
 		MaxAge: 7 * 24 * time.Hour, MaxBytes: 1 << 30, Duplicates: 10 * time.Minute,
 	})
 	require.NoError(t, err)
+	return srv, nc, js
+}
+
+// running is a store at work on a served NATS.
+func running(t *testing.T, config Config) (*Store, jetstream.JetStream) {
+	t.Helper()
+	srv, _, js := served(t)
 	config.InProcess = srv
 	s, err := New(config)
 	require.NoError(t, err)
@@ -119,8 +126,12 @@ func TestOldEventsGoWhenEverySubscriptionIsDoneWithThem(t *testing.T) {
 // What could not be asked is not known to be missing: a batch without the answer
 // would store some events twice, or none of them.
 func TestWhetherEventsAreStoredIsNotGuessed(t *testing.T) {
-	s, js := running(t, Config{})
-	l, err := s.connected()
+	// A store that does not run: one that does makes a missing stream again, and
+	// an empty stream does answer.
+	srv, nc, js := served(t)
+	s, err := New(Config{InProcess: srv})
+	require.NoError(t, err)
+	l, err := s.ensureStreams(t.Context(), nc, js)
 	require.NoError(t, err)
 	ask := func() ([]*pending, error) {
 		e := event.Event{ID: "1", Source: "s", Type: "t"}
