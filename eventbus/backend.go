@@ -6,10 +6,10 @@ import (
 	"time"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/admin"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/stan"
+	"github.com/lambdamesh/lambdamesh/eventbus/dispatch"
 	"github.com/lambdamesh/lambdamesh/eventbus/ingress"
-	"github.com/lambdamesh/lambdamesh/eventbus/push"
-	"github.com/lambdamesh/lambdamesh/eventbus/stan"
-	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 )
 
@@ -28,8 +28,8 @@ const (
 type Store interface {
 	component.Component
 	ingress.Publisher
-	push.Source
-	push.DeadLetters
+	dispatch.Source
+	dispatch.DeadLetters
 	admin.DeadLetters
 }
 
@@ -38,7 +38,7 @@ type Store interface {
 func (c *Config) validateBackend() error {
 	switch c.Backend {
 	case JetStream:
-		return c.Stream.Validate()
+		return c.JetStream.Validate()
 	case NATSStreaming:
 		return c.Stan.Validate()
 	}
@@ -50,8 +50,8 @@ func (c *Config) validateBackend() error {
 func (c *Config) openBackend() (store Store, ackWait time.Duration, err error) {
 	switch c.Backend {
 	case JetStream:
-		store, err = stream.New(c.Stream)
-		return store, c.Stream.AckWait, err
+		store, err = jetstream.New(c.JetStream)
+		return store, c.JetStream.AckWait, err
 	case NATSStreaming:
 		store, err = stan.New(c.Stan)
 		return store, c.Stan.AckWait, err

@@ -9,9 +9,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/stan"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/stan/stantest"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
-	"github.com/lambdamesh/lambdamesh/eventbus/stan"
-	"github.com/lambdamesh/lambdamesh/eventbus/stan/stantest"
 )
 
 // onNATSStreaming makes startBus use a server of NATS Streaming.
@@ -51,7 +52,7 @@ func TestNATSStreamingCarriesEventsThroughFailuresToTheDeadLetters(t *testing.T)
 		next(t, tried)
 	}
 	var page struct {
-		Items []event.DeadLetter `json:"items"`
+		Items []broker.DeadLetter `json:"items"`
 	}
 	require.Eventually(t, func() bool {
 		get(t, b.admin+"/admin/v1/dead-letters?subscription=shop/poisoned", &page)
@@ -93,7 +94,7 @@ func TestNATSStreamingKeepsPositionsAndOrderOverARestart(t *testing.T) {
 	require.Eventually(t, func() bool {
 		info, err := b.Dispatcher().Info(t.Context(), "u1")
 		stats, _ := b.Dispatcher().Stats("u1")
-		return err == nil && info == event.ConsumerInfo{} && stats.Delivered > 0 && stats.InFlight == 0
+		return err == nil && info == broker.ConsumerInfo{} && stats.Delivered > 0 && stats.InFlight == 0
 	}, 30*time.Second, 20*time.Millisecond)
 	last := -1
 	for len(got) > 0 {

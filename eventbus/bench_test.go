@@ -13,32 +13,32 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
+	natsjs "github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
 	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
-	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 )
 
 var payload = []byte(`{"data":"` + strings.Repeat("x", 1000) + `"}`) //nolint:gochecknoglobals // read only
 
 // raw is a JetStream on the bus's own server, with a stream that is configured as
 // the bus's own in everything but its name and subjects.
-func raw(b *testing.B) (jetstream.JetStream, jetstream.Stream) {
+func raw(b *testing.B) (natsjs.JetStream, natsjs.Stream) {
 	b.Helper()
 	server, err := natsserver.New(natsserver.Config{Dir: b.TempDir()})
 	require.NoError(b, err)
 	run(b, server)
-	store, err := stream.New(benchStream(server))
+	store, err := jetstream.New(benchStream(server))
 	require.NoError(b, err)
 	run(b, store)()
 	nc, err := nats.Connect("", nats.InProcessServer(server))
 	require.NoError(b, err)
 	b.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
+	js, err := natsjs.New(nc)
 	require.NoError(b, err)
-	ours, err := js.Stream(b.Context(), stream.EventStream)
+	ours, err := js.Stream(b.Context(), jetstream.EventStream)
 	require.NoError(b, err)
 	config := ours.CachedInfo().Config
 	config.Name, config.Subjects = "RAW", []string{"raw.>"}
@@ -48,15 +48,15 @@ func raw(b *testing.B) (jetstream.JetStream, jetstream.Stream) {
 }
 
 // benchStream are the settings of both.
-func benchStream(server *natsserver.Server) stream.Config {
-	return stream.Config{InProcess: server, MaxBytes: 4 << 30}
+func benchStream(server *natsserver.Server) jetstream.Config {
+	return jetstream.Config{InProcess: server, MaxBytes: 4 << 30}
 }
 
 func benchBus(b *testing.B) *bus {
 	return startBus(b, b.TempDir(), func(c *eventbus.Config) {
-		server, ok := c.Stream.InProcess.(*natsserver.Server)
+		server, ok := c.JetStream.InProcess.(*natsserver.Server)
 		require.True(b, ok)
-		c.Stream = benchStream(server)
+		c.JetStream = benchStream(server)
 	})
 }
 
@@ -110,7 +110,7 @@ func BenchmarkPublish(b *testing.B) {
 			js, _ := raw(b)
 			var n atomic.Int64
 			parallel(b, callers, func() error {
-				_, err := js.Publish(b.Context(), "raw.commerce.order.created.v1", payload, jetstream.WithMsgID(fmt.Sprint(n.Add(1))))
+				_, err := js.Publish(b.Context(), "raw.commerce.order.created.v1", payload, natsjs.WithMsgID(fmt.Sprint(n.Add(1))))
 				return err
 			})
 		})
@@ -162,10 +162,10 @@ func BenchmarkLatency(b *testing.B) {
 	})
 	b.Run("jetstream-to-consumer", func(b *testing.B) {
 		js, s := raw(b)
-		c, err := s.CreateConsumer(b.Context(), jetstream.ConsumerConfig{Durable: "c", AckPolicy: jetstream.AckExplicitPolicy})
+		c, err := s.CreateConsumer(b.Context(), natsjs.ConsumerConfig{Durable: "c", AckPolicy: natsjs.AckExplicitPolicy})
 		require.NoError(b, err)
 		arrived := make(chan time.Time, 1)
-		consuming, err := c.Consume(func(m jetstream.Msg) {
+		consuming, err := c.Consume(func(m natsjs.Msg) {
 			arrived <- time.Now()
 			_ = m.Ack()
 		})
@@ -174,7 +174,7 @@ func BenchmarkLatency(b *testing.B) {
 		n := 0
 		latencies(b, arrived, func() {
 			n++
-			_, err := js.Publish(b.Context(), "raw.commerce.order", payload, jetstream.WithMsgID(fmt.Sprint(n)))
+			_, err := js.Publish(b.Context(), "raw.commerce.order", payload, natsjs.WithMsgID(fmt.Sprint(n)))
 			require.NoError(b, err)
 		})
 	})

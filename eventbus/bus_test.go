@@ -18,10 +18,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
-	"github.com/lambdamesh/lambdamesh/eventbus/event"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
+	"github.com/lambdamesh/lambdamesh/eventbus/dispatch"
 	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
-	"github.com/lambdamesh/lambdamesh/eventbus/push"
-	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
@@ -41,7 +41,7 @@ func startBus(t testing.TB, dir string, change func(*eventbus.Config)) *bus {
 	policy, err := targets.New(targets.Config{Allow: []string{"127.0.0.0/8"}})
 	require.NoError(t, err)
 	config := eventbus.Config{
-		Stream:        stream.Config{InProcess: nats, AckWait: time.Second},
+		JetStream:     jetstream.Config{InProcess: nats, AckWait: time.Second},
 		OpenListener:  listen(t),
 		AdminListener: listen(t),
 		AdminOpen:     true,
@@ -92,12 +92,12 @@ func run(t testing.TB, c component.Component) (stop func()) {
 	return stop
 }
 
-func subscription(uid, url string) push.Subscription {
-	return push.Subscription{
+func subscription(uid, url string) dispatch.Subscription {
+	return dispatch.Subscription{
 		UID: uid, Namespace: "shop", Name: uid, Created: time.Now(),
-		Selectors: []event.Selector{{Source: "commerce", Type: "**"}}, Sink: push.Sink{URL: url},
-		Format: push.Binary, Timeout: 5 * time.Second, MaxInFlight: 10,
-		Retry: push.Retry{MaxAttempts: 3, MinBackoff: 20 * time.Millisecond, MaxBackoff: 50 * time.Millisecond, MaxAge: time.Hour},
+		Selectors: []broker.Selector{{Source: "commerce", Type: "**"}}, Sink: dispatch.Sink{URL: url},
+		Format: dispatch.Binary, Timeout: 5 * time.Second, MaxInFlight: 10,
+		Retry: dispatch.Retry{MaxAttempts: 3, MinBackoff: 20 * time.Millisecond, MaxBackoff: 50 * time.Millisecond, MaxAge: time.Hour},
 	}
 }
 
@@ -159,7 +159,7 @@ func TestLegacyEventIsPushedAsCloudEvent(t *testing.T) {
 }
 
 func TestOfficialSDKPublishesAndReceives(t *testing.T) {
-	for _, format := range []push.Format{push.Binary, push.Structured} {
+	for _, format := range []dispatch.Format{dispatch.Binary, dispatch.Structured} {
 		t.Run(string(format), func(t *testing.T) {
 			b := startBus(t, t.TempDir(), nil)
 			l := listen(t)
@@ -229,7 +229,7 @@ func TestPoisonEventBecomesADeadLetterThatTheAdminPortShows(t *testing.T) {
 		next(t, got)
 	}
 	var page struct {
-		Items []event.DeadLetter `json:"items"`
+		Items []broker.DeadLetter `json:"items"`
 	}
 	require.Eventually(t, func() bool {
 		get(t, b.admin+"/admin/v1/dead-letters?subscription=shop/poisoned", &page)

@@ -2,13 +2,13 @@
 // stored before they are accepted, and are pushed to the sinks of Subscriptions
 // until each was delivered or lies in the dead-letter store.
 //
-//	HTTP -> ingress -> stream (JetStream) -> push -> HTTP
-//	                      ^                   ^
-//	                  natsserver          controller <- Subscription, ApplicationBinding, EventGrant
-//	                  (embedded)
+//	HTTP -> ingress -> broker/jetstream -> dispatch -> HTTP
+//	                       ^                  ^
+//	                   natsserver         controller <- Subscription, ApplicationBinding, EventGrant
+//	                   (embedded)
 //
-// NATS Streaming (package stan) can take the place of JetStream; package migrate
-// leads back.
+// NATS Streaming (package broker/stan) can take the place of JetStream; package
+// migrate leads back. Operators look in through package admin.
 //
 // What may enter: wiring. `cmd/eventbus` and `lambdamesh dev` both build the bus
 // with [New], from other listeners and with another NATS.

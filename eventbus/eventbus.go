@@ -20,11 +20,11 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/admin"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/stan"
 	"github.com/lambdamesh/lambdamesh/eventbus/controller"
+	"github.com/lambdamesh/lambdamesh/eventbus/dispatch"
 	"github.com/lambdamesh/lambdamesh/eventbus/ingress"
-	"github.com/lambdamesh/lambdamesh/eventbus/push"
-	"github.com/lambdamesh/lambdamesh/eventbus/stan"
-	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 	"github.com/lambdamesh/lambdamesh/eventbus/tokens"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
@@ -47,9 +47,9 @@ const (
 type Config struct {
 	// Backend is the broker that keeps events; default [JetStream]. Its own
 	// settings count, those of the other do not.
-	Backend Backend
-	Stream  stream.Config
-	Stan    stan.Config
+	Backend   Backend
+	JetStream jetstream.Config
+	Stan      stan.Config
 
 	// MeshListener takes publishers whose identity their sidecar proved. Nothing
 	// but the bus's own sidecar may reach it.
@@ -95,7 +95,7 @@ type Config struct {
 	// stop, each; default 15 s.
 	DrainTimeout time.Duration
 	// MaxBytesInFlight bounds the memory of events on their way to sinks; see
-	// [push.Config].
+	// [dispatch.Config].
 	MaxBytesInFlight int64
 	// MaxConnections bounds the connections of publishers on each listener, see
 	// [httpserver.Config]; default [httpserver.DefaultMaxConns].
@@ -134,8 +134,8 @@ func (c Config) Defaults() (Config, error) {
 	if c.Registry == nil {
 		c.Registry = telemetry.Registry()
 	}
-	if c.Stream.Logger == nil {
-		c.Stream.Logger = c.Log
+	if c.JetStream.Logger == nil {
+		c.JetStream.Logger = c.Log
 	}
 	if c.Stan.Logger == nil {
 		c.Stan.Logger = c.Log
@@ -152,7 +152,7 @@ func (c Config) Defaults() (Config, error) {
 	if c.MaxConnectionsPerRemote == 0 {
 		c.MaxConnectionsPerRemote = max(c.MaxConnections/2, 1)
 	}
-	c.Stream, c.Stan = c.Stream.Defaults(), c.Stan.Defaults()
+	c.JetStream, c.Stan = c.JetStream.Defaults(), c.Stan.Defaults()
 	if c.Targets == nil {
 		policy, err := targets.New(targets.Config{})
 		if err != nil {
@@ -202,14 +202,14 @@ func (c Config) Validate() error {
 type Bus struct {
 	*component.Group
 	store      Store
-	dispatcher *push.Dispatcher
+	dispatcher *dispatch.Dispatcher
 }
 
 // Store is where the bus keeps its events.
 func (b *Bus) Store() Store { return b.store }
 
 // Dispatcher pushes events; without an API server subscriptions are set here.
-func (b *Bus) Dispatcher() *push.Dispatcher { return b.dispatcher }
+func (b *Bus) Dispatcher() *dispatch.Dispatcher { return b.dispatcher }
 
 // New builds a bus from config; Run starts it.
 func New(config Config) (*Bus, error) {
@@ -237,7 +237,7 @@ func New(config Config) (*Bus, error) {
 			mesh = controller.MeshDial(mgr.GetClient(), (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext)
 		}
 	}
-	b.dispatcher = push.New(push.Config{
+	b.dispatcher = dispatch.New(dispatch.Config{
 		Source:       b.store,
 		DeadLetters:  b.store,
 		Mesh:         meshTransport(config.MeshProxyURL, mesh),
@@ -248,7 +248,7 @@ func New(config Config) (*Bus, error) {
 
 		MaxBytesInFlight: config.MaxBytesInFlight,
 
-		Metrics: push.NewMetrics(config.Registry),
+		Metrics: dispatch.NewMetrics(config.Registry),
 		Log:     config.Log,
 	})
 

@@ -16,13 +16,14 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
+	natsjs "github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
-	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 )
 
 func TestStopUnderLoadLosesNoAcceptedEvent(t *testing.T) {
@@ -92,7 +93,7 @@ func TestNATSComingBackWithoutItsDataHeals(t *testing.T) {
 	url, got := receiver(t, nil)
 	sub := subscription("u1", url)
 	b := startBus(t, t.TempDir(), func(c *eventbus.Config) {
-		c.Stream = stream.Config{URL: server.URL(), AckWait: time.Second, PublishTimeout: time.Second}
+		c.JetStream = jetstream.Config{URL: server.URL(), AckWait: time.Second, PublishTimeout: time.Second}
 	})
 	require.NoError(t, b.Dispatcher().Set(t.Context(), sub))
 	publish(t, b, "1")
@@ -116,7 +117,7 @@ func TestPushesGoOnSoonAfterNATSWasRestarted(t *testing.T) {
 	stop := run(t, server)
 	nats.Listen = server.Address()
 	url, got := receiver(t, nil)
-	b := startBus(t, t.TempDir(), func(c *eventbus.Config) { c.Stream = stream.Config{URL: server.URL()} })
+	b := startBus(t, t.TempDir(), func(c *eventbus.Config) { c.JetStream = jetstream.Config{URL: server.URL()} })
 	require.NoError(t, b.Dispatcher().Set(t.Context(), subscription("u1", url)))
 	publish(t, b, "1")
 	next(t, got)
@@ -134,7 +135,7 @@ func TestHeadersOfNATSNeverPass(t *testing.T) {
 	nats1, err := natsserver.New(natsserver.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
 	require.NoError(t, err)
 	run(t, nats1)
-	b := startBus(t, t.TempDir(), func(c *eventbus.Config) { c.Stream = stream.Config{URL: nats1.URL()} })
+	b := startBus(t, t.TempDir(), func(c *eventbus.Config) { c.JetStream = jetstream.Config{URL: nats1.URL()} })
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+"/publish", strings.NewReader("{}"))
 	require.NoError(t, err)
 	r.Header = http.Header{
@@ -145,15 +146,15 @@ func TestHeadersOfNATSNeverPass(t *testing.T) {
 	require.NoError(t, err)
 	defer response.Body.Close()
 	require.Equal(t, http.StatusAccepted, response.StatusCode)
-	var answer struct{ Events []event.Receipt }
+	var answer struct{ Events []broker.Receipt }
 	require.NoError(t, json.NewDecoder(response.Body).Decode(&answer))
 
 	nc, err := nats.Connect(nats1.URL())
 	require.NoError(t, err)
 	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
+	js, err := natsjs.New(nc)
 	require.NoError(t, err)
-	s, err := js.Stream(t.Context(), stream.EventStream)
+	s, err := js.Stream(t.Context(), jetstream.EventStream)
 	require.NoError(t, err)
 	msg, err := s.GetMsg(t.Context(), answer.Events[0].Sequence)
 	require.NoError(t, err)
@@ -161,7 +162,7 @@ func TestHeadersOfNATSNeverPass(t *testing.T) {
 		require.NotContains(t, msg.Header, name)
 	}
 	require.NotEqual(t, "x", msg.Header.Get("Nats-Msg-Id"))
-	require.Equal(t, stream.EventStream, msg.Header.Get("Nats-Expected-Stream"))
+	require.Equal(t, jetstream.EventStream, msg.Header.Get("Nats-Expected-Stream"))
 	require.Equal(t, "lambdamesh.events._.commerce.%24JS.API.STREAM.DELETE.%3E%20%2A", msg.Subject)
 }
 

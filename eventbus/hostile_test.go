@@ -8,13 +8,14 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
+	natsjs "github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
-	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 )
 
 func TestEventWithAllExtensionsAndATraceIsDelivered(t *testing.T) {
@@ -62,17 +63,17 @@ func TestWhatIsStoredIsDeliveredOrShownAsADeadLetter(t *testing.T) {
 	server, err := natsserver.New(natsserver.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
 	require.NoError(t, err)
 	run(t, server)
-	b := startBus(t, t.TempDir(), func(c *eventbus.Config) { c.Stream = stream.Config{URL: server.URL()} })
+	b := startBus(t, t.TempDir(), func(c *eventbus.Config) { c.JetStream = jetstream.Config{URL: server.URL()} })
 	url, got := receiver(t, nil)
 	require.NoError(t, b.Dispatcher().Set(t.Context(), subscription("u1", url)))
 	require.NoError(t, b.Dispatcher().Set(t.Context(), subscription("u2", url)))
 	nc, err := nats.Connect(server.URL())
 	require.NoError(t, err)
 	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
+	js, err := natsjs.New(nc)
 	require.NoError(t, err)
 	write := func(change func(nats.Header), data []byte) {
-		msg := nats.NewMsg("lambdamesh.events." + event.SubjectOf("commerce", "order.created.v1"))
+		msg := nats.NewMsg("lambdamesh.events." + broker.SubjectOf("commerce", "order.created.v1"))
 		msg.Data = data
 		msg.Header = nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"1"}, "ce-source": {"commerce"}, "ce-type": {"order.created.v1"}}
 		change(msg.Header)
@@ -96,7 +97,7 @@ func TestWhatIsStoredIsDeliveredOrShownAsADeadLetter(t *testing.T) {
 	write(func(h nats.Header) { h["ce-time"] = []string{"yesterday"}; h["x-other"] = []string{"kept"} }, []byte("raw"))
 	write(func(h nats.Header) { h["ce-specversion"] = []string{"9.0"} }, large)
 	var page struct {
-		Items []event.DeadLetter `json:"items"`
+		Items []broker.DeadLetter `json:"items"`
 	}
 	require.Eventually(t, func() bool {
 		get(t, b.admin+"/admin/v1/dead-letters", &page)
@@ -105,7 +106,7 @@ func TestWhatIsStoredIsDeliveredOrShownAsADeadLetter(t *testing.T) {
 	get(t, b.admin+"/admin/v1/dead-letters?subscription=shop/u2", &page)
 	require.Len(t, page.Items, 2, "one for each subscription that would have got it")
 	first, second := page.Items[0], page.Items[1]
-	require.Equal(t, event.ReasonUnreadable, first.Reason)
+	require.Equal(t, broker.ReasonUnreadable, first.Reason)
 	require.Contains(t, first.LastError, "ce-time")
 	require.Equal(t, "1", first.Event.ID)
 	require.Equal(t, "raw", string(first.Raw.Data))
@@ -118,7 +119,7 @@ func TestWhatIsStoredIsDeliveredOrShownAsADeadLetter(t *testing.T) {
 
 func TestFullBusIsNotReadyAndRecovers(t *testing.T) {
 	b := startBus(t, t.TempDir(), func(c *eventbus.Config) {
-		c.Stream.MaxBytes, c.Stream.DedupWindow = 512<<10, 100*time.Millisecond
+		c.JetStream.MaxBytes, c.JetStream.DedupWindow = 512<<10, 100*time.Millisecond
 	})
 	url, got := receiver(t, nil)
 	sub := subscription("u1", url)
@@ -129,7 +130,7 @@ func TestFullBusIsNotReadyAndRecovers(t *testing.T) {
 	for {
 		_, err := b.Store().Publish(t.Context(), []event.Event{{ID: fmt.Sprint(accepted), Source: "commerce", Type: "t", Data: make([]byte, 16<<10)}})
 		if err != nil {
-			require.ErrorIs(t, err, event.ErrFull)
+			require.ErrorIs(t, err, broker.ErrFull)
 			break
 		}
 		accepted++

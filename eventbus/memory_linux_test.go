@@ -23,9 +23,10 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
-	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
@@ -50,7 +51,7 @@ func TestMeasuredBus(t *testing.T) {
 	require.NoError(t, err)
 	listener := listen(t)
 	bus, err := eventbus.New(eventbus.Config{
-		Stream: stream.Config{URL: url}, OpenListener: listener, Targets: policy,
+		JetStream: jetstream.Config{URL: url}, OpenListener: listener, Targets: policy,
 		DrainTimeout: time.Second, Log: slog.New(slog.DiscardHandler),
 	})
 	require.NoError(t, err)
@@ -62,7 +63,7 @@ func TestMeasuredBus(t *testing.T) {
 	for _, name := range names {
 		sub := subscription(name, sink+"/"+name)
 		// All in one namespace, the worst for the one that is healthy.
-		sub.MaxInFlight, sub.Timeout, sub.Start = 100, 30*time.Second, event.Start{Earliest: true}
+		sub.MaxInFlight, sub.Timeout, sub.Start = 100, 30*time.Second, broker.Start{Earliest: true}
 		require.NoError(t, bus.Dispatcher().Set(t.Context(), sub))
 	}
 	file := os.Getenv(envMeasuredFile)
@@ -132,7 +133,7 @@ func TestMemoryStaysBelowThePodsLimitWhileSinksHang(t *testing.T) {
 	server, err := natsserver.New(natsserver.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	run(t, server)
-	store, err := stream.New(stream.Config{URL: server.URL()})
+	store, err := jetstream.New(jetstream.Config{URL: server.URL()})
 	require.NoError(t, err)
 	run(t, store)
 	publishing := func(id string, size int) {

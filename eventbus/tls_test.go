@@ -17,10 +17,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/natsclient"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
-	"github.com/lambdamesh/lambdamesh/eventbus/natsclient"
 	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
-	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 	"github.com/lambdamesh/lambdamesh/manifests"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
@@ -122,20 +122,20 @@ jetstream { store_dir: "`+t.TempDir()+`", sync_interval: always }`))
 	require.NoError(t, err)
 	run(t, nats)
 
-	open := func(ca string) *stream.Store {
-		store, err := stream.New(stream.Config{URL: "nats://" + address.Addr().String(), Logger: slog.New(slog.DiscardHandler), Access: natsclient.Access{
+	open := func(ca string) *jetstream.Store {
+		store, err := jetstream.New(jetstream.Config{URL: "nats://" + address.Addr().String(), Logger: slog.New(slog.DiscardHandler), Access: natsclient.Access{
 			UserFile: volume.path("user"), PasswordFile: volume.path("password"), CAFile: volume.path(ca),
 			CertFile: volume.path("tls.crt"), KeyFile: volume.path("tls.key"),
 		}})
 		require.NoError(t, err)
 		return store
 	}
-	publish := func(store *stream.Store) error {
+	publish := func(store *jetstream.Store) error {
 		_, err := store.Publish(t.Context(), []event.Event{{ID: "1", Source: "commerce", Type: "t"}})
 		return err
 	}
 	good, deceived := open("ca.crt"), open("stranger.crt")
-	for _, store := range []*stream.Store{good, deceived} {
+	for _, store := range []*jetstream.Store{good, deceived} {
 		ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 		done := make(chan error, 1)
 		go func() { done <- store.Run(ctx) }()
@@ -170,7 +170,7 @@ func TestAccessThatContradictsItselfIsRefused(t *testing.T) {
 		"not both":                 {UserFile: "user", PasswordFile: "password", CredentialsFile: "creds"},
 		"certificate and key":      {CertFile: "tls.crt"},
 	} {
-		_, err := stream.New(stream.Config{URL: "nats://nats:4222", Access: access})
+		_, err := jetstream.New(jetstream.Config{URL: "nats://nats:4222", Access: access})
 		require.ErrorContains(t, err, want)
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
-	"github.com/lambdamesh/lambdamesh/eventbus/stream"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
 	"github.com/lambdamesh/lambdamesh/pkg/config"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
@@ -84,11 +84,11 @@ is pushed after the next start.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), cmd.ErrOrStderr(), o) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.config.Stream.URL, "nats-url", "nats://nats.lambdamesh-system.svc:4222", "NATS servers with JetStream, or with NATS Streaming")
+	f.StringVar(&o.config.JetStream.URL, "nats-url", "nats://nats.lambdamesh-system.svc:4222", "NATS servers with JetStream, or with NATS Streaming")
 	f.StringVar((*string)(&o.config.Backend), "backend", string(eventbus.JetStream), "broker that keeps events: jetstream, or stan for NATS Streaming")
 	f.StringVar(&o.config.Stan.ClusterID, "stan-cluster-id", "", "cluster ID of NATS Streaming")
 	f.StringVar(&o.config.Stan.ClientID, "stan-client-id", "", "client ID of NATS Streaming, which owns the positions of subscriptions (default lambdamesh-eventbus)")
-	streamFlags(f, &o.config.Stream)
+	streamFlags(f, &o.config.JetStream)
 	f.StringVar(&o.address, "address", ":8080", "where publishers with a service-account token are served; empty: nowhere")
 	f.StringVar(&o.config.TokenCertFile, "tls-cert", "", "`FILE` with the certificate that --address is served with; it and the key are read again when they change")
 	f.StringVar(&o.config.TokenKeyFile, "tls-key", "", "`FILE` with its key")
@@ -112,7 +112,7 @@ is pushed after the next start.`,
 	return cmd
 }
 
-func streamFlags(f *pflag.FlagSet, settings *stream.Config) {
+func streamFlags(f *pflag.FlagSet, settings *jetstream.Config) {
 	f.StringVar(&settings.Access.CredentialsFile, "nats-credentials", "", "NATS credentials `FILE`")
 	f.StringVar(&settings.Access.UserFile, "nats-user-file", "", "`FILE` with the user's name at NATS; read at each connection, as the files below are")
 	f.StringVar(&settings.Access.PasswordFile, "nats-password-file", "", "`FILE` with the user's password")
@@ -153,8 +153,8 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 		return err
 	}
 	o.config.Log = log
-	o.config.Stan.URL, o.config.Stan.Access = o.config.Stream.URL, o.config.Stream.Access
-	o.config.Stan.DedupWindow = o.config.Stream.DedupWindow
+	o.config.Stan.URL, o.config.Stan.Access = o.config.JetStream.URL, o.config.JetStream.Access
+	o.config.Stan.DedupWindow = o.config.JetStream.DedupWindow
 	if o.config.Targets, err = targets.New(o.targets); err != nil {
 		return err
 	}
@@ -186,6 +186,6 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 	if err != nil {
 		return err
 	}
-	log.Info("event bus starts", "backend", o.config.Backend, "nats", o.config.Stream.Servers())
+	log.Info("event bus starts", "backend", o.config.Backend, "nats", o.config.JetStream.Servers())
 	return bus.Run(ctx)
 }

@@ -8,9 +8,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/stan"
 	"github.com/lambdamesh/lambdamesh/eventbus/migrate"
-	"github.com/lambdamesh/lambdamesh/eventbus/stan"
-	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 	"github.com/lambdamesh/lambdamesh/pkg/config"
 	"github.com/lambdamesh/lambdamesh/pkg/telemetry"
@@ -18,7 +18,7 @@ import (
 
 type migrateOptions struct {
 	from stan.Config
-	to   stream.Config
+	to   jetstream.Config
 	log  telemetry.LogConfig
 }
 
@@ -65,7 +65,7 @@ func runMigrate(ctx context.Context, stdout, stderr io.Writer, o *migrateOptions
 	if err != nil {
 		return err
 	}
-	to, err := stream.New(o.to)
+	to, err := jetstream.New(o.to)
 	if err != nil {
 		return err
 	}

@@ -10,11 +10,12 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/stan"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/stan/stantest"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
-	"github.com/lambdamesh/lambdamesh/eventbus/stan"
-	"github.com/lambdamesh/lambdamesh/eventbus/stan/stantest"
-	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 )
 
@@ -37,9 +38,9 @@ func order(n int) event.Event {
 }
 
 // orders returns the IDs of the events a store holds, in order.
-func orders(t *testing.T, store *stream.Store) (ids []string) {
+func orders(t *testing.T, store *jetstream.Store) (ids []string) {
 	t.Helper()
-	spec := event.ConsumerSpec{Name: "reader", Selectors: []event.Selector{{Source: "commerce", Type: "**"}}, Start: event.Start{Earliest: true}}
+	spec := broker.ConsumerSpec{Name: "reader", Selectors: []broker.Selector{{Source: "commerce", Type: "**"}}, Start: broker.Start{Earliest: true}}
 	c, err := store.Subscribe(t.Context(), spec)
 	require.NoError(t, err)
 	for {
@@ -49,21 +50,21 @@ func orders(t *testing.T, store *stream.Store) (ids []string) {
 			require.NoError(t, store.Unsubscribe(t.Context(), spec.Name))
 			return ids
 		}
-		window := event.Window{Events: int(info.Pending), Bytes: 1 << 20}
-		_, err = c.Fetch(t.Context(), window, 10*time.Second, func(d event.Delivery) { ids = append(ids, d.Event().ID) })
+		window := broker.Window{Events: int(info.Pending), Bytes: 1 << 20}
+		_, err = c.Fetch(t.Context(), window, 10*time.Second, func(d broker.Delivery) { ids = append(ids, d.Event().ID) })
 		require.NoError(t, err)
 	}
 }
 
 func TestMigrateCopiesWhatIsMissingInOrder(t *testing.T) {
 	streaming := stantest.Start(t, stantest.Options{Dir: t.TempDir()})
-	jetstream, err := natsserver.New(natsserver.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
+	server, err := natsserver.New(natsserver.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
 	require.NoError(t, err)
-	start(t, jetstream)
+	start(t, server)
 	from, err := stan.New(stan.Config{URL: streaming.URL, ClusterID: stantest.ClusterID})
 	require.NoError(t, err)
 	start(t, from)
-	to, err := stream.New(stream.Config{URL: jetstream.URL(), DedupWindow: time.Second})
+	to, err := jetstream.New(jetstream.Config{URL: server.URL(), DedupWindow: time.Second})
 	require.NoError(t, err)
 	start(t, to)
 	migrate := func() string {
@@ -72,7 +73,7 @@ func TestMigrateCopiesWhatIsMissingInOrder(t *testing.T) {
 		cmd.SetOut(&out)
 		cmd.SetErr(&bytes.Buffer{})
 		// With a window this short, JetStream itself deduplicates next to nothing.
-		cmd.SetArgs([]string{"migrate", "--from-stan", streaming.URL, "--stan-cluster-id", stantest.ClusterID, "--to", jetstream.URL(), "--dedup-window", "100ms"})
+		cmd.SetArgs([]string{"migrate", "--from-stan", streaming.URL, "--stan-cluster-id", stantest.ClusterID, "--to", server.URL(), "--dedup-window", "100ms"})
 		require.NoError(t, cmd.ExecuteContext(t.Context()))
 		return out.String()
 	}
@@ -88,8 +89,8 @@ func TestMigrateCopiesWhatIsMissingInOrder(t *testing.T) {
 	}
 	_, err = from.Publish(t.Context(), all)
 	require.NoError(t, err)
-	letter := event.DeadLetter{
-		Subscription: "shop/orders", Consumer: "uid", Sequence: 8, Stored: time.Now().UTC(), Reason: event.ReasonExpired,
+	letter := broker.DeadLetter{
+		Subscription: "shop/orders", Consumer: "uid", Sequence: 8, Stored: time.Now().UTC(), Reason: broker.ReasonExpired,
 		Attempts: 4, LastStatus: 503, LastError: "busy", Event: order(7),
 	}
 	require.NoError(t, from.StoreDeadLetter(t.Context(), &letter))

@@ -13,7 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/lambdamesh/lambdamesh/eventbus/event"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
 	"github.com/lambdamesh/lambdamesh/eventbus/tokens"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 )
@@ -32,7 +32,7 @@ type DeadLetters interface {
 	// DeadLetters returns at most limit dead letters with an ID above after, of
 	// one consumer or, when it is empty, of all: fewer when they are large, and
 	// none only when there are no more.
-	DeadLetters(ctx context.Context, consumer string, after uint64, limit int) ([]event.DeadLetter, error)
+	DeadLetters(ctx context.Context, consumer string, after uint64, limit int) ([]broker.DeadLetter, error)
 }
 
 // ErrForbidden is what [Config.Authorize] returns for callers who are known and
@@ -157,7 +157,7 @@ type pageWriter struct {
 func (p *pageWriter) text(s string) { _, _ = io.WriteString(p.w, s) }
 
 // item writes one and returns how much data it has.
-func (p *pageWriter) item(letter *event.DeadLetter) (bytes int) {
+func (p *pageWriter) item(letter *broker.DeadLetter) (bytes int) {
 	if p.some {
 		p.text(",")
 	}

@@ -17,6 +17,7 @@ import (
 	kubetesting "k8s.io/client-go/testing"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/admin"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/tokens"
 )
@@ -24,13 +25,13 @@ import (
 // letters are dead letters of two subscriptions in turns.
 type letters int
 
-func (n letters) DeadLetters(_ context.Context, _ string, after uint64, limit int) ([]event.DeadLetter, error) {
+func (n letters) DeadLetters(_ context.Context, _ string, after uint64, limit int) ([]broker.DeadLetter, error) {
 	if n < 0 {
-		return nil, event.ErrUnavailable
+		return nil, broker.ErrUnavailable
 	}
-	var page []event.DeadLetter
+	var page []broker.DeadLetter
 	for id := after + 1; id <= uint64(n) && len(page) < limit; id++ {
-		page = append(page, event.DeadLetter{ID: id, Subscription: []string{"shop/even", "shop/odd"}[id%2], Event: event.Event{ID: "e", Source: "s", Type: "t"}})
+		page = append(page, broker.DeadLetter{ID: id, Subscription: []string{"shop/even", "shop/odd"}[id%2], Event: event.Event{ID: "e", Source: "s", Type: "t"}})
 	}
 	return page, nil
 }
@@ -53,7 +54,7 @@ func get(t *testing.T, config admin.Config, path, token string, into any) int {
 }
 
 type page struct {
-	Items []event.DeadLetter
+	Items []broker.DeadLetter
 	Next  uint64
 }
 
@@ -118,12 +119,12 @@ func TestCallersNeedATokenThatTheAPIServerAllows(t *testing.T) {
 // large dead letters of 1 MiB each, of which a store returns a few at a time.
 type large int
 
-func (n large) DeadLetters(_ context.Context, _ string, after uint64, limit int) ([]event.DeadLetter, error) {
-	var part []event.DeadLetter
+func (n large) DeadLetters(_ context.Context, _ string, after uint64, limit int) ([]broker.DeadLetter, error) {
+	var part []broker.DeadLetter
 	for id := after + 1; id <= uint64(n) && len(part) < min(limit, 4); id++ {
-		letter := event.DeadLetter{ID: id, Subscription: "shop/sub", Event: event.Event{ID: "e", Source: "s", Type: "t", Data: make([]byte, 1<<20)}}
+		letter := broker.DeadLetter{ID: id, Subscription: "shop/sub", Event: event.Event{ID: "e", Source: "s", Type: "t", Data: make([]byte, 1<<20)}}
 		if id%2 == 0 {
-			letter.Raw, letter.Event.Data = &event.Raw{Header: map[string][]string{"a": {"b"}}, Data: letter.Event.Data}, nil
+			letter.Raw, letter.Event.Data = &broker.Raw{Header: map[string][]string{"a": {"b"}}, Data: letter.Event.Data}, nil
 		}
 		part = append(part, letter)
 	}

@@ -8,8 +8,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/lambdamesh/lambdamesh/eventbus/event"
-	"github.com/lambdamesh/lambdamesh/eventbus/push"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
+	"github.com/lambdamesh/lambdamesh/eventbus/dispatch"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
@@ -26,15 +26,15 @@ const (
 // compile turns the parts of a Subscription that need no other object into what
 // the dispatcher takes. It fails with a [*refusal] when a filter is invalid, and
 // returns the rest.
-func compile(sub *v1alpha1.Subscription) (push.Subscription, error) {
+func compile(sub *v1alpha1.Subscription) (dispatch.Subscription, error) {
 	delivery := sub.Spec.Delivery
 	filters := make([]json.RawMessage, len(sub.Spec.Filters))
 	for i, f := range sub.Spec.Filters {
 		filters[i] = f.Raw
 	}
-	filter, filterErr := push.CompileFilters(filters)
+	filter, filterErr := dispatch.CompileFilters(filters)
 	retry := delivery.Retry
-	wanted := push.Subscription{
+	wanted := dispatch.Subscription{
 		UID:         string(sub.UID),
 		Namespace:   sub.Namespace,
 		Name:        sub.Name,
@@ -42,10 +42,10 @@ func compile(sub *v1alpha1.Subscription) (push.Subscription, error) {
 		Start:       start(sub.Spec.Start),
 		Filter:      filter,
 		OrderBy:     delivery.OrderBy,
-		Format:      push.Format(or(string(delivery.Format), string(push.Binary))),
+		Format:      dispatch.Format(or(string(delivery.Format), string(dispatch.Binary))),
 		Timeout:     duration(delivery.Timeout, defaultTimeout),
 		MaxInFlight: number(delivery.MaxInFlight, defaultMaxInFlight),
-		Retry: push.Retry{
+		Retry: dispatch.Retry{
 			MaxAttempts: number(retry.MaxAttempts, defaultMaxAttempts),
 			MinBackoff:  duration(retry.MinBackoff, defaultMinBackoff),
 			MaxBackoff:  duration(retry.MaxBackoff, defaultMaxBackoff),
@@ -61,16 +61,16 @@ func compile(sub *v1alpha1.Subscription) (push.Subscription, error) {
 	return wanted, nil
 }
 
-func start(s *v1alpha1.Start) event.Start {
+func start(s *v1alpha1.Start) broker.Start {
 	switch {
 	case s == nil:
-		return event.Start{}
+		return broker.Start{}
 	case s.Time != nil:
-		return event.Start{Time: s.Time.Time}
+		return broker.Start{Time: s.Time.Time}
 	case s.Sequence != nil:
-		return event.Start{Sequence: uint64(max(1, *s.Sequence))}
+		return broker.Start{Sequence: uint64(max(1, *s.Sequence))}
 	}
-	return event.Start{Earliest: s.From == "earliest"}
+	return broker.Start{Earliest: s.From == "earliest"}
 }
 
 func or(value, fallback string) string {

@@ -22,8 +22,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
-	"github.com/lambdamesh/lambdamesh/eventbus/event"
-	"github.com/lambdamesh/lambdamesh/eventbus/push"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
+	"github.com/lambdamesh/lambdamesh/eventbus/dispatch"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/reconcile"
 )
@@ -51,13 +51,13 @@ const (
 	refresh = 5 * time.Second
 )
 
-// Dispatcher is what pushes events; *push.Dispatcher is one.
+// Dispatcher is what pushes events; *dispatch.Dispatcher is one.
 type Dispatcher interface {
-	Set(ctx context.Context, sub push.Subscription) error
-	Hold(ctx context.Context, sub push.Subscription) error
+	Set(ctx context.Context, sub dispatch.Subscription) error
+	Hold(ctx context.Context, sub dispatch.Subscription) error
 	Remove(ctx context.Context, uid string) error
-	Stats(uid string) (push.Stats, bool)
-	Info(ctx context.Context, uid string) (event.ConsumerInfo, error)
+	Stats(uid string) (dispatch.Stats, bool)
+	Info(ctx context.Context, uid string) (broker.ConsumerInfo, error)
 }
 
 // Changes tells the controller of Subscriptions whose stats changed.
@@ -66,7 +66,7 @@ type Changes chan kubeevent.GenericEvent
 // NewChanges makes an empty one.
 func NewChanges() Changes { return make(Changes, 1024) }
 
-// Report is for [push.Config.Changed]. It never blocks: a report that does not
+// Report is for [dispatch.Config.Changed]. It never blocks: a report that does not
 // fit is replaced by the next one.
 func (c Changes) Report(namespace, name string) {
 	sub := &v1alpha1.Subscription{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
@@ -267,7 +267,7 @@ func (r *Reconciler) dispatch(ctx context.Context, sub *v1alpha1.Subscription) (
 		return ctrl.Result{}, err
 	}
 	if err := r.dispatcher.Set(ctx, wanted); err != nil {
-		if errors.Is(err, event.ErrUnavailable) {
+		if errors.Is(err, broker.ErrUnavailable) {
 			reconcile.False(sub, v1alpha1.ConditionSubscribed, ReasonBrokerUnavailable, "the broker is not available; trying again")
 			reconcile.False(sub, v1alpha1.ConditionDelivering, ReasonBrokerUnavailable, "the broker is not available; trying again")
 			return ctrl.Result{RequeueAfter: brokerRetry}, nil
@@ -282,10 +282,10 @@ func (r *Reconciler) dispatch(ctx context.Context, sub *v1alpha1.Subscription) (
 }
 
 // sinks resolves the sinks and decides whether to dispatch.
-func (r *Reconciler) sinks(ctx context.Context, sub *v1alpha1.Subscription, wanted *push.Subscription) error {
+func (r *Reconciler) sinks(ctx context.Context, sub *v1alpha1.Subscription, wanted *dispatch.Subscription) error {
 	sink, err := resolveSink(ctx, r.client, r.policy, sub.Namespace, sub.Spec.Sink)
 	if err == nil && sub.Spec.Delivery.DeadLetter != nil {
-		var dead push.Sink
+		var dead dispatch.Sink
 		dead, err = resolveSink(ctx, r.client, r.policy, sub.Namespace, sub.Spec.Delivery.DeadLetter.Sink)
 		if err == nil {
 			wanted.DeadLetter = &dead
@@ -316,7 +316,7 @@ func (r *Reconciler) sinks(ctx context.Context, sub *v1alpha1.Subscription, want
 // refused dispatches nothing and says why. The backlog stays: what the
 // subscription was permitted before it was changed is still its own. What it is
 // not permitted is left out event by event, when it is its turn.
-func (r *Reconciler) refused(ctx context.Context, sub *v1alpha1.Subscription, wanted *push.Subscription, err error) error {
+func (r *Reconciler) refused(ctx context.Context, sub *v1alpha1.Subscription, wanted *dispatch.Subscription, err error) error {
 	why, ok := errors.AsType[*refusal](err)
 	if !ok {
 		return err

@@ -23,9 +23,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
-	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 	"github.com/lambdamesh/lambdamesh/manifests"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
@@ -76,7 +77,7 @@ func (w *world) start() {
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	w.bus, err = eventbus.New(eventbus.Config{
-		Stream:       stream.Config{InProcess: nats, AckWait: time.Second},
+		JetStream:    jetstream.Config{InProcess: nats, AckWait: time.Second},
 		OpenListener: listener,
 		MeshProxyURL: proxy.URL,
 		Targets:      policy,
@@ -329,7 +330,7 @@ func (w *world) done(sub *v1alpha1.Subscription) {
 	w.t.Helper()
 	testkit.Eventually(w.t, patience, func() error {
 		info, err := w.bus.Dispatcher().Info(w.t.Context(), string(sub.UID))
-		if err == nil && info != (event.ConsumerInfo{}) {
+		if err == nil && info != (broker.ConsumerInfo{}) {
 			err = fmt.Errorf("%+v", info)
 		}
 		return err
@@ -427,7 +428,7 @@ func TestDeletingASubscriptionDeletesItsConsumerOnly(t *testing.T) {
 		return nil
 	}, "the finalizer is removed")
 	_, err := w.bus.Dispatcher().Info(t.Context(), string(gone.UID))
-	require.ErrorIs(t, err, event.ErrNotFound)
+	require.ErrorIs(t, err, broker.ErrNotFound)
 	w.publish(source, "order.created.v1", "1")
 	require.Equal(t, "1", w.nextPush().id)
 	require.Empty(t, w.pushed)

@@ -14,7 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/lambdamesh/lambdamesh/eventbus/push"
+	"github.com/lambdamesh/lambdamesh/eventbus/dispatch"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
@@ -28,7 +28,7 @@ type URLPolicy interface {
 
 // resolveSink turns a sink into a URL. It fails with a [*refusal] when the sink
 // is not there or not allowed.
-func resolveSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace string, sink v1alpha1.Sink) (push.Sink, error) {
+func resolveSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace string, sink v1alpha1.Sink) (dispatch.Sink, error) {
 	switch {
 	case sink.Lambda != "":
 		return lambdaSink(ctx, c, policy, namespace, sink.Lambda)
@@ -40,44 +40,44 @@ func resolveSink(ctx context.Context, c client.Reader, policy URLPolicy, namespa
 
 // uriSink holds a URI into the cluster to the rules of the service form, however
 // it is spelled.
-func uriSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace, uri string) (push.Sink, error) {
+func uriSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace, uri string) (dispatch.Sink, error) {
 	u, err := url.Parse(uri)
 	if err != nil || u.Hostname() == "" || u.User != nil {
-		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: it is refused: it is no URL, or holds user information")
+		return dispatch.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: it is refused: it is no URL, or holds user information")
 	}
 	host := v1alpha1.ClusterHost(u.Hostname())
 	if addr, err := netip.ParseAddr(host); err == nil {
 		switch owner, err := whoseIs(ctx, c, namespace, addr); {
 		case err != nil:
-			return push.Sink{}, err
+			return dispatch.Sink{}, err
 		case owner == anothers:
-			return push.Sink{}, refuse(v1alpha1.ReasonNotPermitted, "sink uri: %s is refused: it is in another namespace, and a sink must be in the Subscription's own", host)
+			return dispatch.Sink{}, refuse(v1alpha1.ReasonNotPermitted, "sink uri: %s is refused: it is in another namespace, and a sink must be in the Subscription's own", host)
 		case owner != nobodys:
-			return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %s is refused: it is an address in the cluster: name its Service as sink.service", host)
+			return dispatch.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %s is refused: it is an address in the cluster: name its Service as sink.service", host)
 		}
 	}
 	service, inCluster := v1alpha1.ParseServiceURI(uri)
 	if inCluster && !service.Qualified {
 		if inCluster, err = exists(ctx, c, service.Namespace, service.Name); err != nil {
-			return push.Sink{}, err
+			return dispatch.Sink{}, err
 		}
 	}
 	switch {
 	case inCluster && service.Namespace != namespace:
-		return push.Sink{}, refuse(v1alpha1.ReasonNotPermitted, "sink uri: Service %s/%s is in another namespace: a sink must be in the Subscription's own", service.Namespace, service.Name)
+		return dispatch.Sink{}, refuse(v1alpha1.ReasonNotPermitted, "sink uri: Service %s/%s is in another namespace: a sink must be in the Subscription's own", service.Namespace, service.Name)
 	case inCluster && service.Encrypted:
-		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: it is refused: Services of the cluster are called through the mesh, which encrypts; write http")
+		return dispatch.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: it is refused: Services of the cluster are called through the mesh, which encrypts; write http")
 	case inCluster && service.Port == 0:
-		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: the port %q is not one of 1 to 65535", u.Port())
+		return dispatch.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: the port %q is not one of 1 to 65535", u.Port())
 	case inCluster:
 		return serviceSink(ctx, c, policy, namespace, &v1alpha1.SinkService{ServiceRef: service.ServiceRef, Path: service.Path})
 	case strings.HasSuffix(host, ".svc"), host != strings.ToLower(strings.TrimSuffix(u.Hostname(), ".")): // a pod's name, and whatever else ends in the cluster's domain
-		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %s is refused: it is a name in the cluster: name its Service as sink.service", u.Hostname())
+		return dispatch.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %s is refused: it is a name in the cluster: name its Service as sink.service", u.Hostname())
 	}
 	if err := policy.CheckURL(uri); err != nil {
-		return push.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %v", err)
+		return dispatch.Sink{}, refuse(v1alpha1.ReasonTargetRefused, "sink uri: %v", err)
 	}
-	return push.Sink{URL: uri}, nil
+	return dispatch.Sink{URL: uri}, nil
 }
 
 // exists reports whether there is a Service.
@@ -90,55 +90,55 @@ func exists(ctx context.Context, c client.Reader, namespace, name string) (bool,
 	return err == nil, nil
 }
 
-func lambdaSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace, name string) (push.Sink, error) {
+func lambdaSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace, name string) (dispatch.Sink, error) {
 	var lambda v1alpha1.Lambda
 	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &lambda)
 	if apierrors.IsNotFound(err) {
-		return push.Sink{}, refuse(v1alpha1.ReasonNotFound, "there is no Lambda %s in namespace %s", name, namespace)
+		return dispatch.Sink{}, refuse(v1alpha1.ReasonNotFound, "there is no Lambda %s in namespace %s", name, namespace)
 	}
 	if err != nil {
-		return push.Sink{}, fmt.Errorf("read lambda %s/%s: %w", namespace, name, err)
+		return dispatch.Sink{}, fmt.Errorf("read lambda %s/%s: %w", namespace, name, err)
 	}
 	// Attempts against a lambda that never came up would only use them up.
 	// One that scales to zero is woken by the push.
 	scalesToZero := lambda.Spec.Scale.Min != nil && *lambda.Spec.Scale.Min == 0
 	if lambda.Status.ReadyReplicas == 0 && !scalesToZero {
-		return push.Sink{}, refuse(ReasonNoReplicas, "Lambda %s has no ready replica; its events wait", name)
+		return dispatch.Sink{}, refuse(ReasonNoReplicas, "Lambda %s has no ready replica; its events wait", name)
 	}
 	var service corev1.Service
 	switch err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &service); {
 	case client.IgnoreNotFound(err) != nil:
-		return push.Sink{}, fmt.Errorf("read service %s/%s: %w", namespace, name, err)
+		return dispatch.Sink{}, fmt.Errorf("read service %s/%s: %w", namespace, name, err)
 	case err == nil:
 		if err := checkService(ctx, c, policy, &service); err != nil {
-			return push.Sink{}, err
+			return dispatch.Sink{}, err
 		}
 	}
-	return push.Sink{URL: "http://" + name + "." + namespace + ".svc/", Mesh: true}, nil
+	return dispatch.Sink{URL: "http://" + name + "." + namespace + ".svc/", Mesh: true}, nil
 }
 
-func serviceSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace string, sink *v1alpha1.SinkService) (push.Sink, error) {
+func serviceSink(ctx context.Context, c client.Reader, policy URLPolicy, namespace string, sink *v1alpha1.SinkService) (dispatch.Sink, error) {
 	if sink.Namespace != "" && sink.Namespace != namespace {
-		return push.Sink{}, refuse(v1alpha1.ReasonNotPermitted,
+		return dispatch.Sink{}, refuse(v1alpha1.ReasonNotPermitted,
 			"Service %s/%s is in another namespace: a sink must be in the Subscription's own", sink.Namespace, sink.Name)
 	}
 	var service corev1.Service
 	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: sink.Name}, &service)
 	if apierrors.IsNotFound(err) {
-		return push.Sink{}, refuse(v1alpha1.ReasonNotFound, "there is no Service %s in namespace %s", sink.Name, namespace)
+		return dispatch.Sink{}, refuse(v1alpha1.ReasonNotFound, "there is no Service %s in namespace %s", sink.Name, namespace)
 	}
 	if err != nil {
-		return push.Sink{}, fmt.Errorf("read service %s/%s: %w", namespace, sink.Name, err)
+		return dispatch.Sink{}, fmt.Errorf("read service %s/%s: %w", namespace, sink.Name, err)
 	}
 	if err := checkService(ctx, c, policy, &service); err != nil {
-		return push.Sink{}, err
+		return dispatch.Sink{}, err
 	}
 	port := sink.Port
 	if port == 0 {
 		port = v1alpha1.ServicePort
 	}
 	if !slices.ContainsFunc(service.Spec.Ports, func(p corev1.ServicePort) bool { return p.Port == port }) {
-		return push.Sink{}, refuse(v1alpha1.ReasonNotFound, "Service %s has no port %d", sink.Name, port)
+		return dispatch.Sink{}, refuse(v1alpha1.ReasonNotFound, "Service %s has no port %d", sink.Name, port)
 	}
 	host := sink.Name + "." + namespace + ".svc"
 	if port != 80 {
@@ -148,5 +148,5 @@ func serviceSink(ctx context.Context, c client.Reader, policy URLPolicy, namespa
 	if path == "" {
 		path = "/"
 	}
-	return push.Sink{URL: "http://" + host + path, Mesh: true}, nil
+	return dispatch.Sink{URL: "http://" + host + path, Mesh: true}, nil
 }

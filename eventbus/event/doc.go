@@ -1,12 +1,10 @@
-// Package event holds the vocabulary of the bus: what an event is, how it is
-// read and written, how it is addressed in a broker, and what a broker answers.
+// Package event says what an event is, and how it is read and written:
 //
-//	HTTP request -> ParseHTTP / ParseLegacy -> Event -> SubjectOf -> broker
-//	broker -> Event -> WriteBinary / JSON / legacy headers -> HTTP request
+//	HTTP request -> ParseHTTP -> Event -> WriteBinary / JSON -> HTTP request
 //
 // Parsing is strict and our own: every wrong attribute is named at once, nothing
-// is repaired silently. The CloudEvents SDK is the oracle of the tests.
+// is repaired silently. The CloudEvents SDK is the oracle of the tests. Kyma's older
+// format is in package legacy.
 //
-// What may enter: values and pure functions of events, and the few values that
-// the ingress, the dispatcher and every broker backend share. No I/O.
+// What may enter: CloudEvents, and pure functions of them. No I/O.
 package event

@@ -1,6 +1,7 @@
 package event
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"mime"
@@ -54,8 +55,22 @@ type FieldError struct {
 	Field  string `json:"field"`
 	Detail string `json:"detail"`
 
-	kind string // legacy detail type, when it is not invalid_field
+	// Kind of mistake, where the reader of a format tells them apart.
+	Kind Kind `json:"-"`
 }
+
+// Kind of mistake.
+type Kind int
+
+// Kinds of mistakes.
+const (
+	Invalid Kind = iota
+	Missing
+	TooLong
+)
+
+// ErrTooLarge: the event, or its item of a batch, has too many bytes.
+var ErrTooLarge = errors.New("the event is too large")
 
 // InvalidError names everything that is wrong with an event, or with the events
 // of a batch, whose fields are then called "[2].id".
@@ -151,6 +166,16 @@ func (e *Event) validate(p *problems) {
 	case encoded > maxEncodedAttributes:
 		p.add("extensions", "all attributes together are longer than %d bytes when percent-encoded as headers", maxEncodedAttributes)
 	}
+}
+
+// CheckType returns what is wrong with the text of a type, or of a pattern of
+// types; "" if nothing.
+func CheckType(text string) string {
+	var p problems
+	if !checkText(&p, "type", text, maxTypeBytes) {
+		return p[0].Detail
+	}
+	return ""
 }
 
 // CheckStored says why what was read from a store is no event at all. It asks

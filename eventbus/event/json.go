@@ -31,7 +31,7 @@ func readJSON(p *problems, body []byte, source string) Event {
 
 // decodeJSON reads one event, valid or not; false if it is none at all.
 func decodeJSON(p *problems, body []byte, source string) (e Event, ok bool) {
-	members, err := readObject(body)
+	members, err := ReadObject(body)
 	if err != nil {
 		p.add("body", "%v", err)
 		return e, false
@@ -39,34 +39,34 @@ func decodeJSON(p *problems, body []byte, source string) (e Event, ok bool) {
 	var data, data64 json.RawMessage
 	hasVersion := false
 	for _, m := range members {
-		if m.twice {
-			p.add(m.name, "is given more than once")
+		if m.Twice {
+			p.add(m.Name, "is given more than once")
 			continue
 		}
-		if string(m.value) == "null" {
+		if string(m.Value) == "null" {
 			continue // absent (CloudEvents JSON format, section 2.2)
 		}
-		switch m.name {
+		switch m.Name {
 		case "data":
-			data = m.value
+			data = m.Value
 			continue
 		case "data_base64":
-			data64 = m.value
+			data64 = m.Value
 			continue
 		case "specversion":
 			hasVersion = true
 		}
-		value, err := canonical(m.value, isExtension(m.name))
+		value, err := canonical(m.Value, isExtension(m.Name))
 		if err != nil {
-			p.add(m.name, "%v", err)
+			p.add(m.Name, "%v", err)
 			continue
 		}
 		if value == "" {
-			p.add(m.name, "is empty")
+			p.add(m.Name, "is empty")
 			continue
 		}
-		if wrong := e.SetAttribute(m.name, value); wrong != "" {
-			p.add(m.name, "%s", wrong)
+		if wrong := e.SetAttribute(m.Name, value); wrong != "" {
+			p.add(m.Name, "%s", wrong)
 		}
 	}
 	if !hasVersion && !p.has("specversion") {
@@ -116,15 +116,16 @@ func readData(p *problems, e *Event, data, data64 json.RawMessage) {
 // what it takes as JSON.
 const maxMembers = maxExtensions + 16
 
-type member struct {
-	name  string
-	value json.RawMessage
-	twice bool
+// Member of a JSON object.
+type Member struct {
+	Name  string
+	Value json.RawMessage
+	Twice bool // the name stands there more than once
 }
 
-// readObject reads a JSON object and marks names that stand there twice: which
+// ReadObject reads a JSON object and marks names that stand there twice: which
 // of them counts would depend on the reader.
-func readObject(body []byte) ([]member, error) {
+func ReadObject(body []byte) ([]Member, error) {
 	if !utf8.Valid(body) {
 		return nil, errors.New("is not UTF-8")
 	}
@@ -136,7 +137,7 @@ func readObject(body []byte) ([]member, error) {
 	if open != json.Delim('{') {
 		return nil, errors.New("must be a JSON object")
 	}
-	var members []member
+	var members []Member
 	seen := map[string]int{}
 	for dec.More() {
 		key, err := dec.Token()
@@ -149,14 +150,14 @@ func readObject(body []byte) ([]member, error) {
 			return nil, syntax(err)
 		}
 		if at, ok := seen[name]; ok {
-			members[at].twice = true
+			members[at].Twice = true
 			continue
 		}
 		if len(members) == maxMembers {
 			return nil, fmt.Errorf("has more than %d members", maxMembers)
 		}
 		seen[name] = len(members)
-		members = append(members, member{name: name, value: value})
+		members = append(members, Member{Name: name, Value: value})
 	}
 	if _, err := dec.Token(); err != nil {
 		return nil, syntax(err)

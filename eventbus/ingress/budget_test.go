@@ -15,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/ingress"
 )
@@ -23,13 +24,13 @@ const mib = 1 << 20
 
 // broker answers each event of the type "held" when it is told to, whatever
 // becomes of the publisher.
-type broker struct {
+type fakeBroker struct {
 	store
 	queued chan struct{}
 	answer chan struct{}
 }
 
-func (b *broker) Publish(ctx context.Context, events []event.Event) ([]event.Receipt, error) {
+func (b *fakeBroker) Publish(ctx context.Context, events []event.Event) ([]broker.Receipt, error) {
 	if len(events) == 1 && events[0].Type == "held" {
 		b.queued <- struct{}{}
 		select {
@@ -38,7 +39,7 @@ func (b *broker) Publish(ctx context.Context, events []event.Event) ([]event.Rec
 			return nil, ctx.Err()
 		}
 	}
-	return make([]event.Receipt, len(events)), nil
+	return make([]broker.Receipt, len(events)), nil
 }
 
 type publisher struct {
@@ -108,7 +109,7 @@ func answer(t *testing.T, conn net.Conn) int {
 }
 
 func TestASlowPublisherHoldsOnlyWhatItHasSent(t *testing.T) {
-	p := serve(t, &broker{}, 4*mib)
+	p := serve(t, &fakeBroker{}, 4*mib)
 	for range 50 {
 		p.begin(batchHead, "1\r\n[\r\n")
 	}
@@ -117,7 +118,7 @@ func TestASlowPublisherHoldsOnlyWhatItHasSent(t *testing.T) {
 
 func TestABodyThatDoesNotComeIsGivenUp(t *testing.T) {
 	t.Parallel() // it waits for seconds
-	p := serve(t, &broker{}, 4*mib)
+	p := serve(t, &fakeBroker{}, 4*mib)
 	for name, conn := range map[string]net.Conn{
 		"nothing":   p.begin(batchHead, ""),
 		"a bit":     p.begin(batchHead, "1\r\n[\r\n"),
@@ -131,7 +132,7 @@ func TestABodyThatDoesNotComeIsGivenUp(t *testing.T) {
 
 func TestStalledBodiesMakeRoom(t *testing.T) {
 	t.Parallel()
-	p := serve(t, &broker{}, 2*mib)
+	p := serve(t, &fakeBroker{}, 2*mib)
 	begun := time.Now()
 	var stalled []net.Conn
 	for range 2 {
@@ -150,7 +151,7 @@ func TestStalledBodiesMakeRoom(t *testing.T) {
 func TestMemoryIsHeldUntilTheBrokerHasAnswered(t *testing.T) {
 	for name, leave := range map[string]bool{"the publisher waits": false, "the publisher leaves": true} {
 		t.Run(name, func(t *testing.T) {
-			b := &broker{queued: make(chan struct{}), answer: make(chan struct{})}
+			b := &fakeBroker{queued: make(chan struct{}), answer: make(chan struct{})}
 			p := serve(t, b, 3*mib/2)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
@@ -214,7 +215,7 @@ func TestABatchCountsWhatItCosts(t *testing.T) {
 		"nothing":                                 {"", 100 * mib, http.StatusBadRequest},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := serve(t, &broker{}, tt.budget)
+			p := serve(t, &fakeBroker{}, tt.budget)
 			response, err := p.post(t.Context(), "t", "application/cloudevents-batch+json", strings.NewReader(tt.body))
 			require.NoError(t, err)
 			require.Equal(t, tt.status, response.StatusCode)
@@ -240,7 +241,7 @@ func (named) Authorize(r *http.Request) (ingress.Caller, error) {
 
 func TestWhoHoldsTheMostMakesRoom(t *testing.T) {
 	server := httptest.NewServer(ingress.New(ingress.Config{
-		Publisher: &broker{}, Authorizer: named{}, Budget: ingress.NewBudget(4 * mib), Log: slog.New(slog.DiscardHandler),
+		Publisher: &fakeBroker{}, Authorizer: named{}, Budget: ingress.NewBudget(4 * mib), Log: slog.New(slog.DiscardHandler),
 	}))
 	t.Cleanup(server.Close)
 	p := &publisher{t: t, url: server.URL}
@@ -260,7 +261,7 @@ func TestWhoHoldsTheMostMakesRoom(t *testing.T) {
 // A body that is here has nothing to read any more that could be interrupted: its
 // publisher is not told to come again while the broker stores its event.
 func TestABodyThatIsHereMakesNoRoom(t *testing.T) {
-	b := &broker{queued: make(chan struct{}), answer: make(chan struct{})}
+	b := &fakeBroker{queued: make(chan struct{}), answer: make(chan struct{})}
 	server := httptest.NewServer(ingress.New(ingress.Config{
 		Publisher: b, Authorizer: named{}, Budget: ingress.NewBudget(2 * mib), Log: slog.New(slog.DiscardHandler),
 	}))
@@ -282,7 +283,7 @@ func TestABodyThatIsHereMakesNoRoom(t *testing.T) {
 }
 
 func TestHeadersCount(t *testing.T) {
-	p := serve(t, &broker{}, mib)
+	p := serve(t, &fakeBroker{}, mib)
 	header := "Ce-X: " + strings.Repeat("x", 30<<10) + "\r\n"
 	var refused int
 	for range 40 {

@@ -7,7 +7,9 @@ import (
 	"net/http"
 	"strconv"
 
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
+	"github.com/lambdamesh/lambdamesh/eventbus/event/legacy"
 	"github.com/lambdamesh/lambdamesh/eventbus/tokens"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 )
@@ -44,20 +46,20 @@ func failureOf(err error) *failure {
 		return &failure{status: http.StatusRequestEntityTooLarge, detail: fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit)}
 	}
 	switch {
-	case errors.Is(err, event.ErrSyntax):
+	case errors.Is(err, legacy.ErrSyntax):
 		return &failure{status: http.StatusBadRequest, detail: err.Error()}
 	case errors.Is(err, event.ErrUnsupportedMediaType):
 		return &failure{status: http.StatusUnsupportedMediaType, detail: err.Error()}
 	case errors.Is(err, event.ErrTooLarge):
 		return &failure{status: http.StatusRequestEntityTooLarge, detail: err.Error()}
-	case errors.Is(err, event.ErrFull):
+	case errors.Is(err, broker.ErrFull):
 		return &failure{status: http.StatusInsufficientStorage, detail: "the storage for events is full; nothing was stored", retryAfter: retryFull}
-	case errors.Is(err, event.ErrBacklog):
+	case errors.Is(err, broker.ErrBacklog):
 		return &failure{
 			status: http.StatusTooManyRequests, retryAfter: retryBacklog,
 			detail: "too many events of this source wait to be stored; nothing of this request was stored",
 		}
-	case errors.Is(err, event.ErrUnavailable):
+	case errors.Is(err, broker.ErrUnavailable):
 		return &failure{
 			status: http.StatusServiceUnavailable, retryAfter: retryUnavailable,
 			detail: "the event store is not available; send the event again with the same id",
@@ -104,7 +106,7 @@ func (h *Handler) answerError(w http.ResponseWriter, style errorStyle, err error
 		httpserver.Problem(w, f.status, title, f.detail, fields...)
 		return
 	}
-	answerLegacy(w, f, errors.Is(err, event.ErrSyntax))
+	answerLegacy(w, f, errors.Is(err, legacy.ErrSyntax))
 }
 
 type legacyDetail struct {
@@ -117,7 +119,7 @@ type legacyDetail struct {
 func answerLegacy(w http.ResponseWriter, f *failure, syntax bool) {
 	details := make([]legacyDetail, len(f.fields))
 	for i, field := range f.fields {
-		details[i] = legacyDetail{Field: field.Field, Type: field.LegacyKind(), Message: field.Field + " " + field.Detail}
+		details[i] = legacyDetail{Field: field.Field, Type: legacy.DetailType(field.Kind), Message: field.Field + " " + field.Detail}
 	}
 	kind := "bad_request"
 	switch {

@@ -13,7 +13,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
+	"github.com/lambdamesh/lambdamesh/eventbus/event/legacy"
 )
 
 // Limits of a request. Structured mode may escape or base64-encode an event to
@@ -27,10 +29,10 @@ const (
 	storeTimeout = 5 * time.Minute
 )
 
-// Publisher stores events; see [event.ErrFull] and its neighbors for how it
+// Publisher stores events; see [broker.ErrFull] and its neighbors for how it
 // refuses.
 type Publisher interface {
-	Publish(ctx context.Context, events []event.Event) ([]event.Receipt, error)
+	Publish(ctx context.Context, events []event.Event) ([]broker.Receipt, error)
 	// MaxEventBytes is the largest data of an event the publisher takes now.
 	MaxEventBytes() int
 	// Check returns nil when events can be published.
@@ -191,7 +193,7 @@ func (h *Handler) cloudEvents(w http.ResponseWriter, r *http.Request) (int, any,
 		return 0, nil, err
 	}
 	return http.StatusAccepted, struct {
-		Events []event.Receipt `json:"events"`
+		Events []broker.Receipt `json:"events"`
 	}{receipts}, nil
 }
 
@@ -216,7 +218,7 @@ func (h *Handler) legacy(w http.ResponseWriter, r *http.Request) (int, any, erro
 			read.share.close()
 		}
 	}()
-	e, err := read.one(false, func(raw []byte) (event.Event, error) { return event.ParseLegacy(raw, application, newID) })
+	e, err := read.one(false, func(raw []byte) (event.Event, error) { return legacy.Parse(raw, application, newID) })
 	if err != nil {
 		return 0, nil, err
 	}
@@ -270,13 +272,13 @@ func (h *Handler) open(w http.ResponseWriter, r *http.Request, caller Caller, mo
 // publish checks what remains to be checked and stores the events. It closes the
 // share when the broker has answered, which may be after the publisher left: until
 // then the broker holds the events.
-func (h *Handler) publish(r *http.Request, caller Caller, events []event.Event, memory *share) ([]event.Receipt, error) {
+func (h *Handler) publish(r *http.Request, caller Caller, events []event.Event, memory *share) ([]broker.Receipt, error) {
 	if err := h.check(r, caller, events); err != nil {
 		memory.close()
 		return nil, err
 	}
 	type answer struct {
-		receipts []event.Receipt
+		receipts []broker.Receipt
 		err      error
 	}
 	answered := make(chan answer, 1)
@@ -294,9 +296,9 @@ func (h *Handler) publish(r *http.Request, caller Caller, events []event.Event, 
 	select {
 	case a = <-answered:
 	case <-r.Context().Done():
-		a.err = fmt.Errorf("%w: the publisher left: %w", event.ErrUnavailable, r.Context().Err())
+		a.err = fmt.Errorf("%w: the publisher left: %w", broker.ErrUnavailable, r.Context().Err())
 	case <-timeout.C:
-		a.err = fmt.Errorf("%w: no answer within %s", event.ErrUnavailable, publishTimeout)
+		a.err = fmt.Errorf("%w: no answer within %s", broker.ErrUnavailable, publishTimeout)
 	}
 	if a.err != nil {
 		return nil, a.err
@@ -379,7 +381,7 @@ func (h *Handler) subscribed(_ http.ResponseWriter, r *http.Request) (int, any, 
 	types := []EventType{}
 	if h.config.Subscribed != nil {
 		for _, pattern := range h.config.Subscribed(application) {
-			name, version := event.LegacyType(pattern)
+			name, version := legacy.Type(pattern)
 			types = append(types, EventType{Name: name, Version: version})
 		}
 	}

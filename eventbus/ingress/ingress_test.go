@@ -17,6 +17,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/ingress"
 	"github.com/lambdamesh/lambdamesh/eventbus/tokens"
@@ -29,14 +30,14 @@ type store struct {
 	events []event.Event
 }
 
-func (s *store) Publish(_ context.Context, events []event.Event) ([]event.Receipt, error) {
+func (s *store) Publish(_ context.Context, events []event.Event) ([]broker.Receipt, error) {
 	if s.err != nil {
 		return nil, s.err
 	}
-	receipts := []event.Receipt{}
+	receipts := []broker.Receipt{}
 	for _, e := range events {
 		s.events = append(s.events, e)
-		receipts = append(receipts, event.Receipt{ID: e.ID, Sequence: uint64(len(s.events))})
+		receipts = append(receipts, broker.Receipt{ID: e.ID, Sequence: uint64(len(s.events))})
 	}
 	return receipts, nil
 }
@@ -154,12 +155,12 @@ func TestRefused(t *testing.T) {
 			store:   store{limit: 1000}, status: 413,
 		},
 		"media type":       {request: request{path: "/publish", header: map[string]string{"Content-Type": "application/cloudevents+xml"}}, status: 415},
-		"broker away":      {request: request{path: "/publish", header: ce()}, store: store{err: event.ErrUnavailable}, status: 503, header: map[string]string{"Retry-After": "2"}},
-		"storage full":     {request: request{path: "/publish", header: ce()}, store: store{err: event.ErrFull}, status: 507, header: map[string]string{"Retry-After": "30"}},
-		"backlog":          {request: request{path: "/publish", header: ce()}, store: store{err: event.ErrBacklog}, status: 429, header: map[string]string{"Retry-After": "1"}},
+		"broker away":      {request: request{path: "/publish", header: ce()}, store: store{err: broker.ErrUnavailable}, status: 503, header: map[string]string{"Retry-After": "2"}},
+		"storage full":     {request: request{path: "/publish", header: ce()}, store: store{err: broker.ErrFull}, status: 507, header: map[string]string{"Retry-After": "30"}},
+		"backlog":          {request: request{path: "/publish", header: ce()}, store: store{err: broker.ErrBacklog}, status: 429, header: map[string]string{"Retry-After": "1"}},
 		"broker says size": {request: request{path: "/publish", header: ce()}, store: store{err: event.ErrTooLarge}, status: 413},
 		"a fault of ours":  {request: request{path: "/publish", header: ce()}, store: store{err: errors.New("secret detail")}, status: 500},
-		"not ready":        {request: request{method: "GET", path: "/v1/status/ready"}, store: store{err: event.ErrUnavailable}, status: 503},
+		"not ready":        {request: request{method: "GET", path: "/v1/status/ready"}, store: store{err: broker.ErrUnavailable}, status: 503},
 		"too many tokens":  {request: request{path: "/publish", header: ce()}, caller: caller{err: tokens.ErrTooMany}, status: 429, header: map[string]string{"Retry-After": "1"}},
 		"unknown caller":   {request: request{path: "/publish", header: ce()}, caller: caller{err: tokens.ErrUnauthenticated}, status: 401, header: map[string]string{"Www-Authenticate": "Bearer"}},
 		"another's source": {request: request{path: "/publish", header: ce()}, caller: caller{Caller: ingress.Caller{Name: "x", Source: "/shop/cart"}}, status: 403},
@@ -207,8 +208,8 @@ func TestLegacyErrorsHaveTheLegacyForm(t *testing.T) {
 		"XML":           {request{path: "/v1/events", header: map[string]string{"Content-Type": "text/xml"}}, nil, 415, "bad_request", 0},
 		"a CloudEvent":  {request{path: "/v1/events", header: map[string]string{"Content-Type": "application/cloudevents+json"}}, nil, 415, "bad_request", 0},
 		"wrong method":  {request{method: "PUT", path: "/v1/events"}, nil, 405, "bad_request", 0},
-		"broker away":   {request{path: "/v1/events", body: legacy}, event.ErrUnavailable, 503, "internal_server_error", 0},
-		"storage full":  {request{path: "/v1/events", body: legacy}, event.ErrFull, 507, "internal_server_error", 0},
+		"broker away":   {request{path: "/v1/events", body: legacy}, broker.ErrUnavailable, 503, "internal_server_error", 0},
+		"storage full":  {request{path: "/v1/events", body: legacy}, broker.ErrFull, 507, "internal_server_error", 0},
 		"reserved name": {request{path: "/admin/v1/events", body: legacy}, nil, 404, "bad_request", 0},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
 )
 
@@ -12,16 +13,16 @@ import (
 type Source interface {
 	// Events calls handle for every event that is stored now, in order.
 	Events(ctx context.Context, handle func(*event.Event) error) error
-	DeadLetters(ctx context.Context, consumer string, after uint64, limit int) ([]event.DeadLetter, error)
+	DeadLetters(ctx context.Context, consumer string, after uint64, limit int) ([]broker.DeadLetter, error)
 }
 
 // Target is the store that is moved to.
 type Target interface {
 	// Keys calls handle with the key of every event that is stored now.
 	Keys(ctx context.Context, handle func(key string) error) error
-	DeadLetters(ctx context.Context, consumer string, after uint64, limit int) ([]event.DeadLetter, error)
-	Publish(ctx context.Context, events []event.Event) ([]event.Receipt, error)
-	StoreDeadLetter(ctx context.Context, letter *event.DeadLetter) error
+	DeadLetters(ctx context.Context, consumer string, after uint64, limit int) ([]broker.DeadLetter, error)
+	Publish(ctx context.Context, events []event.Event) ([]broker.Receipt, error)
+	StoreDeadLetter(ctx context.Context, letter *broker.DeadLetter) error
 }
 
 // Count says how far a pass is.
@@ -125,20 +126,20 @@ func (p *pass) tell() {
 }
 
 // letterKey is the same for a dead letter and its copy.
-func letterKey(l *event.DeadLetter) string {
+func letterKey(l *broker.DeadLetter) string {
 	return fmt.Sprintf("%s %d %s", l.Consumer, l.Sequence, l.Event.Key())
 }
 
 func (p *pass) deadLetters(ctx context.Context) error {
 	present := map[string]struct{}{}
-	err := pages(ctx, p.target.DeadLetters, func(l *event.DeadLetter) error {
+	err := pages(ctx, p.target.DeadLetters, func(l *broker.DeadLetter) error {
 		present[letterKey(l)] = struct{}{}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	return pages(ctx, p.source.DeadLetters, func(l *event.DeadLetter) error {
+	return pages(ctx, p.source.DeadLetters, func(l *broker.DeadLetter) error {
 		key := letterKey(l)
 		if _, ok := present[key]; ok {
 			p.progress.DeadLetters.Present++
@@ -154,9 +155,9 @@ func (p *pass) deadLetters(ctx context.Context) error {
 	})
 }
 
-type lister func(ctx context.Context, consumer string, after uint64, limit int) ([]event.DeadLetter, error)
+type lister func(ctx context.Context, consumer string, after uint64, limit int) ([]broker.DeadLetter, error)
 
-func pages(ctx context.Context, list lister, handle func(*event.DeadLetter) error) error {
+func pages(ctx context.Context, list lister, handle func(*broker.DeadLetter) error) error {
 	for after := uint64(0); ; {
 		letters, err := list(ctx, "", after, pageLetters)
 		if err != nil || len(letters) == 0 {

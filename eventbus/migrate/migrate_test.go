@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/migrate"
 )
@@ -15,7 +16,7 @@ import (
 type memory struct {
 	room    int
 	events  []event.Event
-	letters []event.DeadLetter
+	letters []broker.DeadLetter
 }
 
 func (m *memory) Events(_ context.Context, handle func(*event.Event) error) error {
@@ -31,22 +32,22 @@ func (m *memory) Keys(ctx context.Context, handle func(string) error) error {
 	return m.Events(ctx, func(e *event.Event) error { return handle(e.Key()) })
 }
 
-func (m *memory) Publish(_ context.Context, events []event.Event) ([]event.Receipt, error) {
+func (m *memory) Publish(_ context.Context, events []event.Event) ([]broker.Receipt, error) {
 	if len(m.events)+len(events) > m.room {
-		return nil, event.ErrFull
+		return nil, broker.ErrFull
 	}
 	m.events = append(m.events, events...)
-	return make([]event.Receipt, len(events)), nil
+	return make([]broker.Receipt, len(events)), nil
 }
 
-func (m *memory) DeadLetters(_ context.Context, _ string, after uint64, limit int) ([]event.DeadLetter, error) {
+func (m *memory) DeadLetters(_ context.Context, _ string, after uint64, limit int) ([]broker.DeadLetter, error) {
 	rest := m.letters[min(after, uint64(len(m.letters))):]
 	return rest[:min(limit, len(rest))], nil
 }
 
-func (m *memory) StoreDeadLetter(_ context.Context, letter *event.DeadLetter) error {
+func (m *memory) StoreDeadLetter(_ context.Context, letter *broker.DeadLetter) error {
 	if len(m.letters) == m.room {
-		return event.ErrFull
+		return broker.ErrFull
 	}
 	stored := *letter
 	stored.ID = uint64(len(m.letters) + 1)
@@ -64,13 +65,13 @@ func TestPassThatFailsIsContinuedByTheNext(t *testing.T) {
 	_, err := from.Publish(t.Context(), events)
 	require.NoError(t, err)
 	for i := range 120 {
-		require.NoError(t, from.StoreDeadLetter(t.Context(), &event.DeadLetter{Consumer: fmt.Sprint("c", i%2), Sequence: uint64(i / 2), Event: events[i/2]}))
+		require.NoError(t, from.StoreDeadLetter(t.Context(), &broker.DeadLetter{Consumer: fmt.Sprint("c", i%2), Sequence: uint64(i / 2), Event: events[i/2]}))
 	}
 	to := &memory{room: 600}
 	pass := func() (migrate.Progress, error) { return migrate.Run(t.Context(), from, to, func(migrate.Progress) {}) }
 
 	progress, err := pass()
-	require.ErrorIs(t, err, event.ErrFull)
+	require.ErrorIs(t, err, broker.ErrFull)
 	require.Equal(t, migrate.Count{Copied: 500, Present: 10}, progress.Events)
 
 	to.room = 1287

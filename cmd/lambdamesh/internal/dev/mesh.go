@@ -20,8 +20,8 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/connector"
 	"github.com/lambdamesh/lambdamesh/eventbus"
+	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
 	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
-	"github.com/lambdamesh/lambdamesh/eventbus/stream"
 	"github.com/lambdamesh/lambdamesh/lambdas/build"
 	"github.com/lambdamesh/lambdamesh/lambdas/localnode"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
@@ -148,7 +148,7 @@ func (m *mesh) addEventBus() error {
 		return err
 	}
 	bus, err := eventbus.New(eventbus.Config{
-		Stream:       stream.Config{InProcess: nats},
+		JetStream:    jetstream.Config{InProcess: nats},
 		MeshListener: m.eventBus.app,
 		// Everything on this machine may publish; the bus keeps browsers out.
 		OpenListener:   m.sockets.eventBus,

@@ -1,0 +1,286 @@
+package dispatch_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
+	"github.com/lambdamesh/lambdamesh/eventbus/dispatch"
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
+)
+
+// fakeBroker is a source of events whose clock is that of the test's bubble. Every
+// consumer has a queue of its own with all events, those from before it included.
+type fakeBroker struct {
+	mu        sync.Mutex
+	consumers map[string]*consumer
+	stored    []delivery
+	acked     []uint64
+	extended  int
+	naks      []time.Duration
+	nakked    []uint64 // sequences, in the order of naks
+	removed   []string
+	letters   []broker.DeadLetter
+	lettersOK bool
+	// storing, if set, is called before a dead letter is stored.
+	storing  func()
+	ackFails bool // the next one
+	life     int  // of the stream: how often it began anew
+}
+
+func newBroker() *fakeBroker {
+	return &fakeBroker{consumers: map[string]*consumer{}, lettersOK: true}
+}
+
+type consumer struct {
+	b        *fakeBroker
+	changed  chan struct{}
+	queue    []*delivery
+	attempts map[uint64]int
+	open     map[uint64]time.Time // when those were stored that are not acknowledged
+}
+
+type delivery struct {
+	b       *fakeBroker
+	c       *consumer
+	e       event.Event
+	bad     *broker.Unreadable
+	seq     uint64
+	stored  time.Time
+	attempt int
+	slow    time.Duration // how long reading it takes
+	life    int
+}
+
+func (b *fakeBroker) add(seq uint64, id string) {
+	b.put(delivery{seq: seq, stored: time.Now(), e: event.Event{
+		ID: id, Source: "commerce", Type: "order.created.v1", DataContentType: "application/json", Data: []byte(`{}`),
+	}})
+}
+
+// put stores an event.
+func (b *fakeBroker) put(d delivery) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	d.b, d.life = b, b.life
+	b.stored = append(b.stored, d)
+	for _, c := range b.consumers {
+		c.offer(d)
+	}
+}
+
+// lose lets the stream begin anew.
+func (b *fakeBroker) lose() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.life++
+	b.stored = nil
+	for _, c := range b.consumers {
+		c.queue = nil
+		clear(c.attempts)
+		clear(c.open)
+	}
+}
+
+// offer puts a delivery into the queue. Call it with mu held.
+func (c *consumer) offer(d delivery) {
+	d.c = c
+	c.queue = append(c.queue, &d)
+	c.open[d.seq] = d.stored
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// again offers a delivery after a while.
+func (d *delivery) again(after time.Duration) {
+	copied := *d
+	time.AfterFunc(after, func() {
+		d.b.mu.Lock()
+		defer d.b.mu.Unlock()
+		if copied.life == d.b.life {
+			d.c.offer(copied)
+		}
+	})
+}
+
+func (b *fakeBroker) Subscribe(_ context.Context, spec broker.ConsumerSpec) (broker.Consumer, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c, ok := b.consumers[spec.Name]
+	if !ok {
+		c = &consumer{b: b, changed: make(chan struct{}), attempts: map[uint64]int{}, open: map[uint64]time.Time{}}
+		for _, d := range b.stored {
+			c.offer(d)
+		}
+		b.consumers[spec.Name] = c
+	}
+	return c, nil
+}
+
+func (b *fakeBroker) Consumer(_ context.Context, name string) (broker.Consumer, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c, ok := b.consumers[name]; ok {
+		return c, nil
+	}
+	return nil, broker.ErrNotFound
+}
+
+func (b *fakeBroker) Unsubscribe(_ context.Context, name string) error {
+	b.removed = append(b.removed, name)
+	return nil
+}
+
+func (c *consumer) Info(context.Context) (broker.ConsumerInfo, error) {
+	return broker.ConsumerInfo{}, nil
+}
+
+func (c *consumer) Oldest(context.Context) (oldest time.Time, err error) {
+	c.b.mu.Lock()
+	defer c.b.mu.Unlock()
+	for _, stored := range c.open {
+		if oldest.IsZero() || stored.Before(oldest) {
+			oldest = stored
+		}
+	}
+	return oldest, nil
+}
+
+func (c *consumer) Fetch(ctx context.Context, window broker.Window, wait time.Duration, handle func(broker.Delivery)) (more bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	for window.Events > 0 {
+		c.b.mu.Lock()
+		changed := c.changed
+		var next *delivery
+		if len(c.queue) > 0 && ctx.Err() == nil {
+			if next = c.queue[0]; len(next.e.Data) > window.Bytes {
+				c.b.mu.Unlock()
+				return true, nil
+			}
+			c.queue = c.queue[1:]
+			c.attempts[next.seq]++
+			next.attempt = c.attempts[next.seq]
+		}
+		c.b.mu.Unlock()
+		if next != nil {
+			window.Events--
+			window.Bytes -= len(next.e.Data)
+			handle(next)
+			continue
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return false, nil
+		}
+	}
+	return false, nil
+}
+
+func (b *fakeBroker) StoreDeadLetter(_ context.Context, letter *broker.DeadLetter) error {
+	if b.storing != nil {
+		b.storing()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.lettersOK {
+		return errors.New("no space")
+	}
+	b.letters = append(b.letters, *letter)
+	return nil
+}
+
+// dead returns the letters so far; a test that goes on afterwards may not look at
+// the field, which is written again.
+func (b *fakeBroker) dead() []broker.DeadLetter {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.letters)
+}
+
+func (d *delivery) Event() *event.Event {
+	time.Sleep(d.slow)
+	return &d.e
+}
+
+func (d *delivery) Unreadable() *broker.Unreadable { return d.bad }
+func (d *delivery) Sequence() uint64               { return d.seq }
+func (d *delivery) Stored() time.Time              { return d.stored }
+func (d *delivery) Attempt() int                   { return d.attempt }
+
+func (d *delivery) Ack() error {
+	d.b.mu.Lock()
+	defer d.b.mu.Unlock()
+	if d.b.ackFails {
+		d.b.ackFails = false
+		d.again(10 * time.Second) // the ack wait
+		return errors.New("disconnected")
+	}
+	d.b.acked = append(d.b.acked, d.seq)
+	delete(d.c.open, d.seq)
+	return nil
+}
+
+func (d *delivery) Retry(delay time.Duration) error {
+	d.b.mu.Lock()
+	d.b.naks = append(d.b.naks, delay)
+	d.b.nakked = append(d.b.nakked, d.seq)
+	d.b.mu.Unlock()
+	d.again(delay)
+	return nil
+}
+
+func (d *delivery) Extend() error {
+	d.b.mu.Lock()
+	defer d.b.mu.Unlock()
+	d.b.extended++
+	return nil
+}
+
+// sink answers requests of the dispatcher without a network.
+type sink func(r *http.Request) (*http.Response, error)
+
+func (s sink) RoundTrip(r *http.Request) (*http.Response, error) { return s(r) }
+
+func answer(status int, header ...string) *http.Response {
+	r := &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader("body"))}
+	for i := 0; i+1 < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	return r
+}
+
+func subscription(uid string) dispatch.Subscription {
+	return dispatch.Subscription{
+		UID: uid, Namespace: "shop", Name: "sub-" + uid,
+		Selectors: []broker.Selector{{Source: "commerce", Type: "order.**"}},
+		Sink:      dispatch.Sink{URL: "http://last-order.shop.svc/", Mesh: true}, Format: dispatch.Binary,
+		Timeout: 30 * time.Second, MaxInFlight: 10,
+		Retry: dispatch.Retry{MaxAttempts: 4, MinBackoff: time.Second, MaxBackoff: 3 * time.Second, MaxAge: time.Hour},
+	}
+}
+
+// bubble runs a dispatcher inside a synctest bubble.
+func bubble(t *testing.T, s sink, test func(t *testing.T, b *fakeBroker, d *dispatch.Dispatcher)) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBroker()
+		d := dispatch.New(dispatch.Config{Source: b, DeadLetters: b, Mesh: s, Direct: s})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- d.Run(ctx) }()
+		test(t, b, d)
+		cancel()
+		require.NoError(t, <-done)
+	})
+}

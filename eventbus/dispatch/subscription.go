@@ -1,0 +1,124 @@
+package dispatch
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
+)
+
+// Format of a push.
+type Format string
+
+// Formats.
+const (
+	Binary     Format = "binary"
+	Structured Format = "structured"
+	Legacy     Format = "legacy"
+)
+
+// Sink is where events are posted to.
+type Sink struct {
+	URL string
+	// Mesh sends through the mesh, where the sink knows us by our identity;
+	// otherwise the request goes out directly, guarded.
+	Mesh bool
+}
+
+// Subscription says what is pushed where. It is complete: defaults are filled in
+// by whoever makes it.
+type Subscription struct {
+	UID       string // names the durable consumer
+	Namespace string
+	Name      string
+	// Created bounds the age of events: those stored before count from then on.
+	Created time.Time
+
+	// Selectors of the events; nil when it is not known what is selected, while
+	// the subscription is held.
+	Selectors []broker.Selector
+	Start     broker.Start
+	// Filter decides further which events are pushed; nil: all selected ones.
+	Filter Filter
+	// Permit tells whether the subscription may be given events of a source; nil:
+	// all of them. It is asked whenever an event is pushed or given up, because
+	// what was permitted when the event was accepted may be no longer. What it
+	// denies is acknowledged and leaves no dead letter; when it fails, the event
+	// stays and is tried again.
+	Permit func(ctx context.Context, source string) (bool, error)
+	// OrderBy is an attribute or extension: events with one value of it are
+	// pushed one after another, in the order they were accepted, an event waiting
+	// until the one before is delivered or dead. Those that wait count towards
+	// MaxInFlight. Empty: no order.
+	OrderBy string
+
+	Sink        Sink
+	DeadLetter  *Sink // gets exhausted events too, once, after they are stored
+	Format      Format
+	Timeout     time.Duration
+	MaxInFlight int
+	Retry       Retry
+
+	// Hold keeps the position and pushes nothing: paused, or the sink is not
+	// there. What gets older than Retry.MaxAge becomes a dead letter all the same.
+	Hold bool
+}
+
+// selects reports whether an event that the broker offers is for the subscription.
+func (s *Subscription) selects(e *event.Event) bool {
+	if s.Selectors != nil && !broker.Selects(s.Selectors, e.Source, e.Type) {
+		return false
+	}
+	return s.Filter == nil || s.Filter(e)
+}
+
+// expires is when an event that was stored at a time is given up. What was there
+// before the subscription counts from its creation, so that nothing it asked for
+// is too old from the beginning.
+func (s *Subscription) expires(stored time.Time) time.Time {
+	if s.Created.After(stored) {
+		stored = s.Created
+	}
+	return stored.Add(s.Retry.MaxAge)
+}
+
+// Retry says how hard to try.
+type Retry struct {
+	MaxAttempts int // the first included
+	MinBackoff  time.Duration
+	MaxBackoff  time.Duration
+	// MaxAge is when an event is given up, counted from its acceptance or from
+	// the creation of the subscription, whichever is later, tried or not.
+	MaxAge time.Duration
+}
+
+// backoff is the pause after the given attempt: MinBackoff doubled with each,
+// at most MaxBackoff, 20 % more or less so that those that failed together do
+// not come back together.
+func (r Retry) backoff(attempt int) time.Duration {
+	d := r.MinBackoff
+	for i := 1; i < attempt && d < r.MaxBackoff; i++ {
+		d *= 2
+	}
+	d = min(d, r.MaxBackoff)
+	d = time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
+	return max(r.MinBackoff, min(d, r.MaxBackoff))
+}
+
+// Stats of a subscription since this process began to dispatch it.
+type Stats struct {
+	Delivered    int64
+	Redelivered  int64 // attempts after the first
+	DeadLettered int64
+	InFlight     int64 // pushes that wait for their answer
+
+	// LastError of a push or of the broker, "" if there was none.
+	LastError string
+	// Failing is set while the latest attempt failed.
+	Failing bool
+	// Oldest is when the oldest event that was tried and not yet done with was
+	// accepted; zero if there is none.
+	Oldest time.Time
+}

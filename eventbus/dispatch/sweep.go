@@ -1,0 +1,76 @@
+package dispatch
+
+import (
+	"context"
+	"time"
+
+	"github.com/lambdamesh/lambdamesh/eventbus/broker"
+)
+
+// Bounds of the pause between two looks at the backlog of a subscription that is
+// held.
+const (
+	minSweep = time.Second
+	maxSweep = time.Minute
+	// sweepWait is how long an event that is there may take to come.
+	sweepWait = 2 * time.Second
+)
+
+// sweep makes dead letters of what gets too old while nothing is pushed: a
+// subscription that is paused, or whose sink is not there, fetches nothing, and
+// nobody else would notice. It also forgets what does not come again.
+func (r *runner) sweep() {
+	for pause := minSweep; r.wait(pause); {
+		r.forget()
+		pause = r.expireHeld()
+	}
+}
+
+// expireHeld buries what has expired and returns when to look again.
+func (r *runner) expireHeld() time.Duration {
+	for {
+		sub, consumer := r.current()
+		if !sub.Hold {
+			return clampSweep(sub.Retry.MaxAge)
+		}
+		oldest, err := consumer.Oldest(r.ctx)
+		if err != nil {
+			if r.ctx.Err() == nil {
+				r.log.Warn("looking for events that are too old failed; trying again", "error", err)
+			}
+			return maxSweep
+		}
+		if oldest.IsZero() {
+			return clampSweep(sub.Retry.MaxAge)
+		}
+		if left := time.Until(sub.expires(oldest)); left > 0 {
+			return clampSweep(left)
+		}
+		if !r.expireOne(&sub, consumer) {
+			return minSweep
+		}
+	}
+}
+
+func clampSweep(pause time.Duration) time.Duration { return max(minSweep, min(pause, maxSweep)) }
+
+// expireOne fetches one event and buries it. It returns false when there was none
+// that expired, or it could not be stored.
+func (r *runner) expireOne(sub *Subscription, consumer broker.Consumer) (done bool) {
+	reserved := r.account.reserve(maxMessage, maxMessage)
+	if reserved == 0 {
+		return false
+	}
+	defer r.account.release(reserved)
+	ctx, cancel := context.WithTimeout(r.ctx, sweepWait)
+	defer cancel()
+	var taken broker.Delivery
+	_, err := consumer.Fetch(ctx, broker.Window{Events: 1, Bytes: int(reserved)}, sweepWait, func(d broker.Delivery) { taken = d })
+	if err != nil || taken == nil {
+		return false
+	}
+	t := r.take(taken, 0)
+	done = r.handle(sub, t)
+	r.finish(t, done)
+	return done
+}
