@@ -89,31 +89,3 @@ func listen(ctx context.Context, network, address string) (net.Listener, error) 
 	}
 	return config.Listen(ctx, network, address)
 }
-
-type metrics struct {
-	active     prometheus.GaugeFunc
-	refused    prometheus.Counter
-	handshakes prometheus.Counter
-	updates    *prometheus.CounterVec
-}
-
-func newMetrics(p *Proxy, registry prometheus.Registerer) *metrics {
-	labels := prometheus.Labels{"node": p.config.NodeID}
-	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: labels})
-	}
-	m := &metrics{
-		active: prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "lambdamesh_proxy_active_requests", Help: "Requests under way.", ConstLabels: labels},
-			func() float64 { return float64(p.active.Load()) }),
-		refused:    counter("lambdamesh_proxy_refused_connections_total", "Connections beyond the limit of a listener."),
-		handshakes: counter("lambdamesh_proxy_failed_handshakes_total", "Failed TLS handshakes."),
-		updates: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "lambdamesh_proxy_updates_total",
-			Help: "Responses of the control plane, by type and result (ack, nack).", ConstLabels: labels,
-		}, []string{"type", "result"}),
-	}
-	if registry != nil {
-		registry.MustRegister(m.active, m.refused, m.handshakes, m.updates)
-	}
-	return m
-}

@@ -5,10 +5,15 @@
 //	p, err := proxy.New(proxy.Config{NodeID: ..., ADSAddress: ..., RootCAs: ..., Token: ..., Listen: ...})
 //	err = p.Run(ctx) // a component: p.Ready() is closed when the first listeners serve
 //
-//	ADS stream -> session -> resources (compiled, each on its own)
-//	                             |  apply
-//	                             v
-//	           snapshot (immutable) <- request -> exchange: sanitize, route, filters, forward
+//	client    the ADS stream: subscribes, acknowledges or refuses
+//	compile   a resource, judged and made ready: listeners, routes, clusters, secrets
+//	filters   a file for each HTTP filter
+//	request   what may be asked about a request, and changed in it, anywhere
+//	strict    reading a message so that nothing is overlooked; extensions that are inert
+//	serve     sockets, connections, requests: sanitize, route, filters, forward
+//
+// Imports go from serve to compile to filters to request to strict; client knows
+// none of them. bootstrap reads the file that a proxy is started with.
 //
 // # What it promises
 //
@@ -56,8 +61,8 @@
 //   - X-Forwarded-Client-Cert holds Hash, URI, Subject and DNS, and no By.
 //   - Local replies to gRPC requests are plain HTTP.
 //   - Access logs, tracing and statistics of Envoy are accepted and not written
-//     (inert.go has the list of extensions).
+//     (strict/inert.go has the list of extensions).
 //
-// What may enter: reading xDS and doing what it says. Nothing here knows rules,
-// lambdas or Kubernetes.
+// What may enter this folder: reading xDS and doing what it says. Nothing here
+// knows rules, lambdas or Kubernetes. This package itself only wires the rooms.
 package proxy
