@@ -2,6 +2,7 @@ package connector
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,27 +13,24 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/cache"
-	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/config"
-	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
 
+	"github.com/lambdamesh/lambdamesh/connector/authority"
 	"github.com/lambdamesh/lambdamesh/connector/controller"
 	"github.com/lambdamesh/lambdamesh/connector/outbound"
+	"github.com/lambdamesh/lambdamesh/connector/public"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
-	"github.com/lambdamesh/lambdamesh/pkg/kube"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
 	"github.com/lambdamesh/lambdamesh/pkg/telemetry"
 )
 
-// publicReadTimeout is how long a third-party system may take to send a request.
-const publicReadTimeout = 10 * time.Second
+// publicReadTimeout is how long a third-party system may take to send a request:
+// as long as a publisher of the event bus.
+const publicReadTimeout = 30 * time.Second
 
 // Config of a connector. See [Config.Validate] for what is required.
 type Config struct {
@@ -41,8 +39,13 @@ type Config struct {
 	// Outbound is the listener of the outbound gateway. Nothing but the sidecar
 	// may reach it: it believes what the request says about the caller.
 	Outbound net.Listener
-	// Public is the listener for third-party systems.
+	// Public is the listener for third-party systems; nil: not served.
 	Public net.Listener
+	// Certificate with which Public is served.
+	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// CertFile and KeyFile hold it, in the place of Certificate; they are read
+	// again when they change.
+	CertFile, KeyFile string
 	// Admin is the listener of /healthz, /readyz and /metrics; nil: not served.
 	Admin net.Listener
 	// Targets that may be called.
@@ -56,8 +59,8 @@ type Config struct {
 	// LeaderElection lets one of several connectors write statuses. All serve.
 	LeaderElection bool
 	// MaxConnections bounds the connections on Outbound and on Public each, see
-	// [httpserver.Config]. No address has a share of its own: on both all come from
-	// the sidecar. Default [httpserver.DefaultMaxConns].
+	// [httpserver.Config]; on Public a client address has half of them at most.
+	// Default [httpserver.DefaultMaxConns].
 	MaxConnections int
 	// Log, default none.
 	Log *slog.Logger
@@ -69,11 +72,14 @@ type Config struct {
 func (c Config) Validate() error {
 	var errs []error
 	for name, missing := range map[string]bool{
-		"REST": c.REST == nil, "Outbound": c.Outbound == nil, "Public": c.Public == nil, "Targets": c.Targets == nil,
+		"REST": c.REST == nil, "Outbound": c.Outbound == nil, "Targets": c.Targets == nil,
 	} {
 		if missing {
 			errs = append(errs, fmt.Errorf("connector: %s is required", name))
 		}
+	}
+	if c.Public != nil && c.Certificate == nil && (c.CertFile == "" || c.KeyFile == "") {
+		errs = append(errs, errors.New("connector: the public listener needs a certificate and its key"))
 	}
 	if c.MaxConnections < 0 {
 		errs = append(errs, fmt.Errorf("connector: max connections %d: must be at least 1", c.MaxConnections))
@@ -136,79 +142,62 @@ func New(c Config) (component.Component, error) {
 	if c.Targets, err = c.callable(); err != nil {
 		return nil, err
 	}
-	mgr, err := newManager(c)
+	known, err := newObjects(c)
 	if err != nil {
 		return nil, err
 	}
 	gateway, err := outbound.New(outbound.Config{
-		Objects: mgr.GetClient(), Targets: c.Targets, TrustDomain: c.TrustDomain, Log: c.Log, Registry: c.Registry,
+		Objects: known.client, Targets: c.Targets, TrustDomain: c.TrustDomain, Log: c.Log, Registry: c.Registry,
 	})
 	if err != nil {
 		return nil, err
 	}
-	objects := component.New("connector controllers", func(ctx context.Context, ready func()) error {
-		go func() {
-			if mgr.GetCache().WaitForCacheSync(ctx) {
-				ready()
-			}
-		}()
-		return mgr.Start(ctx)
-	})
 	connections := httpserver.NewMetrics(c.Registry)
 	server := func(name string, listener net.Listener, handler http.Handler) httpserver.Config {
 		return httpserver.Config{
 			Name: name, Listener: listener, Handler: handler, Log: c.Log, MaxConns: c.MaxConnections, Metrics: connections,
 		}
 	}
+	objects := known.component()
 	var parts []component.Component
 	if c.Admin != nil {
 		parts = append(parts, httpserver.New(server("connector-admin", c.Admin, admin(objects, c.Registry)).Administrative()))
 	}
-	outside := server("connector-public", c.Public, public())
-	outside.ReadTimeout = publicReadTimeout
-	// The gateway serves when the caches are full: an empty one refuses everybody.
-	parts = append(parts, objects, httpserver.New(server("connector-outbound", c.Outbound, gateway)), httpserver.New(outside))
+	// The gateways serve when the caches are full: an empty one refuses everybody.
+	parts = append(parts, objects, known.controllers(c, func(mgr ctrl.Manager) error { return controller.Setup(mgr, c.Targets) }),
+		httpserver.New(server("connector-outbound", c.Outbound, gateway)))
+	if c.Public != nil {
+		outside, err := c.public(known, server)
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, outside...)
+	}
 	return component.NewGroup("connector", component.GroupConfig{}, parts...), nil
 }
 
-// newManager makes the manager and its cache of what the gateway reads.
-func newManager(c Config) (ctrl.Manager, error) {
-	scheme, err := kube.Scheme()
-	if err != nil {
+// public is what third-party systems reach.
+func (c Config) public(known *objects, server func(string, net.Listener, http.Handler) httpserver.Config) (parts []component.Component, err error) {
+	certificate := c.Certificate
+	if certificate == nil {
+		watcher, err := certwatcher.New(c.CertFile, c.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("connector: reading the certificate of the public listener: %w", err)
+		}
+		certificate = watcher.GetCertificate
+		parts = append(parts, component.New("connector-certificate", func(ctx context.Context, ready func()) error {
+			ready()
+			return watcher.Start(ctx)
+		}))
+	}
+	clients := public.NewClients()
+	if err := known.inform(c, clients, func(*authority.Authority) {}); err != nil {
 		return nil, err
 	}
-	stopWithin := 10 * time.Second // the group's limit is higher
-	skip := true                   // two connectors may live in one process, each with these names
-	mgr, err := ctrl.NewManager(c.REST, ctrl.Options{
-		Scheme:                  scheme,
-		Logger:                  telemetry.Logr(c.Log),
-		Metrics:                 metricsserver.Options{BindAddress: "0"},
-		Controller:              config.Controller{SkipNameValidation: &skip},
-		GracefulShutdownTimeout: &stopWithin,
-		LeaderElection:          c.LeaderElection,
-		LeaderElectionID:        "connector." + v1alpha1.Group,
-		LeaderElectionNamespace: v1alpha1.SystemNamespace,
-		Cache: cache.Options{ByObject: map[client.Object]cache.ByObject{
-			// Credentials are not the tenants', so neither are their Secrets.
-			&corev1.Secret{}: {Namespaces: map[string]cache.Config{v1alpha1.SystemNamespace: {}}},
-		}},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("connector: making the controllers: %w", err)
-	}
-	if err := controller.Setup(mgr, c.Targets); err != nil {
-		return nil, fmt.Errorf("connector: making the controllers: %w", err)
-	}
-	// The gateway reads these from the start, also where another connector is the
-	// leader and no controller watches them here.
-	lambdas := &metav1.PartialObjectMetadata{}
-	lambdas.SetGroupVersionKind(v1alpha1.GroupVersion().WithKind("Lambda"))
-	for _, kind := range []client.Object{&v1alpha1.Application{}, &v1alpha1.ApplicationBinding{}, &corev1.Secret{}, lambdas} {
-		if _, err := mgr.GetCache().GetInformer(context.Background(), kind, cache.BlockUntilSynced(false)); err != nil {
-			return nil, fmt.Errorf("connector: watching %T: %w", kind, err)
-		}
-	}
-	return mgr, nil
+	port := public.Config{Certificate: certificate, Clients: clients}
+	outside := server("connector-public", clients.Listener(c.Public), port.Handler())
+	outside.TLS, outside.ReadTimeout, outside.MaxConnsPerRemote = port.TLS(), publicReadTimeout, max(outside.MaxConns/2, 1)
+	return append(parts, httpserver.New(outside)), nil
 }
 
 func admin(objects component.Component, registry *prometheus.Registry) http.Handler {
@@ -221,14 +210,6 @@ func admin(objects component.Component, registry *prometheus.Registry) http.Hand
 		}
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("/", httpserver.NotFound)
-	return mux
-}
-
-// public is what third-party systems reach. It comes up after everything else
-// and so is ready as long as it answers.
-func public() http.Handler {
-	mux := httpserver.Health(func(context.Context) error { return nil })
 	mux.HandleFunc("/", httpserver.NotFound)
 	return mux
 }

@@ -2,6 +2,8 @@ package connector_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -41,6 +43,7 @@ type world struct {
 	namespace string
 	outbound  *http.Client // to the gateway's socket
 	public    string
+	roots     *x509.CertPool // of the public port
 	admin     string
 }
 
@@ -69,13 +72,19 @@ func startBehind(t *testing.T, meshProxy string, allow ...string) *world {
 		require.NoError(t, err)
 		return listener
 	}
+	server := testkit.NewAuthority(t)
+	certificate, key := server.Issue(t, "127.0.0.1")
+	pair, err := tls.X509KeyPair(certificate, key)
+	require.NoError(t, err)
+	w.roots = server.Pool()
 	config := connector.Config{
-		REST: w.rest, Outbound: listen("unix:" + socket), Public: listen("127.0.0.1:0"), Admin: listen("127.0.0.1:0"),
+		Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &pair, nil },
+		REST:        w.rest, Outbound: listen("unix:" + socket), Public: listen("127.0.0.1:0"), Admin: listen("127.0.0.1:0"),
 		MeshProxyURL: meshProxy,
 	}
 	config.Targets, err = targets.New(targets.Config{Allow: allow})
 	require.NoError(t, err)
-	w.public, w.admin = "http://"+config.Public.Addr().String(), "http://"+config.Admin.Addr().String()
+	w.public, w.admin = "https://"+config.Public.Addr().String(), "http://"+config.Admin.Addr().String()
 	w.outbound = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}}}
@@ -324,7 +333,7 @@ func TestATargetInTheClusterIsCalledThroughTheMeshAndNoOther(t *testing.T) {
 
 func TestPorts(t *testing.T) {
 	w := start(t)
-	plain := &http.Client{}
+	plain := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.roots}}}
 	for url, want := range map[string]int{
 		w.public + "/healthz":            http.StatusOK,
 		w.public + "/commerce/v1/events": http.StatusNotFound,
@@ -343,7 +352,7 @@ func TestPorts(t *testing.T) {
 
 func TestConfigNamesAllThatIsMissing(t *testing.T) {
 	_, err := connector.New(connector.Config{})
-	for _, name := range []string{"REST", "Outbound", "Public", "Targets"} {
+	for _, name := range []string{"REST", "Outbound", "Targets"} {
 		require.ErrorContains(t, err, name+" is required")
 	}
 	for _, proxy := range []string{"nowhere", "https://127.0.0.1:1", "http:///x", "unix:/x"} {

@@ -210,7 +210,7 @@ func TestEventBusGetsByWithItsFlagsAndRole(t *testing.T) {
 
 func TestConnectorGetsByWithItsFlagsAndRole(t *testing.T) {
 	c := install(t, "overlays/istio")
-	c.start(t, "connector", "--outbound-address=127.0.0.1:0", "--public-address=127.0.0.1:0", "--admin-address=127.0.0.1:0")
+	c.start(t, "connector", "--outbound-address=127.0.0.1:0", "--public-address=", "--admin-address=127.0.0.1:0")
 
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.SystemNamespace, Name: "erp"}, StringData: map[string]string{"username": "u", "password": "p"}}
 	require.NoError(t, client.IgnoreAlreadyExists(c.admin.Create(t.Context(), secret)))

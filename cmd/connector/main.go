@@ -1,9 +1,11 @@
-// Command connector runs the connector: the controllers of applications and the
-// gateway through which lambdas call their APIs.
+// Command connector runs the connector: the controllers of applications, the
+// gateway through which lambdas call their APIs, and the port at which third-party
+// systems pair and publish events.
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -45,6 +47,7 @@ const envPrefix = "LAMBDAMESH_CONNECTOR_"
 type options struct {
 	kubeconfig              string
 	outbound, public, admin string
+	certFile, keyFile       string
 	trustDomain, meshProxy  string
 	targets                 targets.Config
 	maxConnections          int
@@ -56,8 +59,10 @@ func command(stderr io.Writer, lookupEnv func(string) (string, bool)) *cobra.Com
 	var o options
 	cmd := &cobra.Command{
 		Use:   "connector",
-		Short: "Connects third-party systems: calls their APIs for lambdas",
-		Long: `connector connects third-party systems: it calls their APIs for lambdas.
+		Short: "Connects third-party systems: calls their APIs for lambdas, and takes their events",
+		Long: `connector connects third-party systems: it calls their APIs for lambdas. At
+--public-address they pair and publish events, each with a client certificate of
+its own; TLS ends here, so that a certificate can be revoked at once.
 
 Every flag can be set by an environment variable too: ` + envPrefix + `LOG_LEVEL
 for --log-level. A flag on the command line wins.`,
@@ -71,7 +76,9 @@ for --log-level. A flag on the command line wins.`,
 	f := cmd.Flags()
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default: $KUBECONFIG, ~/.kube/config, or the pod's service account)")
 	f.StringVar(&o.outbound, "outbound-address", ":8080", "address of the outbound gateway; nothing but the sidecar may reach it")
-	f.StringVar(&o.public, "public-address", ":8081", "address for third-party systems")
+	f.StringVar(&o.public, "public-address", ":8443", "address for third-party systems, with TLS; empty: nowhere")
+	f.StringVar(&o.certFile, "tls-cert", "", "`FILE` with the certificate that --public-address is served with; it and the key are read again when they change")
+	f.StringVar(&o.keyFile, "tls-key", "", "`FILE` with its key")
 	f.StringVar(&o.admin, "admin-address", "127.0.0.1:9090", "address of /healthz, /readyz and /metrics")
 	f.StringVar(&o.meshProxy, "mesh-proxy-url", "", "HTTP proxy of the sidecar for targets in the mesh; empty where traffic is captured")
 	f.StringVar(&o.trustDomain, "trust-domain", v1alpha1.DefaultTrustDomain, "SPIFFE trust domain of the mesh")
@@ -93,12 +100,18 @@ func run(ctx context.Context, o options, stderr io.Writer) error {
 	slog.SetDefault(log)
 	ctrllog.SetLogger(telemetry.Logr(log))
 
-	settings := connector.Config{TrustDomain: o.trustDomain, MeshProxyURL: o.meshProxy, MaxConnections: o.maxConnections, LeaderElection: o.leaderElection, Log: log}
+	settings := connector.Config{
+		TrustDomain: o.trustDomain, MeshProxyURL: o.meshProxy, MaxConnections: o.maxConnections, LeaderElection: o.leaderElection,
+		CertFile: o.certFile, KeyFile: o.keyFile, Log: log,
+	}
 	if settings.REST, err = kube.RESTConfig(o.kubeconfig); err != nil {
 		return err
 	}
 	if settings.Targets, err = targets.New(o.targets); err != nil {
 		return err
+	}
+	if o.public != "" && (o.certFile == "" || o.keyFile == "") {
+		return errors.New("--public-address is served with TLS: pass --tls-cert and --tls-key, or --public-address=\"\" to serve it nowhere")
 	}
 	for _, l := range []struct {
 		listener      *net.Listener
@@ -108,6 +121,9 @@ func run(ctx context.Context, o options, stderr io.Writer) error {
 		{&settings.Public, o.public, "--public-address"},
 		{&settings.Admin, o.admin, "--admin-address"},
 	} {
+		if l.address == "" && l.flag == "--public-address" {
+			continue
+		}
 		if *l.listener, err = httpserver.Listen(ctx, l.address, l.flag); err != nil {
 			return err
 		}

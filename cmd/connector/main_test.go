@@ -57,8 +57,9 @@ func TestWrongFlagsEndItWithOneLine(t *testing.T) {
 		"log level \"loud\"":               {"--log-level", "loud"},
 		"allowed target: \"a b\"":          {"--allow-target", "a b"},
 		"service CIDR \"x\"":               {"--service-cidr", "x"},
-		"listening on nonsense":            {"--outbound-address", "nonsense"},
-		"mesh proxy URL \"x\" must be":     {"--mesh-proxy-url", "x", "--outbound-address", "127.0.0.1:0", "--public-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0"},
+		"listening on nonsense":            {"--outbound-address", "nonsense", "--public-address", ""},
+		"pass --tls-cert and --tls-key":    {},
+		"mesh proxy URL \"x\" must be":     {"--mesh-proxy-url", "x", "--outbound-address", "127.0.0.1:0", "--public-address", "", "--admin-address", "127.0.0.1:0"},
 		"unknown flag: --alow-target":      {"--alow-target", "x"},
 		"no such file or directory":        {"--kubeconfig", "/nonexistent/kubeconfig"},
 		"unknown command \"x\" for \"conn": {"x"},
@@ -81,11 +82,17 @@ func TestItServesUntilItIsStopped(t *testing.T) {
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
 	require.NoError(t, clientcmd.WriteToFile(*file, kubeconfig))
 
+	authority := testkit.NewAuthority(t)
+	certificate, key := authority.Issue(t, "127.0.0.1")
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "tls.crt"), certificate, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "tls.key"), key, 0o600))
 	var stderr syncBuffer
 	cmd := command(&stderr, noEnv)
 	cmd.SetArgs([]string{
 		"--kubeconfig", kubeconfig, "--leader-elect=false", "--log-format", "text", "--log-level", "info",
 		"--outbound-address", "unix:" + filepath.Join(testkit.TempSocketDir(t), "o"), "--public-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0",
+		"--tls-cert", filepath.Join(dir, "tls.crt"), "--tls-key", filepath.Join(dir, "tls.key"),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

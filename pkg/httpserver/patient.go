@@ -19,6 +19,9 @@ type patient struct {
 	until time.Time // as the server or TLS set it; zero: none
 }
 
+// NetConn returns the connection below, for who finds this one in a TLS handshake.
+func (c *patient) NetConn() net.Conn { return c.Conn }
+
 // Write implements net.Conn.
 func (c *patient) Write(p []byte) (written int, err error) {
 	for {

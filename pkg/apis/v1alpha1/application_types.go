@@ -83,6 +83,17 @@ type ApplicationSpec struct {
 	// +kubebuilder:validation:items:XValidation:rule="!self.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')",message="that is the name of an application, whose source it is: make an Application of that name"
 	// +kubebuilder:validation:items:XValidation:rule="!self.matches('^/[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$')",message="/<namespace>/<name> is the source of a workload: no application speaks for it; name the workload in publishers"
 	Sources []string `json:"sources,omitempty"`
+	// RevokedCertificates are the serial numbers of client certificates of this
+	// application, as in status.certificates, that are no longer good, such as
+	// those of a system that was broken into. A paired system revokes its own over
+	// HTTP.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=40
+	// +kubebuilder:validation:items:XValidation:rule="self.matches('^[0-9a-f]+$')",message="write the serial number as in status.certificates: lower-case hexadecimal digits"
+	RevokedCertificates []string `json:"revokedCertificates,omitempty"`
 }
 
 // ApplicationService is an API, a set of events, or both.
@@ -318,6 +329,28 @@ func (a *Application) olderThan(b *Application) bool {
 // ApplicationStatus is what was observed.
 type ApplicationStatus struct {
 	CommonStatus `json:",inline"`
+	// Certificates with which the application is let in, the youngest last: the
+	// connector takes no other. At most 32 are good at a time, the oldest goes when
+	// there is another. What has expired is removed.
+	// +optional
+	// +listType=map
+	// +listMapKey=serial
+	// +kubebuilder:validation:MaxItems=64
+	Certificates []ClientCertificate `json:"certificates,omitempty"`
+}
+
+// ClientCertificate is one that was issued to an application.
+type ClientCertificate struct {
+	// Serial number, in lower-case hexadecimal digits.
+	// +kubebuilder:validation:MaxLength=40
+	Serial string `json:"serial"`
+	// IssuedAt is when it was signed.
+	IssuedAt metav1.Time `json:"issuedAt"`
+	// ExpiresAt is the end of its life.
+	ExpiresAt metav1.Time `json:"expiresAt"`
+	// RevokedAt is when the paired system revoked it.
+	// +optional
+	RevokedAt *metav1.Time `json:"revokedAt,omitempty"`
 }
 
 // ApplicationBinding lets lambdas of a namespace call an application's APIs
@@ -427,6 +460,14 @@ type TokenRequestStatus struct {
 	// ExpiresAt is when the token can no longer be used.
 	// +optional
 	ExpiresAt *metav1.Time `json:"expiresAt,omitempty"`
+	// TokenHash is the SHA-256 of the token, as hexadecimal digits: what the
+	// connector knows it by. It goes with the token.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	TokenHash string `json:"tokenHash,omitempty"`
+	// UsedAt is when a certificate was issued for the token.
+	// +optional
+	UsedAt *metav1.Time `json:"usedAt,omitempty"`
 }
 
 // Conditions implements [Object].

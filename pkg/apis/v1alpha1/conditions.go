@@ -19,6 +19,9 @@ const (
 	ConditionSubscribed = "Subscribed"
 	ConditionSinkReady  = "SinkReady"
 	ConditionDelivering = "Delivering"
+
+	// Application.
+	ConditionPaired = "Paired"
 )
 
 // Reasons that more than one domain gives. A domain keeps its own reasons

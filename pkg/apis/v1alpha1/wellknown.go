@@ -28,6 +28,24 @@ const (
 	ServicePort = 80
 )
 
+// ServiceConnectorPublic of the system namespace is where third-party systems
+// reach the connector, which ends TLS itself.
+const ServiceConnectorPublic = "connector-public"
+
+// Secrets of the system namespace for the connector.
+const (
+	// SecretConnectorTLS is the certificate (tls.crt, tls.key, ca.crt) of its
+	// public port.
+	SecretConnectorTLS = "connector-tls"
+	// SecretConnectorCA is the authority that signs the certificates of paired
+	// systems: tls.crt and tls.key sign, ca.crt holds all whose signatures are good.
+	SecretConnectorCA = "connector-ca"
+)
+
+// SecretTypePairing is the type of Secrets with a pairing token: the connector may
+// make and remove no others.
+const SecretTypePairing = Group + "/pairing"
+
 // DefaultGateway is the networking.istio.io/v1 Gateway that an APIRule uses
 // when it names none, as namespace/name.
 const DefaultGateway = SystemNamespace + "/gateway"

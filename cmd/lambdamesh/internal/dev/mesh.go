@@ -119,12 +119,13 @@ func everyAddress(l net.Listener) []string {
 func (m *mesh) addConnector() error {
 	c, err := connector.New(connector.Config{
 		REST: m.rest, Outbound: m.connector.app, Public: m.sockets.connector,
-		Targets: m.targets, MeshProxyURL: m.connector.proxyURL(), Log: m.log("connector"),
+		Certificate: m.authority.ServerCertificate(m.sockets.connectorNames()...),
+		Targets:     m.targets, MeshProxyURL: m.connector.proxyURL(), Log: m.log("connector"),
 	})
 	if err != nil {
 		return err
 	}
-	m.components = append(m.components, m.connector.sidecar(m.client, m.startMemberProxy), c)
+	m.components = append(m.components, applicationsAuthority(m.client), m.connector.sidecar(m.client, m.startMemberProxy), c)
 	return nil
 }
 
@@ -176,7 +177,7 @@ func (m *mesh) endpoints() Endpoints {
 		GatewayTLS:        "https://" + m.sockets.gatewayTLS.Addr().String(),
 		EventBus:          http(m.sockets.eventBus),
 		EventBusAdmin:     http(m.sockets.eventBusAdmin),
-		Connector:         http(m.sockets.connector),
+		Connector:         "https://" + m.sockets.connector.Addr().String(),
 		ConnectorOutbound: "https://" + m.connector.inbound.Addr().String(),
 		XDS:               m.sockets.xds.Addr().String(),
 		Kubernetes:        m.rest.Host,

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
@@ -50,6 +51,15 @@ func (s *sockets) close() {
 			_ = l.Close() // a component may have done it
 		}
 	}
+}
+
+// connectorNames are what the connector's certificate is for.
+func (s *sockets) connectorNames() []string {
+	names := []string{"localhost", "127.0.0.1", "::1", "connector." + Domain}
+	if host, _, err := net.SplitHostPort(s.connector.Addr().String()); err == nil && !slices.Contains(names, host) {
+		names = append(names, host)
+	}
+	return names
 }
 
 // maxSocketPath is what a Unix socket's path may hold on every system: 104

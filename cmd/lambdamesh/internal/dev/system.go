@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/lambdamesh/lambdamesh/connector/authority"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
@@ -105,4 +106,37 @@ func gatewayCertificate(c client.Client, authority *ca.CA) component.Component {
 			}
 		}
 	})
+}
+
+// applicationsAuthority keeps the authority that signs the certificates of paired
+// systems, as the control plane of an installation does.
+func applicationsAuthority(c client.Client) component.Component {
+	return component.New("applications-authority", func(ctx context.Context, ready func()) error {
+		for {
+			until, err := keepAuthority(ctx, c)
+			if err != nil {
+				return err
+			}
+			ready()
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(min(time.Until(until), certificateInterval)):
+			}
+		}
+	})
+}
+
+func keepAuthority(ctx context.Context, c client.Client) (until time.Time, err error) {
+	secret := &corev1.Secret{ObjectMeta: systemMeta(v1alpha1.SecretConnectorCA), Type: corev1.SecretTypeTLS}
+	var have corev1.Secret
+	if err := c.Get(ctx, client.ObjectKeyFromObject(secret), &have); client.IgnoreNotFound(err) != nil {
+		return until, fmt.Errorf("read the authority of applications: %w", err)
+	}
+	want, _, until, err := authority.Renew(have.Data, false, time.Now())
+	if err != nil || want == nil {
+		return until, err
+	}
+	secret.Data = want
+	return until, kube.Apply(ctx, c, systemOwner, secret)
 }
