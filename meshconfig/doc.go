@@ -3,7 +3,7 @@
 //
 //	Kubernetes objects          YAML files
 //	       |                        |
-//	  controller               filesource        collect one Snapshot
+//	  watch, controller        filesource        collect one Snapshot
 //	       '-----------.------------'
 //	               translate                     Snapshot -> ir.Mesh + Problems; pure
 //	                   |
@@ -11,7 +11,7 @@
 //	             .-----'-----.
 //	           istio        xds                  ir -> Istio objects | Envoy resources; pure
 //	             |            |
-//	        API server       ads (+ ca)          server-side apply | ADS over gRPC
+//	      output/istio  output/envoy, ads (+ ca) server-side apply | ADS over gRPC
 //	             |            |
 //	          istiod        proxy or Envoy       the data plane
 //

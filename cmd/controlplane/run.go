@@ -28,7 +28,11 @@ import (
 	mesh "github.com/lambdamesh/lambdamesh/meshconfig/controller"
 	"github.com/lambdamesh/lambdamesh/meshconfig/jwks"
 	"github.com/lambdamesh/lambdamesh/meshconfig/members"
+	meshoutput "github.com/lambdamesh/lambdamesh/meshconfig/output"
+	envoyoutput "github.com/lambdamesh/lambdamesh/meshconfig/output/envoy"
+	istiooutput "github.com/lambdamesh/lambdamesh/meshconfig/output/istio"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
+	meshwatch "github.com/lambdamesh/lambdamesh/meshconfig/watch"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
@@ -78,7 +82,7 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 	}
 	ctrl.SetLogger(telemetry.Logr(log))
 	// What a mesh needs: its output, and what runs once that has its first mesh.
-	meshes := map[string]func(context.Context, *parts) (mesh.Output, []component.Component, error){"istio": istioMesh, "envoy": envoyMesh}
+	meshes := map[string]func(context.Context, *parts) (meshoutput.Output, []component.Component, error){"istio": istioMesh, "envoy": envoyMesh}
 	newMesh, known := meshes[o.mesh]
 	if !known {
 		return fmt.Errorf("--mesh %q: use istio or envoy", o.mesh)
@@ -110,7 +114,7 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 	}
 	meshController, err := mesh.New(mesh.Config{
 		Cache: manager.GetCache(), Client: manager.GetClient(), Reader: manager.GetAPIReader(),
-		Outputs: []mesh.Output{output}, JWKS: jwks.Config{Policy: policy}, Elected: manager.Elected(),
+		Outputs: []meshoutput.Output{output}, JWKS: jwks.Config{Policy: policy}, Elected: manager.Elected(),
 		MeshConfig: p.meshConfig, Settings: p.settings, Log: log, Registry: p.registry,
 	})
 	if err != nil {
@@ -163,7 +167,7 @@ func newManager(o *options) (ctrl.Manager, error) {
 		LeaderElectionNamespace:       o.namespace,
 		LeaderElectionReleaseOnCancel: true, // writers have stopped by then
 	}
-	mesh.ConfigureCache(&options.Cache)
+	meshwatch.ConfigureCache(&options.Cache)
 	members.ConfigureCache(&options.Cache)
 	lambdas.ConfigureCache(&options.Cache)
 	manager, err := ctrl.NewManager(config, options)
@@ -184,19 +188,19 @@ func managerComponent(manager ctrl.Manager) component.Component {
 	})
 }
 
-func istioMesh(_ context.Context, p *parts) (mesh.Output, []component.Component, error) {
+func istioMesh(_ context.Context, p *parts) (meshoutput.Output, []component.Component, error) {
 	namespace, name, found := strings.Cut(p.options.meshConfig, "/")
 	if !found || namespace == "" || name == "" {
 		return nil, nil, fmt.Errorf("--istio-mesh-config %q: write namespace/name of the ConfigMap with Istio's MeshConfig", p.options.meshConfig)
 	}
 	p.meshConfig = types.NamespacedName{Namespace: namespace, Name: name}
-	output, err := mesh.NewIstioOutput(mesh.IstioConfig{
+	output, err := istiooutput.New(istiooutput.Config{
 		Cache: p.manager.GetCache(), Client: p.manager.GetClient(), Elected: p.manager.Elected(), Log: p.log,
 	})
 	return output, nil, err
 }
 
-func envoyMesh(ctx context.Context, p *parts) (mesh.Output, []component.Component, error) {
+func envoyMesh(ctx context.Context, p *parts) (meshoutput.Output, []component.Component, error) {
 	var err error
 	if p.sidecar, err = p.sidecars.config(); err != nil {
 		return nil, nil, err
@@ -222,7 +226,7 @@ func envoyMesh(ctx context.Context, p *parts) (mesh.Output, []component.Componen
 	if err != nil {
 		return nil, nil, errors.Join(err, listener.Close())
 	}
-	output, err := mesh.NewEnvoyOutput(mesh.EnvoyConfig{
+	output, err := envoyoutput.New(envoyoutput.Config{
 		ADS: ads.Config{
 			Listener: listener, CA: authority, ServerNames: names, TrustDomain: p.trustDomain,
 			Authenticator: ads.TokenReview(clients.AuthenticationV1().TokenReviews()), Log: p.log, Registry: p.registry,
@@ -242,7 +246,7 @@ func envoyMesh(ctx context.Context, p *parts) (mesh.Output, []component.Componen
 
 // newPeers lets replicas know each other by their host names, which in a
 // cluster are their pods'. Without a leader there is one only.
-func newPeers(p *parts) (*mesh.PeersConfig, error) {
+func newPeers(p *parts) (*envoyoutput.PeersConfig, error) {
 	if !p.leaderElection {
 		return nil, nil
 	}
@@ -254,7 +258,7 @@ func newPeers(p *parts) (*mesh.PeersConfig, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
-	return &mesh.PeersConfig{Client: direct, Namespace: p.namespace, Name: strings.ToLower(name)}, nil
+	return &envoyoutput.PeersConfig{Client: direct, Namespace: p.namespace, Name: strings.ToLower(name)}, nil
 }
 
 func adminHandler(registry *prometheus.Registry, work component.Component) http.Handler {

@@ -18,7 +18,8 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
-	"github.com/lambdamesh/lambdamesh/meshconfig/controller"
+	"github.com/lambdamesh/lambdamesh/meshconfig/output"
+	envoyoutput "github.com/lambdamesh/lambdamesh/meshconfig/output/envoy"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
@@ -31,9 +32,9 @@ func BenchmarkRebuild(b *testing.B) {
 	for _, rules := range []int{1, 100, 1000} {
 		b.Run(fmt.Sprintf("rules=%d", rules), func(b *testing.B) {
 			s := snapshotOf(rules)
-			output := envoyOutput(b)
+			out := envoyOutput(b)
 			first, _ := translate.Translate(s)
-			output.Update(b.Context(), controller.Update{Mesh: &first})
+			out.Update(b.Context(), output.Update{Mesh: &first})
 			for n := 0; b.Loop(); n++ {
 				// Another path in one rule: another generation.
 				rule := s.APIRules[n%rules].DeepCopy()
@@ -43,8 +44,8 @@ func BenchmarkRebuild(b *testing.B) {
 
 				mesh, problems := translate.Translate(s)
 				statuses := translate.Statuses(s, mesh, problems)
-				output.Update(b.Context(), controller.Update{Mesh: &mesh})
-				view := output.Programmed()
+				out.Update(b.Context(), output.Update{Mesh: &mesh})
+				view := out.Programmed()
 				for i := range statuses {
 					view(&statuses[i])
 				}
@@ -54,7 +55,7 @@ func BenchmarkRebuild(b *testing.B) {
 	}
 }
 
-func envoyOutput(b *testing.B) *controller.EnvoyOutput {
+func envoyOutput(b *testing.B) *envoyoutput.Output {
 	b.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(b, err)
@@ -64,12 +65,12 @@ func envoyOutput(b *testing.B) *controller.EnvoyOutput {
 	scheme, err := kube.Scheme()
 	require.NoError(b, err)
 	var none client.Reader = fake.NewClientBuilder().WithScheme(scheme).Build()
-	output, err := controller.NewEnvoyOutput(controller.EnvoyConfig{
+	out, err := envoyoutput.New(envoyoutput.Config{
 		ADS:   ads.Config{Listener: listener, CA: authority, Authenticator: tokens{}, Log: slog.New(slog.DiscardHandler)},
 		Cache: none, Reader: none,
 	})
 	require.NoError(b, err)
-	return output
+	return out
 }
 
 func snapshotOf(rules int) translate.Snapshot {

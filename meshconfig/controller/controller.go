@@ -14,12 +14,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/jwks"
+	"github.com/lambdamesh/lambdamesh/meshconfig/output"
+	"github.com/lambdamesh/lambdamesh/meshconfig/status"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
-	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/meshconfig/watch"
 )
-
-// fieldManager of all that the controller applies.
-const fieldManager = v1alpha1.ManagedBy + "-meshconfig"
 
 const (
 	// minInterval between the beginnings of two rebuilds.
@@ -36,14 +35,14 @@ const (
 // Config of a [Controller].
 type Config struct {
 	// Cache is where objects are watched; whoever made it starts it. Prepare its
-	// options with [ConfigureCache]. Required.
+	// options with [watch.ConfigureCache]. Required.
 	Cache cache.Cache
 	// Client writes statuses. Required.
 	Client client.Client
 	// Reader reads Secrets, past the cache. Required.
 	Reader client.Reader
 	// Outputs that the mesh is handed to. Required.
-	Outputs []Output
+	Outputs []output.Output
 	// JWKS says how key sets are fetched; its Policy is required, its OnChange
 	// and Log are set here.
 	JWKS jwks.Config
@@ -91,14 +90,9 @@ type Controller struct {
 	dirty    chan struct{}
 	progress chan struct{}
 
-	keySets    *jwks.Fetcher
-	secrets    *secrets
-	meshConfig *meshConfig
-	writer     *statusWriter
-	objects    *objectWriter
-
-	// members: pods have sidecars that an output of ours programs.
-	members bool
+	source  *watch.Source
+	writer  *status.RuleWriter
+	objects *status.ObjectWriter
 
 	// statuses of the last rebuild; used by the loop only.
 	statuses []translate.APIRuleStatus
@@ -107,7 +101,6 @@ type Controller struct {
 type metrics struct {
 	rebuilds prometheus.Histogram
 	rules    prometheus.Gauge
-	writes   *prometheus.CounterVec
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
@@ -116,11 +109,10 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 			Name: "lambdamesh_mesh_rebuild_seconds", Help: "Time from reading all objects to handing the mesh to the outputs.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 12),
 		}),
-		rules:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "lambdamesh_apirules", Help: "APIRules in the mesh."}),
-		writes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lambdamesh_apirule_status_writes_total", Help: "Statuses written, by result (ok, error)."}, []string{"result"}),
+		rules: prometheus.NewGauge(prometheus.GaugeOpts{Name: "lambdamesh_apirules", Help: "APIRules in the mesh."}),
 	}
 	if registry != nil {
-		registry.MustRegister(m.rebuilds, m.rules, m.writes)
+		registry.MustRegister(m.rebuilds, m.rules)
 	}
 	return m
 }
@@ -146,24 +138,24 @@ func New(config Config) (*Controller, error) {
 		dirty:    make(chan struct{}, 1),
 		progress: make(chan struct{}, 1),
 	}
-	for _, output := range config.Outputs {
-		switch output.(type) {
-		case *IstioOutput: // Istio's gateways look into no token
-			c.config.Settings.TokensAtSidecars = true
-		case *EnvoyOutput:
-			c.members = true
-		}
+	needs := output.Needs{}
+	for _, one := range config.Outputs {
+		n := one.Needs()
+		needs.TokensAtSidecars = needs.TokensAtSidecars || n.TokensAtSidecars
+		needs.Members = needs.Members || n.Members
 	}
-	config.JWKS.OnChange = c.markDirty
-	config.JWKS.Log = c.log
+	c.config.Settings.TokensAtSidecars = c.config.Settings.TokensAtSidecars || needs.TokensAtSidecars
+	c.writer = status.NewRuleWriter(config.Cache, config.Client, config.Registry, c.log)
+	c.objects = status.NewObjectWriter(config.Cache, config.Client, c.log)
 	var err error
-	if c.keySets, err = jwks.New(config.JWKS); err != nil {
+	c.source, err = watch.New(watch.Config{
+		Cache: config.Cache, Reader: config.Reader, JWKS: config.JWKS, MeshConfig: config.MeshConfig,
+		Settings: c.config.Settings, Members: needs.Members, Log: c.log,
+		Changed: c.markDirty, RuleTouched: c.writer.Check, ObjectTouched: c.objects.Check,
+	})
+	if err != nil {
 		return nil, fmt.Errorf("configure the mesh controller: %w", err)
 	}
-	c.secrets = newSecrets(config.Reader)
-	c.meshConfig = newMeshConfig(config.Reader, config.MeshConfig)
-	c.writer = newStatusWriter(config.Cache, config.Client, c.metrics, c.log)
-	c.objects = newObjectWriter(config.Cache, config.Client, c.log)
 	return c, nil
 }
 
@@ -176,23 +168,22 @@ func (c *Controller) Ready() <-chan struct{} { return c.ready }
 // Run works until ctx ends; the cache must be running or be started beside it.
 func (c *Controller) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return c.keySets.Run(ctx) })
-	group.Go(func() error { return c.meshConfig.run(ctx, c.markDirty) })
-	group.Go(func() error { return c.writer.run(ctx, c.config.Elected) })
-	group.Go(func() error { return c.objects.run(ctx, c.config.Elected) })
-	for _, output := range c.config.Outputs {
+	group.Go(func() error { return c.source.Run(ctx) })
+	group.Go(func() error { return c.writer.Run(ctx, c.config.Elected) })
+	group.Go(func() error { return c.objects.Run(ctx, c.config.Elected) })
+	for _, one := range c.config.Outputs {
 		group.Go(func() error {
-			if err := output.Run(ctx, c.markProgress); err != nil {
-				return fmt.Errorf("output %s: %w", output.Name(), err)
+			if err := one.Run(ctx, c.markProgress); err != nil {
+				return fmt.Errorf("output %s: %w", one.Name(), err)
 			}
 			return nil
 		})
 	}
 	group.Go(func() error {
-		if err := c.watch(ctx); err != nil {
+		if err := c.source.Watch(ctx); err != nil {
 			return err
 		}
-		c.first(ctx)
+		c.source.First(ctx)
 		return c.loop(ctx)
 	})
 	err := group.Wait()
@@ -202,34 +193,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	return err
 }
 
-func (c *Controller) markDirty()    { poke(c.dirty) }
-func (c *Controller) markProgress() { poke(c.progress) }
-
-func poke(ch chan struct{}) {
-	select {
-	case ch <- struct{}{}:
-	default: // one token is enough
-	}
-}
-
-// first waits for the key sets once: data planes may hold good ones, which an
-// empty first answer would take from them.
-func (c *Controller) first(ctx context.Context) {
-	rules, err := c.apiRules(ctx)
-	if err != nil {
-		return // ctx has ended; the loop will see it
-	}
-	c.keySets.Keep(translate.JWKSURIs(c.config.Settings, rules))
-	timeout := c.config.JWKS.Timeout
-	if timeout <= 0 {
-		timeout = 5 * time.Second
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout+time.Second)
-	defer cancel()
-	if err := c.keySets.Settled(ctx); err != nil {
-		c.log.Warn("some key sets have not answered; their tokens are refused until they do")
-	}
-}
+func (c *Controller) markDirty()    { output.Poke(c.dirty) }
+func (c *Controller) markProgress() { output.Poke(c.progress) }
 
 func (c *Controller) loop(ctx context.Context) error {
 	isReady := false
@@ -237,7 +202,7 @@ func (c *Controller) loop(ctx context.Context) error {
 	interval := minInterval
 	rebuild := time.NewTimer(0)
 	rebuildDue := true
-	status := newAlarm()
+	report := newAlarm()
 	for {
 		select {
 		case <-ctx.Done():
@@ -261,15 +226,15 @@ func (c *Controller) loop(ctx context.Context) error {
 			took := time.Since(last)
 			c.metrics.rebuilds.Observe(took.Seconds())
 			interval = max(minInterval, 2*took)
-			status.within(settleTime)
+			report.within(settleTime)
 			if !isReady {
 				isReady = true
 				close(c.ready)
 			}
 		case <-c.progress:
-			status.within(coalesceTime)
-		case <-status.C:
-			status.rang()
+			report.within(coalesceTime)
+		case <-report.C:
+			report.rang()
 			c.reportStatuses()
 		}
 	}
@@ -277,33 +242,33 @@ func (c *Controller) loop(ctx context.Context) error {
 
 // rebuild computes the whole mesh and hands it to the outputs.
 func (c *Controller) rebuild(ctx context.Context) error {
-	snapshot, err := c.snapshot(ctx)
+	snapshot, err := c.source.Snapshot(ctx)
 	if err != nil {
 		return err
 	}
 	mesh, problems := translate.Translate(snapshot)
 	c.statuses = translate.Statuses(snapshot, mesh, problems)
 	c.metrics.rules.Set(float64(len(c.statuses)))
-	c.objects.want(translate.ObjectStatuses(snapshot, problems))
-	for _, output := range c.config.Outputs {
-		output.Update(ctx, Update{Mesh: &mesh, Secrets: snapshot.Secrets})
+	c.objects.Want(translate.ObjectStatuses(snapshot, problems))
+	for _, one := range c.config.Outputs {
+		one.Update(ctx, output.Update{Mesh: &mesh, Secrets: snapshot.Secrets})
 	}
 	return nil
 }
 
 func (c *Controller) reportStatuses() {
-	views := make([]func(*translate.APIRuleStatus) Programmed, len(c.config.Outputs))
-	for i, output := range c.config.Outputs {
-		views[i] = output.Programmed()
+	views := make([]func(*translate.APIRuleStatus) output.Programmed, len(c.config.Outputs))
+	for i, one := range c.config.Outputs {
+		views[i] = one.Programmed()
 	}
 	current := make(map[types.NamespacedName]bool, len(c.statuses))
 	for i := range c.statuses {
 		rule := &c.statuses[i]
 		key := types.NamespacedName{Namespace: rule.Namespace, Name: rule.Name}
 		current[key] = true
-		c.writer.want(key, wanted{status: rule, programmed: programmed(rule, c.config.Outputs, views)})
+		c.writer.Want(key, status.Wish{Status: rule, Programmed: output.Joined(rule, c.config.Outputs, views)})
 	}
-	c.writer.forgetAllBut(current)
+	c.writer.ForgetAllBut(current)
 }
 
 // alarm is a timer that only ever comes earlier.

@@ -28,8 +28,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
-	"github.com/lambdamesh/lambdamesh/meshconfig/controller"
 	"github.com/lambdamesh/lambdamesh/meshconfig/jwks"
+	"github.com/lambdamesh/lambdamesh/meshconfig/output"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
@@ -65,7 +65,7 @@ func TestWithoutADataPlaneARuleIsNotProgrammed(t *testing.T) {
 	p := w.controlPlane()
 	rule := w.apiRule("orders", "orders", toService("orders"))
 	w.create(rule)
-	w.requireCondition(rule, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, controller.ReasonNoDataPlane)
+	w.requireCondition(rule, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, output.ReasonNoDataPlane)
 
 	w.gateway(p.address)
 	w.requireReady(rule)
@@ -79,7 +79,7 @@ func TestARefusalOfTheDataPlaneIsTold(t *testing.T) {
 	g.refuse("port 80 is taken here")
 	rule := w.apiRule("orders", "orders", toService("orders"))
 	w.create(rule)
-	c := w.requireCondition(rule, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, controller.ReasonDataPlaneRefused)
+	c := w.requireCondition(rule, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, output.ReasonDataPlaneRefused)
 	require.Contains(t, c.Message, "port 80 is taken here")
 	require.Contains(t, c.Message, "gateway~"+w.namespace)
 }
@@ -163,7 +163,7 @@ func TestAHostGoesToTheNextRuleWhenItsOwnerIsDeleted(t *testing.T) {
 	w.create(loser)
 	c := w.requireCondition(loser, v1alpha1.ConditionAccepted, metav1.ConditionFalse, translate.ReasonHostConflict)
 	require.Contains(t, c.Message, w.namespace+"/a-winner")
-	w.requireCondition(loser, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, controller.ReasonNotServed)
+	w.requireCondition(loser, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, output.ReasonNotServed)
 
 	w.delete(winner)
 	w.requireReady(loser)
@@ -247,7 +247,7 @@ func TestKeysThatCannotBeFetchedLetNobodyInAndHeal(t *testing.T) {
 	c := w.requireCondition(rule, v1alpha1.ConditionResolvedRefs, metav1.ConditionFalse, translate.ReasonKeysUnusable)
 	require.Contains(t, c.Message, issuer.uri())
 	require.Contains(t, c.Message, "502")
-	w.requireCondition(rule, v1alpha1.ConditionProgrammed, metav1.ConditionTrue, controller.ReasonProgrammed)
+	w.requireCondition(rule, v1alpha1.ConditionProgrammed, metav1.ConditionTrue, output.ReasonProgrammed)
 	g.requireStatus(401, "orders."+domain, "/", "Authorization", "Bearer "+issuer.token(t))
 
 	issuer.down.Store(false)
@@ -263,7 +263,7 @@ func TestANodeIsServedOnlyToTheAccountItStandsFor(t *testing.T) {
 	w.node(p.address, ads.GatewayNodeID(w.namespace, "gateway", "0"), w.namespace+"/somebody", nil)
 	rule := w.apiRule("orders", "orders", toService("orders"))
 	w.create(rule)
-	w.requireCondition(rule, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, controller.ReasonNoDataPlane)
+	w.requireCondition(rule, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, output.ReasonNoDataPlane)
 	require.Empty(t, p.ads.Status(ads.GatewayTarget(w.namespace, "gateway")).Nodes)
 }
 

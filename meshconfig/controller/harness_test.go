@@ -33,8 +33,12 @@ import (
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	"github.com/lambdamesh/lambdamesh/meshconfig/controller"
 	"github.com/lambdamesh/lambdamesh/meshconfig/jwks"
+	"github.com/lambdamesh/lambdamesh/meshconfig/output"
+	envoyoutput "github.com/lambdamesh/lambdamesh/meshconfig/output/envoy"
+	istiooutput "github.com/lambdamesh/lambdamesh/meshconfig/output/istio"
 	"github.com/lambdamesh/lambdamesh/meshconfig/proxy"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
+	"github.com/lambdamesh/lambdamesh/meshconfig/watch"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
@@ -156,24 +160,24 @@ func (w *world) controlPlane(change ...func(*options)) *controlPlane {
 		log = slog.New(slog.NewTextHandler(w.t.Output(), nil))
 	}
 	cacheOptions := cache.Options{Scheme: w.client.Scheme()}
-	controller.ConfigureCache(&cacheOptions)
+	watch.ConfigureCache(&cacheOptions)
 	objects, err := cache.New(w.config, cacheOptions)
 	require.NoError(w.t, err)
 
 	p := &controlPlane{}
-	var peers *controller.PeersConfig
+	var peers *envoyoutput.PeersConfig
 	if o.replica != "" {
-		peers = &controller.PeersConfig{Client: w.client, Namespace: w.namespace, Name: o.replica}
+		peers = &envoyoutput.PeersConfig{Client: w.client, Namespace: w.namespace, Name: o.replica}
 	}
 	var elected chan struct{}
 	if o.standby {
 		elected = make(chan struct{})
 	}
-	var outputs []controller.Output
+	var outputs []output.Output
 	if o.envoy {
 		listener, err := net.Listen("tcp", o.address)
 		require.NoError(w.t, err)
-		output, err := controller.NewEnvoyOutput(controller.EnvoyConfig{
+		output, err := envoyoutput.New(envoyoutput.Config{
 			ADS:   ads.Config{Listener: listener, CA: w.ca, Authenticator: tokens{}, Log: log, MaxResponseBytes: o.response},
 			Cache: objects, Reader: w.client, Peers: peers,
 		})
@@ -182,7 +186,7 @@ func (w *world) controlPlane(change ...func(*options)) *controlPlane {
 		p.ads, p.address = output.Server(), output.Server().Addr()
 	}
 	if o.istio {
-		output, err := controller.NewIstioOutput(controller.IstioConfig{Cache: objects, Client: w.client, Log: log})
+		output, err := istiooutput.New(istiooutput.Config{Cache: objects, Client: w.client, Log: log})
 		require.NoError(w.t, err)
 		outputs = append(outputs, output)
 	}

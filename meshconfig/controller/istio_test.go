@@ -13,7 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/lambdamesh/lambdamesh/meshconfig/controller"
+	"github.com/lambdamesh/lambdamesh/meshconfig/output"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
@@ -139,7 +139,7 @@ func TestAnObjectThatCannotBeWrittenIsItsRulesConditionAlone(t *testing.T) {
 	good := w.apiRule("good", "good", toService("orders"))
 	w.create(good)
 	w.requireReady(good)
-	c := w.requireCondition(bad, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, controller.ReasonApplyFailed)
+	c := w.requireCondition(bad, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, output.ReasonApplyFailed)
 	require.Contains(t, c.Message, "AuthorizationPolicy "+w.namespace+"/lambda-last-order")
 }
 
@@ -149,7 +149,7 @@ func TestWithBothOutputsProgrammedNeedsBoth(t *testing.T) {
 	p := w.controlPlane(func(o *options) { o.istio = true })
 	rule := w.apiRule("orders", "orders", toService("orders"))
 	w.create(rule)
-	c := w.requireCondition(rule, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, controller.ReasonNoDataPlane)
+	c := w.requireCondition(rule, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, output.ReasonNoDataPlane)
 	require.Contains(t, c.Message, "envoy: ")
 	w.virtualService(rule, anyState)
 	w.gateway(p.address)

@@ -21,7 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
-	"github.com/lambdamesh/lambdamesh/meshconfig/controller"
+	"github.com/lambdamesh/lambdamesh/meshconfig/output"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
@@ -61,7 +61,7 @@ func TestHostileRulesAreTooLargeAndAHealthyRuleIsProgrammedAndChanged(t *testing
 	w.create(hostile)
 	c := w.requireCondition(hostile, v1alpha1.ConditionAccepted, metav1.ConditionFalse, translate.ReasonTooLarge)
 	require.Regexp(t, `needs 39\d{4} matchers and an APIRule may have 4096`, c.Message)
-	w.requireCondition(hostile, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, controller.ReasonNotServed)
+	w.requireCondition(hostile, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, output.ReasonNotServed)
 
 	healthy := w.apiRule("healthy", "healthy", toService("first"))
 	w.create(healthy)
@@ -169,7 +169,7 @@ func TestADeletedCertificateStaysAndIsTold(t *testing.T) {
 	// Another change reaches the data plane meanwhile.
 	more := w.apiRule("more", "more", toService("orders"))
 	w.create(more)
-	w.requireCondition(more, v1alpha1.ConditionProgrammed, metav1.ConditionTrue, controller.ReasonProgrammed)
+	w.requireCondition(more, v1alpha1.ConditionProgrammed, metav1.ConditionTrue, output.ReasonProgrammed)
 	w.requireCertificate(g, first)
 
 	// A control plane that never saw the Secret takes nothing away either.

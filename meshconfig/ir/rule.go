@@ -65,6 +65,35 @@ func (r *Rule) ReplacedLiteral() string {
 	return r.Rewrite.Path
 }
 
+// MethodMatch is the condition on the method; false when there is none.
+func (r *Rule) MethodMatch() (StringMatch, bool) {
+	switch len(r.Methods) {
+	case 0:
+		return StringMatch{}, false
+	case 1:
+		return StringMatch{Kind: MatchExact, Value: r.Methods[0]}, true
+	default:
+		return StringMatch{Kind: MatchRegex, Value: strings.Join(r.Methods, "|")}, true
+	}
+}
+
+// PathRewrite is how a path is replaced: what Regex (RE2) matches of it, by the
+// Substitution of it in RE2's syntax; or without a Regex the prefix or path that
+// the rule's match names, by Literal.
+type PathRewrite struct{ Regex, Substitution, Literal string }
+
+// PathRewrite is that of the rule; false when the path stays.
+func (r *Rule) PathRewrite() (PathRewrite, bool) {
+	switch {
+	case r.Rewrite == nil || r.Rewrite.Path == "":
+		return PathRewrite{}, false
+	case r.Path.Pattern().Kind == MatchRegex:
+		return PathRewrite{Regex: r.Path.LiteralRegex(), Substitution: strings.ReplaceAll(r.ReplacedLiteral(), `\`, `\\`)}, true
+	default:
+		return PathRewrite{Literal: r.ReplacedLiteral()}, true
+	}
+}
+
 // HeaderEdits sets and removes headers. Values are literal: outputs escape what
 // their target would interpret.
 type HeaderEdits struct {
@@ -79,6 +108,9 @@ type Header struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`
 }
+
+// Format is the value where Envoy would substitute %COMMANDS%.
+func (h Header) Format() string { return strings.ReplaceAll(h.Value, "%", "%%") }
 
 // Retries of a failed request.
 type Retries struct {

@@ -172,39 +172,31 @@ func rewrite(r *ir.Rule) *networking.HTTPRewrite {
 		return nil
 	}
 	out := &networking.HTTPRewrite{Authority: r.Rewrite.Host}
-	switch {
-	case r.Rewrite.Path == "":
-	case r.Path.Pattern().Kind == ir.MatchRegex:
-		out.UriRegexRewrite = &networking.RegexRewrite{
-			Match:   r.Path.LiteralRegex(),
-			Rewrite: strings.ReplaceAll(r.ReplacedLiteral(), `\`, `\\`),
-		}
+	switch path, rewritten := r.PathRewrite(); {
+	case !rewritten:
+	case path.Regex != "":
+		out.UriRegexRewrite = &networking.RegexRewrite{Match: path.Regex, Rewrite: path.Substitution}
 	default:
-		out.Uri = r.ReplacedLiteral()
+		out.Uri = path.Literal
 	}
 	return out
 }
 
-// edits with values that are literal: Envoy substitutes %COMMANDS%.
 func edits(e ir.HeaderEdits) *networking.Headers_HeaderOperations {
 	out := &networking.Headers_HeaderOperations{Remove: append([]string(nil), e.Remove...)}
 	for _, h := range e.Set {
 		if out.Set == nil {
 			out.Set = map[string]string{}
 		}
-		out.Set[h.Name] = strings.ReplaceAll(h.Value, "%", "%%")
+		out.Set[h.Name] = h.Format()
 	}
 	return out
 }
 
 func match(r *ir.Rule) *networking.HTTPMatchRequest {
 	out := &networking.HTTPMatchRequest{Uri: stringMatch(r.Path.Pattern())}
-	switch len(r.Methods) {
-	case 0:
-	case 1:
-		out.Method = exact(r.Methods[0])
-	default:
-		out.Method = regex(strings.Join(r.Methods, "|"))
+	if method, asked := r.MethodMatch(); asked {
+		out.Method = stringMatch(method)
 	}
 	for _, h := range r.Headers {
 		switch h.Kind {

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lambdamesh/lambdamesh/meshconfig/jwk"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
 
@@ -289,7 +290,7 @@ func (f *Fetcher) fetch(ctx context.Context, uri string) (set string, fresh time
 	case len(body) > maxBytes:
 		return "", 0, fmt.Errorf("the answer is longer than %d bytes", maxBytes)
 	}
-	if set, err = usable(body); err != nil {
+	if set, err = jwk.Public(string(body)); err != nil {
 		return "", 0, err
 	}
 	return set, f.freshness(response.Header), nil

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+	"github.com/lambdamesh/lambdamesh/meshconfig/jwk"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
@@ -203,7 +204,7 @@ func (t *ruleTranslator) secretKeys(secretName string) keySet {
 }
 
 func (t *ruleTranslator) parsedKeys(text, source string) keySet {
-	public, err := publicKeys(text)
+	public, err := jwk.Public(text)
 	if limit := t.settings.Limits.KeySetBytes; err == nil && len(public) > limit {
 		return keySet{json: ir.NoKeys, reason: ReasonTooLarge, problem: fmt.Sprintf(
 			"the public keys of %s take %d bytes, and a key set may have %d; every token is refused", source, len(public), limit)}

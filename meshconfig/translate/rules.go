@@ -344,12 +344,7 @@ func (t *ruleTranslator) onlyOurCORS(edits ir.HeaderEdits) ir.HeaderEdits {
 // reservedHeader says whether editing the header could change who a request
 // seems to be from, or how a message is framed.
 func reservedHeader(name string) bool {
-	switch name {
-	case "host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "keep-alive", "trailer", "forwarded":
-		return true
-	default:
-		return headers.Identity(name) || strings.HasPrefix(name, "x-forwarded-") || strings.HasPrefix(name, "x-envoy-")
-	}
+	return headers.OfConnection(name) || headers.OfProxy(name) || headers.Identity(name)
 }
 
 func (t *ruleTranslator) rewrite(r *v1alpha1.Rewrite) *ir.Rewrite {

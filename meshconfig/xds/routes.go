@@ -22,25 +22,7 @@ import (
 
 // untrustedHeaders are the ones that the gateway alone may set, and those that
 // change what Envoy does when a client sends them.
-func untrustedHeaders() []string {
-	return append(headers.FromGateway(),
-		"x-envoy-decorator-operation",
-		"x-envoy-expected-rq-timeout-ms",
-		"x-envoy-hedge-on-per-try-timeout",
-		"x-envoy-ip-tags",
-		"x-envoy-max-retries",
-		"x-envoy-original-path",
-		"x-envoy-retriable-header-names",
-		"x-envoy-retriable-status-codes",
-		"x-envoy-retry-grpc-on",
-		"x-envoy-retry-on",
-		"x-envoy-upstream-alt-stat-name",
-		"x-envoy-upstream-rq-per-try-timeout-ms",
-		"x-envoy-upstream-rq-timeout-alt-response",
-		"x-envoy-upstream-rq-timeout-ms",
-		"x-envoy-upstream-stream-duration-ms",
-	)
-}
+func untrustedHeaders() []string { return append(headers.FromGateway(), headers.Steering()...) }
 
 // gatewayRoutes adds the virtual hosts that any of the servers accepts.
 func (b *builder) gatewayRoutes(name string, g *ir.Gateway, servers ...*ir.Server) {
@@ -137,7 +119,7 @@ func (b *builder) route(r *ir.Rule) *routev3.Route {
 		}
 	}
 	out.RequestHeadersToRemove = r.RequestHeaders.Remove
-	out.RequestHeadersToAdd = append(setHeaders(r.RequestHeaders.Set), setHeader(headers.Rule, r.ID))
+	out.RequestHeadersToAdd = append(setHeaders(r.RequestHeaders.Set), setHeader(ir.Header{Name: headers.Rule, Value: r.ID}))
 	out.ResponseHeadersToRemove = r.ResponseHeaders.Remove
 	out.ResponseHeadersToAdd = setHeaders(r.ResponseHeaders.Set)
 	out.Action = &routev3.Route_Route{Route: b.action(r)}
@@ -154,12 +136,8 @@ func match(r *ir.Rule) *routev3.RouteMatch {
 	default:
 		out.PathSpecifier = &routev3.RouteMatch_SafeRegex{SafeRegex: re2(path.Value)}
 	}
-	switch len(r.Methods) {
-	case 0:
-	case 1:
-		out.Headers = append(out.Headers, header(":method", exact(r.Methods[0])))
-	default:
-		out.Headers = append(out.Headers, header(":method", regex(strings.Join(r.Methods, "|"))))
+	if method, asked := r.MethodMatch(); asked {
+		out.Headers = append(out.Headers, header(":method", stringMatch(method)))
 	}
 	for _, h := range r.Headers {
 		switch h.Kind {
@@ -207,19 +185,14 @@ func (b *builder) action(r *ir.Rule) *routev3.RouteAction {
 		}
 		out.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: weighted}
 	}
-	if r.Rewrite != nil {
-		if r.Rewrite.Host != "" {
-			out.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: r.Rewrite.Host}
-		}
-		if r.Rewrite.Path != "" {
-			if path := r.ReplacedLiteral(); r.Path.Pattern().Kind == ir.MatchRegex {
-				out.RegexRewrite = &matcherv3.RegexMatchAndSubstitute{
-					Pattern:      re2(r.Path.LiteralRegex()),
-					Substitution: strings.ReplaceAll(path, `\`, `\\`),
-				}
-			} else {
-				out.PrefixRewrite = path
-			}
+	if r.Rewrite != nil && r.Rewrite.Host != "" {
+		out.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: r.Rewrite.Host}
+	}
+	if path, rewritten := r.PathRewrite(); rewritten {
+		if path.Regex != "" {
+			out.RegexRewrite = &matcherv3.RegexMatchAndSubstitute{Pattern: re2(path.Regex), Substitution: path.Substitution}
+		} else {
+			out.PrefixRewrite = path.Literal
 		}
 	}
 	if r.Retries != nil {
@@ -237,16 +210,15 @@ func (b *builder) action(r *ir.Rule) *routev3.RouteAction {
 func setHeaders(set []ir.Header) []*corev3.HeaderValueOption {
 	var all []*corev3.HeaderValueOption
 	for _, h := range set {
-		all = append(all, setHeader(h.Name, h.Value))
+		all = append(all, setHeader(h))
 	}
 	return all
 }
 
-// setHeader replaces what is there. Envoy substitutes %COMMANDS%; ours are
-// literal.
-func setHeader(name, value string) *corev3.HeaderValueOption {
+// setHeader replaces what is there.
+func setHeader(h ir.Header) *corev3.HeaderValueOption {
 	return &corev3.HeaderValueOption{
-		Header:         &corev3.HeaderValue{Key: name, Value: strings.ReplaceAll(value, "%", "%%")},
+		Header:         &corev3.HeaderValue{Key: h.Name, Value: h.Format()},
 		AppendAction:   corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 		KeepEmptyValue: true,
 	}

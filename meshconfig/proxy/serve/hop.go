@@ -13,16 +13,6 @@ var hopHeaders = []string{ //nolint:gochecknoglobals // read only
 	"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Transfer-Encoding", "Upgrade", "Expect", "Http2-Settings",
 }
 
-// keptHeaders cannot be removed by naming them in Connection: what decides
-// about a request, or tells the upstream who asks.
-func kept(name string) bool {
-	switch name {
-	case "Authorization", "Cookie", "Host", "Content-Length", "Content-Type", "Origin", "Traceparent", "Tracestate", "Forwarded", "X-Request-Id":
-		return true
-	}
-	return strings.HasPrefix(name, "X-Forwarded-") || headers.Identity(name)
-}
-
 // removeHopByHop removes those headers and the ones that Connection names. A
 // request to upgrade is noted; "TE: trailers" passes.
 func (e *exchange) removeHopByHop(h http.Header) {
@@ -34,7 +24,7 @@ func (e *exchange) removeHopByHop(h http.Header) {
 			if name == "Upgrade" {
 				upgrade = true
 			}
-			if name != "" && !kept(name) && name != "Te" && name != "Upgrade" {
+			if name != "" && !headers.EndToEnd(strings.ToLower(name)) && name != "Te" && name != "Upgrade" {
 				delete(h, name)
 			}
 		}

@@ -41,3 +41,56 @@ func Identity(name string) bool {
 	name = strings.ToLower(strings.ReplaceAll(name, "_", "-"))
 	return name == ClientCert || name == APIClient || strings.HasPrefix(name, MeshPrefix)
 }
+
+// OfProxy reports whether a header, in lower case, tells a proxy what to do, or
+// is how proxies tell each other where a request comes from: a rule may not edit
+// it, and a client's copies of the first kind ([Steering]) mean nothing.
+func OfProxy(name string) bool {
+	return name == "forwarded" || strings.HasPrefix(name, "x-forwarded-") || strings.HasPrefix(name, steeringPrefix)
+}
+
+// OfConnection reports whether a header, in lower case, frames a message or
+// belongs to one connection (RFC 9110, section 7.6.1): nobody but the proxy
+// writes it.
+func OfConnection(name string) bool {
+	switch name {
+	case "host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "keep-alive", "trailer":
+		return true
+	}
+	return false
+}
+
+// EndToEnd reports whether a header, in lower case, decides about a request or
+// tells who asks, so that a client cannot have it removed by naming it in
+// Connection.
+func EndToEnd(name string) bool {
+	switch name {
+	case "authorization", "cookie", "host", "content-length", "content-type", "origin", "traceparent", "tracestate", "x-request-id":
+		return true
+	}
+	return Identity(name) || name == "forwarded" || strings.HasPrefix(name, "x-forwarded-")
+}
+
+const steeringPrefix = "x-envoy-"
+
+// Steering lists the headers by which a client could change what Envoy does with
+// its request: timeouts, retries, names in statistics.
+func Steering() []string {
+	return []string{
+		steeringPrefix + "decorator-operation",
+		steeringPrefix + "expected-rq-timeout-ms",
+		steeringPrefix + "hedge-on-per-try-timeout",
+		steeringPrefix + "ip-tags",
+		steeringPrefix + "max-retries",
+		steeringPrefix + "original-path",
+		steeringPrefix + "retriable-header-names",
+		steeringPrefix + "retriable-status-codes",
+		steeringPrefix + "retry-grpc-on",
+		steeringPrefix + "retry-on",
+		steeringPrefix + "upstream-alt-stat-name",
+		steeringPrefix + "upstream-rq-per-try-timeout-ms",
+		steeringPrefix + "upstream-rq-timeout-alt-response",
+		steeringPrefix + "upstream-rq-timeout-ms",
+		steeringPrefix + "upstream-stream-duration-ms",
+	}
+}

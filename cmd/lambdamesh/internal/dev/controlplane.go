@@ -23,8 +23,12 @@ import (
 	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
 	meshcontroller "github.com/lambdamesh/lambdamesh/meshconfig/controller"
 	"github.com/lambdamesh/lambdamesh/meshconfig/jwks"
+	meshoutput "github.com/lambdamesh/lambdamesh/meshconfig/output"
+	envoyoutput "github.com/lambdamesh/lambdamesh/meshconfig/output/envoy"
+	istiooutput "github.com/lambdamesh/lambdamesh/meshconfig/output/istio"
 	"github.com/lambdamesh/lambdamesh/meshconfig/proxy"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
+	meshwatch "github.com/lambdamesh/lambdamesh/meshconfig/watch"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 	"github.com/lambdamesh/lambdamesh/pkg/telemetry"
@@ -43,7 +47,7 @@ func (m *mesh) addControlPlane() error {
 	}
 	m.toolchain = toolchain
 	var caches cache.Options
-	meshcontroller.ConfigureCache(&caches)
+	meshwatch.ConfigureCache(&caches)
 	lambdacontroller.ConfigureCache(&caches)
 	mgr, err := ctrl.NewManager(m.rest, ctrl.Options{
 		Scheme: m.scheme, Cache: caches,
@@ -63,7 +67,7 @@ func (m *mesh) addControlPlane() error {
 		return fmt.Errorf("connect to the local API server: %w", err)
 	}
 	m.clientset = clientset
-	envoy, err := meshcontroller.NewEnvoyOutput(meshcontroller.EnvoyConfig{
+	envoy, err := envoyoutput.New(envoyoutput.Config{
 		ADS: ads.Config{
 			Listener: m.sockets.xds, CA: m.authority, Log: m.log("ads"),
 			Authenticator: ads.TokenReview(clientset.AuthenticationV1().TokenReviews()),
@@ -75,7 +79,7 @@ func (m *mesh) addControlPlane() error {
 	if err != nil {
 		return err
 	}
-	istio, err := meshcontroller.NewIstioOutput(meshcontroller.IstioConfig{
+	istio, err := istiooutput.New(istiooutput.Config{
 		Cache: mgr.GetCache(), Client: mgr.GetClient(), Log: m.log("istio"),
 	})
 	if err != nil {
@@ -87,7 +91,7 @@ func (m *mesh) addControlPlane() error {
 	}
 	controller, err := meshcontroller.New(meshcontroller.Config{
 		Cache: mgr.GetCache(), Client: mgr.GetClient(), Reader: mgr.GetAPIReader(),
-		Outputs: []meshcontroller.Output{envoy, istio},
+		Outputs: []meshoutput.Output{envoy, istio},
 		JWKS:    jwks.Config{Policy: m.targets},
 		Settings: translate.Settings{Limits: limits, Targets: m.backends, Local: true, AdvertisedPorts: map[uint32]uint32{
 			gatewayPort: portNumber(m.sockets.gateway), gatewayTLSPort: portNumber(m.sockets.gatewayTLS),

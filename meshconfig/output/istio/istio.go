@@ -1,4 +1,4 @@
-package controller
+package istio
 
 import (
 	"context"
@@ -26,20 +26,22 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 	"github.com/lambdamesh/lambdamesh/meshconfig/istio"
+	"github.com/lambdamesh/lambdamesh/meshconfig/output"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
 )
 
 const (
-	// istioWriters bounds the writes at a time.
-	istioWriters = 8
-	// istioRetry is the first pause after a failure; it doubles up to maxRetry.
-	istioRetry = time.Second
+	// writers bounds the writes at a time.
+	writers = 8
+	// firstRetry is the first pause after a failure; it doubles up to maxRetry.
+	firstRetry = time.Second
+	maxRetry   = 30 * time.Second
 )
 
-// istioKinds are all that [istio.Objects] writes.
-func istioKinds() []schema.GroupVersionKind {
+// kinds are all that [istio.Objects] writes.
+func kinds() []schema.GroupVersionKind {
 	return []schema.GroupVersionKind{
 		networkingv1.SchemeGroupVersion.WithKind("VirtualService"),
 		networkingv1.SchemeGroupVersion.WithKind("DestinationRule"),
@@ -49,8 +51,8 @@ func istioKinds() []schema.GroupVersionKind {
 	}
 }
 
-// IstioConfig of an [IstioOutput]. Cache and Client are required.
-type IstioConfig struct {
+// Config of an [Output]. Cache and Client are required.
+type Config struct {
 	// Cache watches the metadata of the objects written.
 	Cache  cache.Cache
 	Client client.Client
@@ -60,15 +62,15 @@ type IstioConfig struct {
 	Log *slog.Logger
 }
 
-// IstioOutput applies the mesh as Istio objects, repairs what others change of
+// Output applies the mesh as Istio objects, repairs what others change of
 // them and deletes those that nothing stands behind any more. It works in the
 // background; an object that cannot be written does not hold up the others.
 //
 // After a start each object is applied once, which the API server takes for
 // nothing when it is the same, and from then on only when it differs: the
 // generation that the API server gave tells a foreign change from our own.
-type IstioOutput struct {
-	config IstioConfig
+type Output struct {
+	config Config
 	log    *slog.Logger
 	wake   chan struct{}
 
@@ -113,15 +115,15 @@ type seen struct {
 	deleted    bool
 }
 
-// NewIstioOutput makes the output.
-func NewIstioOutput(config IstioConfig) (*IstioOutput, error) {
+// New makes the output.
+func New(config Config) (*Output, error) {
 	if config.Cache == nil || config.Client == nil {
 		return nil, errors.New("configure the Istio output: Cache and Client are required")
 	}
 	if config.Log == nil {
 		config.Log = slog.Default()
 	}
-	return &IstioOutput{
+	return &Output{
 		config: config, log: config.Log.With("component", "istio-output"),
 		wake:    make(chan struct{}, 1),
 		applied: map[objectID]applied{}, failed: map[objectID]error{}, seen: map[objectID]seen{},
@@ -129,15 +131,18 @@ func NewIstioOutput(config IstioConfig) (*IstioOutput, error) {
 }
 
 // Name implements [Output].
-func (o *IstioOutput) Name() string { return "istio" }
+func (o *Output) Name() string { return "istio" }
+
+// Needs implements [Output]: Istio's gateways look into no token.
+func (o *Output) Needs() output.Needs { return output.Needs{TokensAtSidecars: true} }
 
 // Update implements [Output].
-func (o *IstioOutput) Update(_ context.Context, update Update) {
+func (o *Output) Update(_ context.Context, update output.Update) {
 	mesh := withoutEndpoints(update.Mesh)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.mesh, o.pending = mesh, true
-	poke(o.wake)
+	output.Poke(o.wake)
 }
 
 // withoutEndpoints leaves out what no Istio object speaks of.
@@ -152,7 +157,7 @@ func withoutEndpoints(mesh *ir.Mesh) *ir.Mesh {
 }
 
 // Run implements [Output].
-func (o *IstioOutput) Run(ctx context.Context, changed func()) error {
+func (o *Output) Run(ctx context.Context, changed func()) error {
 	if o.config.Elected != nil {
 		select {
 		case <-o.config.Elected:
@@ -165,7 +170,7 @@ func (o *IstioOutput) Run(ctx context.Context, changed func()) error {
 	}
 	retry := time.NewTimer(time.Hour)
 	retry.Stop()
-	pause := istioRetry
+	pause := firstRetry
 	for {
 		select {
 		case <-ctx.Done():
@@ -178,7 +183,7 @@ func (o *IstioOutput) Run(ctx context.Context, changed func()) error {
 			retry.Reset(pause)
 			pause = min(2*pause, maxRetry)
 		} else {
-			pause = istioRetry
+			pause = firstRetry
 		}
 		changed()
 	}
@@ -190,9 +195,9 @@ func metadataOf(kind schema.GroupVersionKind) *metav1.PartialObjectMetadata {
 	return m
 }
 
-func (o *IstioOutput) watch(ctx context.Context) error {
+func (o *Output) watch(ctx context.Context) error {
 	var synced []toolscache.InformerSynced
-	for _, kind := range istioKinds() {
+	for _, kind := range kinds() {
 		informer, err := o.config.Cache.GetInformer(ctx, metadataOf(kind), cache.BlockUntilSynced(false))
 		if err != nil {
 			return fmt.Errorf("watch %s: %w", kind.Kind, err)
@@ -223,7 +228,7 @@ func (o *IstioOutput) watch(ctx context.Context) error {
 }
 
 // note looks at an event: is it a foreign change of something of ours?
-func (o *IstioOutput) note(kind schema.GroupKind, m *metav1.PartialObjectMetadata, gone bool) {
+func (o *Output) note(kind schema.GroupKind, m *metav1.PartialObjectMetadata, gone bool) {
 	id := objectID{kind, types.NamespacedName{Namespace: m.Namespace, Name: m.Name}}
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -233,7 +238,7 @@ func (o *IstioOutput) note(kind schema.GroupKind, m *metav1.PartialObjectMetadat
 		delete(o.seen, id)
 		if !gone && isOurs(m) {
 			o.stale = true
-			poke(o.wake)
+			output.Poke(o.wake)
 		}
 		return
 	}
@@ -241,7 +246,7 @@ func (o *IstioOutput) note(kind schema.GroupKind, m *metav1.PartialObjectMetadat
 	if ours, ok := o.applied[id]; ok && (drifted(ours, now) || !hasLabels(m, want.object.GetLabels())) {
 		o.log.Info("an object was changed by somebody else; it is put right", "object", id.String())
 		delete(o.applied, id)
-		poke(o.wake)
+		output.Poke(o.wake)
 	}
 }
 
@@ -268,7 +273,7 @@ func isOurs(m metav1.Object) bool {
 }
 
 // sync makes the API server hold what the newest mesh says.
-func (o *IstioOutput) sync(ctx context.Context, changed func()) error {
+func (o *Output) sync(ctx context.Context, changed func()) error {
 	if !o.take() {
 		return nil // no mesh yet: nothing may be judged stale
 	}
@@ -284,7 +289,7 @@ func (o *IstioOutput) sync(ctx context.Context, changed func()) error {
 
 	errs := make([]error, len(todo))
 	var group errgroup.Group
-	group.SetLimit(istioWriters)
+	group.SetLimit(writers)
 	for i, id := range todo {
 		group.Go(func() error {
 			errs[i] = o.apply(ctx, id)
@@ -298,7 +303,7 @@ func (o *IstioOutput) sync(ctx context.Context, changed func()) error {
 
 // take makes the newest mesh the desired one. It returns false when there is
 // none.
-func (o *IstioOutput) take() bool {
+func (o *Output) take() bool {
 	o.mu.Lock()
 	mesh := o.mesh
 	o.mu.Unlock()
@@ -330,7 +335,7 @@ func (o *IstioOutput) take() bool {
 		return true
 	}
 	o.written, o.stale = mesh, true
-	o.desired, o.byOwner, o.lambdas = next, byOwner, routedTo(mesh)
+	o.desired, o.byOwner, o.lambdas = next, byOwner, output.RoutedTo(mesh)
 	gone := func(id objectID) bool { return next[id] == nil }
 	maps.DeleteFunc(o.applied, func(id objectID, _ applied) bool { return gone(id) })
 	maps.DeleteFunc(o.failed, func(id objectID, _ error) bool { return gone(id) })
@@ -346,24 +351,7 @@ func ownerOf(object metav1.Object) string {
 	return labels[v1alpha1.LabelOwnerNamespace] + "/" + labels[v1alpha1.LabelOwnerName]
 }
 
-// routedTo lists for each APIRule the workloads whose policies let it in.
-func routedTo(mesh *ir.Mesh) map[string][]string {
-	all := map[string][]string{}
-	for i := range mesh.Workloads {
-		workload := &mesh.Workloads[i]
-		for _, allow := range workload.Allow {
-			for _, id := range allow.Rules {
-				rule := id[:max(0, strings.LastIndexByte(id, '/'))] // <namespace>/<name>/<hash>
-				if !slices.Contains(all[rule], workload.Key()) {
-					all[rule] = append(all[rule], workload.Key())
-				}
-			}
-		}
-	}
-	return all
-}
-
-func (o *IstioOutput) apply(ctx context.Context, id objectID) error {
+func (o *Output) apply(ctx context.Context, id objectID) error {
 	o.mu.Lock()
 	want := o.desired[id]
 	delete(o.applied, id) // what is being written is no drift
@@ -383,7 +371,7 @@ func (o *IstioOutput) apply(ctx context.Context, id objectID) error {
 	ours := applied{hash: want.hash, uid: got.GetUID(), generation: got.GetGeneration()}
 	// Somebody may have been faster than this line.
 	if now, ok := o.seen[id]; ok && drifted(ours, now) && (now.deleted || now.uid == ours.uid) {
-		poke(o.wake)
+		output.Poke(o.wake)
 		return nil
 	}
 	o.applied[id] = ours
@@ -392,7 +380,7 @@ func (o *IstioOutput) apply(ctx context.Context, id objectID) error {
 
 // write applies an object. Fields that somebody added to our spec would survive
 // that; then the spec is replaced.
-func (o *IstioOutput) write(ctx context.Context, object istio.Object) (metav1.Object, error) {
+func (o *Output) write(ctx context.Context, object istio.Object) (metav1.Object, error) {
 	typed, ok := object.(client.Object)
 	if !ok {
 		return nil, fmt.Errorf("%T is no object of the API server", object)
@@ -406,7 +394,7 @@ func (o *IstioOutput) write(ctx context.Context, object istio.Object) (metav1.Ob
 	if err != nil {
 		return nil, err
 	}
-	if err := o.config.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(fieldManager), client.ForceOwnership); err != nil {
+	if err := o.config.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(output.FieldManager), client.ForceOwnership); err != nil {
 		return nil, fmt.Errorf("apply: %w", err)
 	}
 	got, err := json.Marshal(u.Object["spec"])
@@ -415,7 +403,7 @@ func (o *IstioOutput) write(ctx context.Context, object istio.Object) (metav1.Ob
 	}
 	if string(got) != string(want) {
 		u.Object["spec"] = spec
-		if err := o.config.Client.Update(ctx, u, client.FieldOwner(fieldManager)); err != nil {
+		if err := o.config.Client.Update(ctx, u, client.FieldOwner(output.FieldManager)); err != nil {
 			return nil, fmt.Errorf("replace the spec: %w", err)
 		}
 	}
@@ -423,7 +411,7 @@ func (o *IstioOutput) write(ctx context.Context, object istio.Object) (metav1.Ob
 }
 
 // prune deletes objects of ours that the mesh does not have.
-func (o *IstioOutput) prune(ctx context.Context) error {
+func (o *Output) prune(ctx context.Context) error {
 	o.mu.Lock()
 	due := o.stale
 	o.stale = false
@@ -432,7 +420,7 @@ func (o *IstioOutput) prune(ctx context.Context) error {
 		return nil
 	}
 	var errs []error
-	for _, kind := range istioKinds() {
+	for _, kind := range kinds() {
 		list := &metav1.PartialObjectMetadataList{}
 		list.SetGroupVersionKind(kind)
 		if err := o.config.Cache.List(ctx, list, client.MatchingLabels{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy}); err != nil {
@@ -465,12 +453,12 @@ func (o *IstioOutput) prune(ctx context.Context) error {
 }
 
 // Programmed implements [Output].
-func (o *IstioOutput) Programmed() func(*translate.APIRuleStatus) Programmed {
-	return func(rule *translate.APIRuleStatus) Programmed {
+func (o *Output) Programmed() func(*translate.APIRuleStatus) output.Programmed {
+	return func(rule *translate.APIRuleStatus) output.Programmed {
 		key := rule.Namespace + "/" + rule.Name
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		waiting := Programmed{Status: metav1.ConditionUnknown, Reason: v1alpha1.ReasonPending, Message: "its Istio objects are being written", Keep: true}
+		waiting := output.Programmed{Status: metav1.ConditionUnknown, Reason: v1alpha1.ReasonPending, Message: "its Istio objects are being written", Keep: true}
 		if o.pending || o.desired == nil {
 			return waiting
 		}
@@ -478,7 +466,7 @@ func (o *IstioOutput) Programmed() func(*translate.APIRuleStatus) Programmed {
 		for _, owner := range append([]string{key}, o.lambdas[key]...) {
 			for _, id := range o.byOwner[owner] {
 				if err := o.failed[id]; err != nil {
-					return Programmed{Status: metav1.ConditionFalse, Reason: ReasonApplyFailed, Message: err.Error()}
+					return output.Programmed{Status: metav1.ConditionFalse, Reason: output.ReasonApplyFailed, Message: err.Error()}
 				}
 				all = all && o.applied[id].hash == o.desired[id].hash
 			}
@@ -486,6 +474,6 @@ func (o *IstioOutput) Programmed() func(*translate.APIRuleStatus) Programmed {
 		if !all {
 			return waiting
 		}
-		return Programmed{Status: metav1.ConditionTrue, Reason: ReasonProgrammed}
+		return output.Programmed{Status: metav1.ConditionTrue, Reason: output.ReasonProgrammed}
 	}
 }

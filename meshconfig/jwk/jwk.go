@@ -1,4 +1,4 @@
-package translate
+package jwk
 
 import (
 	"crypto/ecdsa"
@@ -29,11 +29,11 @@ type publicKey struct {
 	Y     string `json:"y,omitempty"`
 }
 
-// publicKeys keeps the keys of a JWK Set that can verify a signature, and of
+// Public keeps the keys of a JWK Set that can verify a signature, and of
 // them the public members. A private key that got in by mistake must not travel
 // to proxies; a symmetric key would let every reader of the set mint tokens; and
 // a key that a proxy cannot read would have it refuse the routes of everybody.
-func publicKeys(text string) (string, error) {
+func Public(text string) (string, error) {
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`
 	}
@@ -49,7 +49,10 @@ func publicKeys(text string) (string, error) {
 			out.Keys = append(out.Keys, key)
 		}
 	}
-	if len(out.Keys) == 0 {
+	switch {
+	case len(set.Keys) == 0:
+		return "", errors.New("it holds no keys")
+	case len(out.Keys) == 0:
 		return "", errors.New("it has no RSA (2048 bits or more), EC or Ed25519 key for signatures")
 	}
 	encoded, err := json.Marshal(out)

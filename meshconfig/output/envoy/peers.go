@@ -1,4 +1,4 @@
-package controller
+package envoy
 
 import (
 	"context"
@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
+	"github.com/lambdamesh/lambdamesh/meshconfig/output"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
 )
@@ -142,7 +143,7 @@ func (p *peers) tell(ctx context.Context, acks string) error {
 	lease.Annotations = map[string]string{annotationAcks: acks}
 	now := metav1.NowMicro()
 	lease.Spec.HolderIdentity, lease.Spec.RenewTime = &p.config.Name, &now
-	return kube.Apply(ctx, p.config.Client, fieldManager, lease)
+	return kube.Apply(ctx, p.config.Client, output.FieldManager, lease)
 }
 
 func (p *peers) takeBack(ctx context.Context) {

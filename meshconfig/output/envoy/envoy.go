@@ -1,4 +1,4 @@
-package controller
+package envoy
 
 import (
 	"context"
@@ -23,6 +23,7 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
+	"github.com/lambdamesh/lambdamesh/meshconfig/output"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/meshconfig/xds"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
@@ -33,8 +34,8 @@ import (
 // then.
 const absenceGrace = 10 * time.Second
 
-// EnvoyConfig of an [EnvoyOutput].
-type EnvoyConfig struct {
+// Config of an [Output].
+type Config struct {
 	// ADS server; its NodeIdentity and OnChange are set here.
 	ADS ads.Config
 	// Cache and Reader find the object a data-plane node stands for: a Gateway, a
@@ -48,9 +49,9 @@ type EnvoyConfig struct {
 	Peers *PeersConfig
 }
 
-// EnvoyOutput serves the mesh over ADS.
-type EnvoyOutput struct {
-	config EnvoyConfig
+// Output serves the mesh over ADS.
+type Output struct {
+	config Config
 	server *ads.Server
 	peers  *peers // nil: none
 	log    *slog.Logger
@@ -60,10 +61,10 @@ type EnvoyOutput struct {
 	// seen is when nodes of a gateway were there for the last time.
 	seen map[string]time.Time
 	// states of targets; those that may have changed are not in it.
-	states map[string]Programmed
+	states map[string]output.Programmed
 
 	// Used by the caller of Update and Programmed only.
-	last     Update
+	last     output.Update
 	versions map[string]string // by target; empty: nothing could be served yet
 	failed   map[string]error
 	// leftOut namespaces and why, by target.
@@ -75,19 +76,19 @@ type EnvoyOutput struct {
 	certificates map[string]map[string]cachetypes.Resource
 }
 
-// NewEnvoyOutput makes the output and its ADS server, which the caller runs
+// New makes the output and its ADS server, which the caller runs
 // once the controller is ready.
-func NewEnvoyOutput(config EnvoyConfig) (*EnvoyOutput, error) {
+func New(config Config) (*Output, error) {
 	if config.Cache == nil || config.Reader == nil {
 		return nil, errors.New("configure the Envoy output: Cache and Reader are required")
 	}
 	if config.GatewayServiceAccount == (types.NamespacedName{}) {
 		config.GatewayServiceAccount = types.NamespacedName{Namespace: v1alpha1.SystemNamespace, Name: v1alpha1.ServiceAccountGateway}
 	}
-	o := &EnvoyOutput{
+	o := &Output{
 		config:  config,
 		changed: func() {},
-		seen:    map[string]time.Time{}, states: map[string]Programmed{},
+		seen:    map[string]time.Time{}, states: map[string]output.Programmed{},
 		versions: map[string]string{}, failed: map[string]error{}, leftOut: map[string]map[string]string{},
 		certificates: map[string]map[string]cachetypes.Resource{},
 	}
@@ -110,13 +111,16 @@ func NewEnvoyOutput(config EnvoyConfig) (*EnvoyOutput, error) {
 }
 
 // Name implements [Output].
-func (o *EnvoyOutput) Name() string { return "envoy" }
+func (o *Output) Name() string { return "envoy" }
+
+// Needs implements [Output].
+func (o *Output) Needs() output.Needs { return output.Needs{Members: true} }
 
 // Server is the ADS server, a component to be run after the controller.
-func (o *EnvoyOutput) Server() *ads.Server { return o.server }
+func (o *Output) Server() *ads.Server { return o.server }
 
 // Run implements [Output].
-func (o *EnvoyOutput) Run(ctx context.Context, changed func()) error {
+func (o *Output) Run(ctx context.Context, changed func()) error {
 	o.mu.Lock()
 	o.changed = changed
 	o.mu.Unlock()
@@ -128,7 +132,7 @@ func (o *EnvoyOutput) Run(ctx context.Context, changed func()) error {
 }
 
 // gatewayNodes are the connected nodes of all gateways.
-func (o *EnvoyOutput) gatewayNodes() map[string][]ads.NodeStatus {
+func (o *Output) gatewayNodes() map[string][]ads.NodeStatus {
 	o.mu.Lock()
 	targets := slices.Collect(maps.Keys(o.seen))
 	o.mu.Unlock()
@@ -141,7 +145,7 @@ func (o *EnvoyOutput) gatewayNodes() map[string][]ads.NodeStatus {
 	return all
 }
 
-func (o *EnvoyOutput) notify() {
+func (o *Output) notify() {
 	o.mu.Lock()
 	changed := o.changed
 	o.mu.Unlock()
@@ -150,12 +154,12 @@ func (o *EnvoyOutput) notify() {
 
 // onChange passes on what data planes acknowledge, refuse, and that they come
 // and go.
-func (o *EnvoyOutput) onChange(target string) {
+func (o *Output) onChange(target string) {
 	o.forgetState(target)
 	o.notify()
 }
 
-func (o *EnvoyOutput) forgetState(target string) {
+func (o *Output) forgetState(target string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.states, target)
@@ -163,7 +167,7 @@ func (o *EnvoyOutput) forgetState(target string) {
 
 // nodeIdentity is who may be a node: what its Gateway or WorkloadEntry says, and
 // of a pod's node the pod itself.
-func (o *EnvoyOutput) nodeIdentity(ctx context.Context, nodeID string) (ads.Identity, bool) {
+func (o *Output) nodeIdentity(ctx context.Context, nodeID string) (ads.Identity, bool) {
 	node, ok := ads.ParseNode(nodeID)
 	if !ok {
 		return ads.Identity{}, false
@@ -198,7 +202,7 @@ func (o *EnvoyOutput) nodeIdentity(ctx context.Context, nodeID string) (ads.Iden
 
 // find looks in the cache, then asks: a replica connects right after its
 // WorkloadEntry was made.
-func (o *EnvoyOutput) find(ctx context.Context, key types.NamespacedName, into client.Object) bool {
+func (o *Output) find(ctx context.Context, key types.NamespacedName, into client.Object) bool {
 	err := o.config.Cache.Get(ctx, key, into)
 	if apierrors.IsNotFound(err) {
 		err = o.config.Reader.Get(ctx, key, into)
@@ -211,7 +215,7 @@ func (o *EnvoyOutput) find(ctx context.Context, key types.NamespacedName, into c
 
 // Update implements [Output]: sidecars first, so that a gateway sends nobody to
 // a sidecar that has not been told about it.
-func (o *EnvoyOutput) Update(_ context.Context, update Update) {
+func (o *Output) Update(_ context.Context, update output.Update) {
 	previous := o.last
 	o.last = update
 	if previous.Mesh != nil && reflect.DeepEqual(previous, update) {
@@ -261,7 +265,7 @@ func sidecarsOf(mesh *ir.Mesh) map[string][]string {
 		byWorkload[s.Workload] = append(byWorkload[s.Workload], s.Node)
 	}
 	all := map[string][]string{}
-	for rule, workloads := range routedTo(mesh) {
+	for rule, workloads := range output.RoutedTo(mesh) {
 		for _, workload := range workloads {
 			all[rule] = append(all[rule], byWorkload[workload]...)
 		}
@@ -295,7 +299,7 @@ func changedSidecars(before, after *ir.Mesh) func(*ir.Sidecar) bool {
 
 // set serves a target its resources; when no message could carry them all, those
 // without the largest namespaces. When that fails, what it was served before stays.
-func (o *EnvoyOutput) set(target string, secrets []cachetypes.Resource, mesh *ir.Mesh, of func(*ir.Mesh) (xds.Resources, error)) {
+func (o *Output) set(target string, secrets []cachetypes.Resource, mesh *ir.Mesh, of func(*ir.Mesh) (xds.Resources, error)) {
 	o.forgetState(target)
 	serve := func(mesh *ir.Mesh) (string, error) {
 		resources, err := of(mesh)
@@ -334,7 +338,7 @@ func (o *EnvoyOutput) set(target string, secrets []cachetypes.Resource, mesh *ir
 // gatewaySecrets are the certificates of a gateway's TLS servers: those of the
 // Secrets as they are, or the last good ones. A certificate that this process
 // never saw is not served; proxies that have it keep it.
-func (o *EnvoyOutput) gatewaySecrets(gateway *ir.Gateway, secrets []*corev1.Secret) []cachetypes.Resource {
+func (o *Output) gatewaySecrets(gateway *ir.Gateway, secrets []*corev1.Secret) []cachetypes.Resource {
 	before, now := o.certificates[gateway.Key()], map[string]cachetypes.Resource{}
 	for i := range gateway.Servers {
 		if name := gateway.Servers[i].TLSSecret; before[name] != nil {
@@ -356,18 +360,18 @@ func (o *EnvoyOutput) gatewaySecrets(gateway *ir.Gateway, secrets []*corev1.Secr
 // Programmed implements [Output]: every node of the rule's gateway, and those
 // sidecars of its backends that are connected, have acknowledged it. A sidecar
 // that has not would answer 403.
-func (o *EnvoyOutput) Programmed() func(*translate.APIRuleStatus) Programmed {
-	return func(rule *translate.APIRuleStatus) Programmed {
+func (o *Output) Programmed() func(*translate.APIRuleStatus) output.Programmed {
+	return func(rule *translate.APIRuleStatus) output.Programmed {
 		p := o.state(rule.Gateway)
 		if why, found := o.leftOut[rule.Gateway][rule.Namespace]; found {
-			return Programmed{Status: metav1.ConditionFalse, Reason: translate.ReasonTooLarge, Message: "namespace " + rule.Namespace +
+			return output.Programmed{Status: metav1.ConditionFalse, Reason: translate.ReasonTooLarge, Message: "namespace " + rule.Namespace +
 				" has the largest part of what is too much for the gateway, and is left out; remove some of its rules and of what they lead to: " + why}
 		}
 		for _, sidecar := range o.sidecars[rule.Namespace+"/"+rule.Name] {
 			if p.Status != metav1.ConditionTrue {
 				break
 			}
-			if s := o.state(sidecar); s.Reason != ReasonNoDataPlane {
+			if s := o.state(sidecar); s.Reason != output.ReasonNoDataPlane {
 				p = s
 			}
 		}
@@ -376,12 +380,12 @@ func (o *EnvoyOutput) Programmed() func(*translate.APIRuleStatus) Programmed {
 }
 
 // state is what can be said of a target.
-func (o *EnvoyOutput) state(target string) Programmed {
+func (o *Output) state(target string) output.Programmed {
 	o.mu.Lock()
 	p, known := o.states[target]
 	if !known {
 		// A mark: a change while we look takes it out again.
-		o.states[target] = Programmed{}
+		o.states[target] = output.Programmed{}
 	}
 	o.mu.Unlock()
 	if known {
@@ -391,7 +395,7 @@ func (o *EnvoyOutput) state(target string) Programmed {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	_, unchanged := o.states[target]
-	if unchanged && p.Reason != ReasonNoDataPlane {
+	if unchanged && p.Reason != output.ReasonNoDataPlane {
 		o.states[target] = p
 	} else {
 		// An absence is not remembered: it means another thing after a while.
@@ -400,15 +404,15 @@ func (o *EnvoyOutput) state(target string) Programmed {
 	return p
 }
 
-func (o *EnvoyOutput) look(target string) Programmed {
+func (o *Output) look(target string) output.Programmed {
 	if err := o.failed[target]; err != nil {
-		return Programmed{Status: metav1.ConditionFalse, Reason: ReasonDataPlaneRefused, Message: err.Error(), Keep: o.versions[target] != ""}
+		return output.Programmed{Status: metav1.ConditionFalse, Reason: output.ReasonDataPlaneRefused, Message: err.Error(), Keep: o.versions[target] != ""}
 	}
 	status := o.server.Status(target)
 	status.Nodes = append(status.Nodes, o.peers.nodes(target)...)
 	if len(status.Nodes) == 0 {
-		return Programmed{
-			Status: metav1.ConditionFalse, Reason: ReasonNoDataPlane,
+		return output.Programmed{
+			Status: metav1.ConditionFalse, Reason: output.ReasonNoDataPlane,
 			Message: "no proxy of Gateway " + target + " is connected",
 			Keep:    o.recentlySeen(target),
 		}
@@ -416,7 +420,7 @@ func (o *EnvoyOutput) look(target string) Programmed {
 	o.noteNodes(target)
 	version := o.versions[target]
 	if status.Acknowledged(version) {
-		return Programmed{Status: metav1.ConditionTrue, Reason: ReasonProgrammed}
+		return output.Programmed{Status: metav1.ConditionTrue, Reason: output.ReasonProgrammed}
 	}
 	refused, waiting, keep := "", "", true
 	for _, node := range status.Nodes {
@@ -430,13 +434,13 @@ func (o *EnvoyOutput) look(target string) Programmed {
 		}
 	}
 	if refused != "" {
-		return Programmed{Status: metav1.ConditionFalse, Reason: ReasonDataPlaneRefused, Message: refused, Keep: keep}
+		return output.Programmed{Status: metav1.ConditionFalse, Reason: output.ReasonDataPlaneRefused, Message: refused, Keep: keep}
 	}
-	return Programmed{Status: metav1.ConditionUnknown, Reason: v1alpha1.ReasonPending, Message: waiting, Keep: true}
+	return output.Programmed{Status: metav1.ConditionUnknown, Reason: v1alpha1.ReasonPending, Message: waiting, Keep: true}
 }
 
 // noteGateway begins the grace of a gateway that is new here.
-func (o *EnvoyOutput) noteGateway(target string) {
+func (o *Output) noteGateway(target string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if _, known := o.seen[target]; !known {
@@ -445,14 +449,14 @@ func (o *EnvoyOutput) noteGateway(target string) {
 	}
 }
 
-func (o *EnvoyOutput) forgetTarget(target string) {
+func (o *Output) forgetTarget(target string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.seen, target)
 	delete(o.states, target)
 }
 
-func (o *EnvoyOutput) noteNodes(target string) {
+func (o *Output) noteNodes(target string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if _, gateway := o.seen[target]; gateway {
@@ -461,7 +465,7 @@ func (o *EnvoyOutput) noteNodes(target string) {
 }
 
 // recentlySeen tells whether a gateway without nodes had some a moment ago.
-func (o *EnvoyOutput) recentlySeen(target string) bool {
+func (o *Output) recentlySeen(target string) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	at, known := o.seen[target]

@@ -1,4 +1,4 @@
-package controller
+package watch
 
 import (
 	"context"
@@ -63,24 +63,24 @@ type watched struct {
 	handler toolscache.ResourceEventHandler
 }
 
-// watch begins to mark the snapshot dirty on changes, and waits for the caches.
-func (c *Controller) watch(ctx context.Context) error {
+// Watch begins to mark the snapshot dirty on changes, and waits for the caches.
+func (s *Source) Watch(ctx context.Context) error {
 	var synced []toolscache.InformerSynced
 	all := []watched{
-		{&v1alpha1.APIRule{}, c.onChange(sameGeneration, c.apiRuleTouched)},
-		{&v1alpha1.Lambda{}, c.onChange(sameGeneration, nil)},
-		{&v1alpha1.Subscription{}, c.onChange(sameGeneration, nil)},
-		{&v1alpha1.ApplicationBinding{}, c.onChange(sameGeneration, nil)},
-		{&corev1.Service{}, c.onChange(sameVersion, nil)},
-		{&discoveryv1.EndpointSlice{}, c.onChange(sameVersion, nil)},
-		{&corev1.Pod{}, c.onChange(samePod, nil)},
-		{&networkingv1.Gateway{}, c.onChange(sameGeneration, c.objectTouched("Gateway"))},
-		{&networkingv1.Sidecar{}, c.onChange(sameGeneration, c.objectTouched("Sidecar"))},
-		{&networkingv1.WorkloadEntry{}, c.onChange(sameGeneration, nil)},
-		{secretMetadata(), c.onSecret()},
+		{&v1alpha1.APIRule{}, s.onChange(sameGeneration, s.apiRuleTouched)},
+		{&v1alpha1.Lambda{}, s.onChange(sameGeneration, nil)},
+		{&v1alpha1.Subscription{}, s.onChange(sameGeneration, nil)},
+		{&v1alpha1.ApplicationBinding{}, s.onChange(sameGeneration, nil)},
+		{&corev1.Service{}, s.onChange(sameVersion, nil)},
+		{&discoveryv1.EndpointSlice{}, s.onChange(sameVersion, nil)},
+		{&corev1.Pod{}, s.onChange(samePod, nil)},
+		{&networkingv1.Gateway{}, s.onChange(sameGeneration, s.objectTouched("Gateway"))},
+		{&networkingv1.Sidecar{}, s.onChange(sameGeneration, s.objectTouched("Sidecar"))},
+		{&networkingv1.WorkloadEntry{}, s.onChange(sameGeneration, nil)},
+		{secretMetadata(), s.onSecret()},
 	}
 	for _, w := range all {
-		informer, err := c.config.Cache.GetInformer(ctx, w.object, cache.BlockUntilSynced(false))
+		informer, err := s.config.Cache.GetInformer(ctx, w.object, cache.BlockUntilSynced(false))
 		if err != nil {
 			if meta.IsNoMatchError(err) {
 				return fmt.Errorf("watch %T: the API server does not know the kind; install the CustomResourceDefinitions: %w", w.object, err)
@@ -102,16 +102,16 @@ func (c *Controller) watch(ctx context.Context) error {
 
 // onChange marks the snapshot dirty, but for updates that are the same to a
 // translation; those go to otherwise, if it is there.
-func (c *Controller) onChange(same func(before, after client.Object) bool, otherwise func(client.Object)) toolscache.ResourceEventHandler {
+func (s *Source) onChange(same func(before, after client.Object) bool, otherwise func(client.Object)) toolscache.ResourceEventHandler {
 	return toolscache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { c.markDirty() },
-		DeleteFunc: func(any) { c.markDirty() },
+		AddFunc:    func(any) { s.config.Changed() },
+		DeleteFunc: func(any) { s.config.Changed() },
 		UpdateFunc: func(old, updated any) {
 			before, ok1 := old.(client.Object)
 			after, ok2 := updated.(client.Object)
 			switch {
 			case !ok1 || !ok2 || !same(before, after):
-				c.markDirty()
+				s.config.Changed()
 			case otherwise != nil:
 				otherwise(after)
 			}
@@ -131,24 +131,24 @@ func sameVersion(before, after client.Object) bool {
 }
 
 // apiRuleTouched looks at a status that was written, by us or by somebody else.
-func (c *Controller) apiRuleTouched(rule client.Object) {
-	c.writer.check(client.ObjectKeyFromObject(rule))
+func (s *Source) apiRuleTouched(rule client.Object) {
+	s.config.RuleTouched(client.ObjectKeyFromObject(rule))
 }
 
-func (c *Controller) objectTouched(kind string) func(client.Object) {
-	return func(o client.Object) { c.objects.check(objectKey{kind, client.ObjectKeyFromObject(o)}) }
+func (s *Source) objectTouched(kind string) func(client.Object) {
+	return func(o client.Object) { s.config.ObjectTouched(kind, client.ObjectKeyFromObject(o)) }
 }
 
 // onSecret notes the versions of Secrets; only those that are named make the
 // snapshot dirty.
-func (c *Controller) onSecret() toolscache.ResourceEventHandler {
+func (s *Source) onSecret() toolscache.ResourceEventHandler {
 	changed := func(obj any) {
 		if gone, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
 			obj = gone.Obj
 		}
 		o, ok := obj.(client.Object)
-		if ok && c.secrets.named(types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}) {
-			c.markDirty()
+		if ok && s.secrets.named(types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}) {
+			s.config.Changed()
 		}
 	}
 	return toolscache.ResourceEventHandlerFuncs{

@@ -1,19 +1,24 @@
-package controller
+package output
 
 import (
 	"context"
+	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
 // Output takes a mesh to where it takes effect.
 type Output interface {
 	// Name in logs and in the messages of conditions.
 	Name() string
+	// Needs of it that a translation and its watches have to know.
+	Needs() Needs
 	// Run does what the output does in the background until ctx ends. It calls
 	// changed, which does not block, when Programmed would answer otherwise.
 	Run(ctx context.Context, changed func()) error
@@ -23,6 +28,14 @@ type Output interface {
 	// Programmed returns a function that says how far the output is with a rule
 	// of the last update. The function is used at once and then dropped.
 	Programmed() func(rule *translate.APIRuleStatus) Programmed
+}
+
+// Needs of an output.
+type Needs struct {
+	// TokensAtSidecars: sidecars check tokens, since gateways do not.
+	TokensAtSidecars bool
+	// Members: pods have sidecars that the output programs.
+	Members bool
 }
 
 // Update is what an output works from.
@@ -53,9 +66,9 @@ const (
 	ReasonApplyFailed = "ApplyFailed"
 )
 
-// programmed joins what the outputs say: the first that is False, else the
+// Joined is what all the outputs say of a rule, each by its view: the first that is False, else the
 // first that is not True.
-func programmed(rule *translate.APIRuleStatus, outputs []Output, views []func(*translate.APIRuleStatus) Programmed) Programmed {
+func Joined(rule *translate.APIRuleStatus, outputs []Output, views []func(*translate.APIRuleStatus) Programmed) Programmed {
 	if !rule.Served {
 		return Programmed{Status: metav1.ConditionFalse, Reason: ReasonNotServed, Message: "none of the hosts is served; the condition Accepted says why"}
 	}
@@ -77,3 +90,31 @@ func programmed(rule *translate.APIRuleStatus, outputs []Output, views []func(*t
 	worst.Keep = keep
 	return worst
 }
+
+// RoutedTo lists for each APIRule the workloads whose policies let it in.
+func RoutedTo(mesh *ir.Mesh) map[string][]string {
+	all := map[string][]string{}
+	for i := range mesh.Workloads {
+		workload := &mesh.Workloads[i]
+		for _, allow := range workload.Allow {
+			for _, id := range allow.Rules {
+				rule := id[:max(0, strings.LastIndexByte(id, '/'))] // <namespace>/<name>/<hash>
+				if !slices.Contains(all[rule], workload.Key()) {
+					all[rule] = append(all[rule], workload.Key())
+				}
+			}
+		}
+	}
+	return all
+}
+
+// Poke leaves a token in a channel that holds one.
+func Poke(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default: // one token is enough
+	}
+}
+
+// fieldManager of all that is applied.
+const FieldManager = v1alpha1.ManagedBy + "-meshconfig"

@@ -1,4 +1,4 @@
-package controller
+package status
 
 import (
 	"context"
@@ -26,9 +26,9 @@ type objectKey struct {
 	types.NamespacedName
 }
 
-// objectWriter writes conditions into the statuses of Gateways and Sidecars,
+// ObjectWriter writes conditions into the statuses of Gateways and Sidecars,
 // whose other conditions are istiod's.
-type objectWriter struct {
+type ObjectWriter struct {
 	cache  client.Reader
 	client client.Client
 	log    *slog.Logger
@@ -38,8 +38,8 @@ type objectWriter struct {
 	wishes map[objectKey]translate.ObjectStatus
 }
 
-func newObjectWriter(cache client.Reader, c client.Client, log *slog.Logger) *objectWriter {
-	return &objectWriter{
+func NewObjectWriter(cache client.Reader, c client.Client, log *slog.Logger) *ObjectWriter {
+	return &ObjectWriter{
 		cache: cache, client: c, log: log,
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[objectKey](50*time.Millisecond, maxRetry)),
@@ -47,8 +47,8 @@ func newObjectWriter(cache client.Reader, c client.Client, log *slog.Logger) *ob
 	}
 }
 
-// want replaces all wishes and logs what is newly wrong.
-func (w *objectWriter) want(all []translate.ObjectStatus) {
+// Want replaces all wishes and logs what is newly wrong.
+func (w *ObjectWriter) Want(all []translate.ObjectStatus) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	before := w.wishes
@@ -76,10 +76,12 @@ func (w *objectWriter) want(all []translate.ObjectStatus) {
 	}
 }
 
-// check compares an object with what it shall say.
-func (w *objectWriter) check(key objectKey) { w.queue.Add(key) }
+// Check compares an object with what it shall say.
+func (w *ObjectWriter) Check(kind string, key types.NamespacedName) {
+	w.queue.Add(objectKey{kind, key})
+}
 
-func (w *objectWriter) run(ctx context.Context, elected <-chan struct{}) error {
+func (w *ObjectWriter) Run(ctx context.Context, elected <-chan struct{}) error {
 	stop := context.AfterFunc(ctx, w.queue.ShutDown)
 	defer stop()
 	select {
@@ -105,7 +107,7 @@ func (w *objectWriter) run(ctx context.Context, elected <-chan struct{}) error {
 	}
 }
 
-func (w *objectWriter) write(ctx context.Context, key objectKey) error {
+func (w *ObjectWriter) write(ctx context.Context, key objectKey) error {
 	w.mu.Lock()
 	wish, found := w.wishes[key]
 	w.mu.Unlock()

@@ -1,4 +1,4 @@
-package controller
+package status
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/lambdamesh/lambdamesh/meshconfig/output"
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/reconcile"
@@ -28,44 +30,51 @@ const (
 	maxRetry      = 30 * time.Second
 )
 
-// wanted is what an APIRule's status shall say.
-type wanted struct {
-	status     *translate.APIRuleStatus
-	programmed Programmed
+// Wish is what an APIRule's status shall say.
+type Wish struct {
+	Status     *translate.APIRuleStatus
+	Programmed output.Programmed
 }
 
-func (w wanted) equal(o wanted) bool {
-	return w.programmed == o.programmed && o.status != nil && w.status.Generation == o.status.Generation &&
-		slices.Equal(w.status.URLs, o.status.URLs) && sameCharge(w.status.Charged, o.status.Charged) && slices.Equal(w.status.Conditions, o.status.Conditions)
+func (w Wish) equal(o Wish) bool {
+	return w.Programmed == o.Programmed && o.Status != nil && w.Status.Generation == o.Status.Generation &&
+		slices.Equal(w.Status.URLs, o.Status.URLs) && sameCharge(w.Status.Charged, o.Status.Charged) && slices.Equal(w.Status.Conditions, o.Status.Conditions)
 }
 
-// statusWriter writes statuses that differ from what they shall say, a few at a
+// RuleWriter writes statuses that differ from what they shall say, a few at a
 // time and one at a time for each object, the newest wish only.
-type statusWriter struct {
-	cache   client.Reader
-	client  client.Client
-	metrics *metrics
-	log     *slog.Logger
-	queue   workqueue.TypedRateLimitingInterface[types.NamespacedName]
+type RuleWriter struct {
+	cache  client.Reader
+	client client.Client
+	writes *prometheus.CounterVec
+	log    *slog.Logger
+	queue  workqueue.TypedRateLimitingInterface[types.NamespacedName]
 
 	mu     sync.Mutex
-	wishes map[types.NamespacedName]wanted
+	wishes map[types.NamespacedName]Wish
 	// written are objects as the API server answered to a write, until the
 	// cache has caught up with them.
 	written map[types.NamespacedName]*v1alpha1.APIRule
 }
 
-func newStatusWriter(cache client.Reader, c client.Client, m *metrics, log *slog.Logger) *statusWriter {
-	return &statusWriter{
-		cache: cache, client: c, metrics: m, log: log,
+func NewRuleWriter(cache client.Reader, c client.Client, registry prometheus.Registerer, log *slog.Logger) *RuleWriter {
+	w := &RuleWriter{
+		cache: cache, client: c, log: log,
+		writes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lambdamesh_apirule_status_writes_total", Help: "Statuses written, by result (ok, error).",
+		}, []string{"result"}),
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](50*time.Millisecond, maxRetry)),
-		wishes:  map[types.NamespacedName]wanted{},
+		wishes:  map[types.NamespacedName]Wish{},
 		written: map[types.NamespacedName]*v1alpha1.APIRule{},
 	}
+	if registry != nil {
+		registry.MustRegister(w.writes)
+	}
+	return w
 }
 
-func (w *statusWriter) want(key types.NamespacedName, wish wanted) {
+func (w *RuleWriter) Want(key types.NamespacedName, wish Wish) {
 	w.mu.Lock()
 	same := wish.equal(w.wishes[key])
 	w.wishes[key] = wish
@@ -75,10 +84,10 @@ func (w *statusWriter) want(key types.NamespacedName, wish wanted) {
 	}
 }
 
-// check compares an object with what it shall say.
-func (w *statusWriter) check(key types.NamespacedName) { w.queue.Add(key) }
+// Check compares an object with what it shall say.
+func (w *RuleWriter) Check(key types.NamespacedName) { w.queue.Add(key) }
 
-func (w *statusWriter) forgetAllBut(current map[types.NamespacedName]bool) {
+func (w *RuleWriter) ForgetAllBut(current map[types.NamespacedName]bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for key := range w.wishes {
@@ -89,7 +98,7 @@ func (w *statusWriter) forgetAllBut(current map[types.NamespacedName]bool) {
 	}
 }
 
-func (w *statusWriter) run(ctx context.Context, elected <-chan struct{}) error {
+func (w *RuleWriter) Run(ctx context.Context, elected <-chan struct{}) error {
 	stop := context.AfterFunc(ctx, w.queue.ShutDown)
 	defer stop()
 	select {
@@ -113,19 +122,19 @@ func (w *statusWriter) run(ctx context.Context, elected <-chan struct{}) error {
 	return group.Wait()
 }
 
-func (w *statusWriter) write(ctx context.Context, key types.NamespacedName) {
+func (w *RuleWriter) write(ctx context.Context, key types.NamespacedName) {
 	err := w.tryWrite(ctx, key)
 	switch {
 	case err == nil:
 		w.queue.Forget(key)
 	case ctx.Err() == nil:
-		w.metrics.writes.WithLabelValues("error").Inc()
+		w.writes.WithLabelValues("error").Inc()
 		w.log.Warn("cannot write a status; it is tried again", "error", err)
 		w.queue.AddRateLimited(key)
 	}
 }
 
-func (w *statusWriter) tryWrite(ctx context.Context, key types.NamespacedName) error {
+func (w *RuleWriter) tryWrite(ctx context.Context, key types.NamespacedName) error {
 	w.mu.Lock()
 	wish, found := w.wishes[key]
 	w.mu.Unlock()
@@ -133,7 +142,7 @@ func (w *statusWriter) tryWrite(ctx context.Context, key types.NamespacedName) e
 		return nil
 	}
 	before, err := w.newest(ctx, key)
-	if err != nil || before == nil || before.Generation != wish.status.Generation {
+	if err != nil || before == nil || before.Generation != wish.Status.Generation {
 		return err // gone, or the rebuild for this generation is on its way
 	}
 	after := before.DeepCopy()
@@ -144,7 +153,7 @@ func (w *statusWriter) tryWrite(ctx context.Context, key types.NamespacedName) e
 	if err := reconcile.PatchStatus(ctx, w.client, before, after); err != nil {
 		return err
 	}
-	w.metrics.writes.WithLabelValues("ok").Inc()
+	w.writes.WithLabelValues("ok").Inc()
 	w.mu.Lock()
 	w.written[key] = after
 	w.mu.Unlock()
@@ -154,7 +163,7 @@ func (w *statusWriter) tryWrite(ctx context.Context, key types.NamespacedName) e
 // newest is the object of the cache, or what our last write gave when the cache
 // has not seen that yet: a difference to an old object could be no difference
 // to the object as it is.
-func (w *statusWriter) newest(ctx context.Context, key types.NamespacedName) (*v1alpha1.APIRule, error) {
+func (w *RuleWriter) newest(ctx context.Context, key types.NamespacedName) (*v1alpha1.APIRule, error) {
 	cached := &v1alpha1.APIRule{}
 	if err := w.cache.Get(ctx, key, cached); apierrors.IsNotFound(err) {
 		return nil, nil
@@ -176,14 +185,14 @@ func (w *statusWriter) newest(ctx context.Context, key types.NamespacedName) (*v
 }
 
 // apply sets the status of a rule of the same generation.
-func (w wanted) apply(rule *v1alpha1.APIRule) {
-	rule.Status.URLs = w.status.URLs
-	rule.Status.Charged = w.status.Charged
-	for _, condition := range w.status.Conditions {
+func (w Wish) apply(rule *v1alpha1.APIRule) {
+	rule.Status.URLs = w.Status.URLs
+	rule.Status.Charged = w.Status.Charged
+	for _, condition := range w.Status.Conditions {
 		reconcile.Set(rule, condition.Type, condition.Status, condition.Reason, condition.Message)
 	}
-	if !w.programmed.Keep || !isProgrammed(rule) {
-		reconcile.Set(rule, v1alpha1.ConditionProgrammed, w.programmed.Status, w.programmed.Reason, w.programmed.Message)
+	if !w.Programmed.Keep || !isProgrammed(rule) {
+		reconcile.Set(rule, v1alpha1.ConditionProgrammed, w.Programmed.Status, w.Programmed.Reason, w.Programmed.Message)
 	}
 	reconcile.Summarize(rule, v1alpha1.ConditionAccepted, v1alpha1.ConditionResolvedRefs, v1alpha1.ConditionProgrammed)
 }

@@ -1,4 +1,4 @@
-package controller
+package watch
 
 import (
 	"context"
@@ -17,10 +17,10 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
-// snapshot reads all that a translation depends on. The objects are the cache's
+// Snapshot reads all that a translation depends on. The objects are the cache's
 // own: translations change none.
-func (c *Controller) snapshot(ctx context.Context) (translate.Snapshot, error) {
-	s := translate.Snapshot{Settings: c.config.Settings}
+func (s *Source) Snapshot(ctx context.Context) (translate.Snapshot, error) {
+	out := translate.Snapshot{Settings: s.config.Settings}
 	var (
 		lambdas  v1alpha1.LambdaList
 		subs     v1alpha1.SubscriptionList
@@ -33,49 +33,49 @@ func (c *Controller) snapshot(ctx context.Context) (translate.Snapshot, error) {
 		entries  networkingv1.WorkloadEntryList
 	)
 	for _, list := range []client.ObjectList{&lambdas, &subs, &bindings, &services, &slices, &pods, &gateways, &sidecars, &entries} {
-		if err := c.list(ctx, list); err != nil {
-			return s, err
+		if err := s.list(ctx, list); err != nil {
+			return out, err
 		}
 	}
 	var err error
-	if s.MeshProblem, err = c.meshConfig.lacks(); err != nil {
-		return s, err
+	if out.MeshProblem, err = s.meshConfig.lacks(); err != nil {
+		return out, err
 	}
-	if s.APIRules, err = c.apiRules(ctx); err != nil {
-		return s, err
+	if out.APIRules, err = s.apiRules(ctx); err != nil {
+		return out, err
 	}
-	s.Lambdas = pointers(lambdas.Items)
-	s.Subscriptions = pointers(subs.Items)
-	s.ApplicationBindings = pointers(bindings.Items)
-	s.Services = pointers(services.Items)
-	s.EndpointSlices = pointers(slices.Items)
-	s.Pods = pointers(pods.Items)
-	if c.members {
-		s.Members = s.Pods
+	out.Lambdas = pointers(lambdas.Items)
+	out.Subscriptions = pointers(subs.Items)
+	out.ApplicationBindings = pointers(bindings.Items)
+	out.Services = pointers(services.Items)
+	out.EndpointSlices = pointers(slices.Items)
+	out.Pods = pointers(pods.Items)
+	if s.config.Members {
+		out.Members = out.Pods
 	}
-	s.Gateways, s.Sidecars, s.WorkloadEntries = gateways.Items, sidecars.Items, entries.Items
+	out.Gateways, out.Sidecars, out.WorkloadEntries = gateways.Items, sidecars.Items, entries.Items
 
-	if s.Secrets, err = c.readSecrets(ctx, translate.SecretRefs(s.Settings, s.APIRules, s.Gateways)); err != nil {
-		return s, err
+	if out.Secrets, err = s.readSecrets(ctx, translate.SecretRefs(out.Settings, out.APIRules, out.Gateways)); err != nil {
+		return out, err
 	}
-	c.keySets.Keep(translate.JWKSURIs(s.Settings, s.APIRules))
-	s.JWKS = map[string]translate.KeySetResult{}
-	for uri, result := range c.keySets.Results() {
-		s.JWKS[uri] = translate.KeySetResult(result)
+	s.keySets.Keep(translate.JWKSURIs(out.Settings, out.APIRules))
+	out.JWKS = map[string]translate.KeySetResult{}
+	for uri, result := range s.keySets.Results() {
+		out.JWKS[uri] = translate.KeySetResult(result)
 	}
-	return s, nil
+	return out, nil
 }
 
-func (c *Controller) apiRules(ctx context.Context) ([]*v1alpha1.APIRule, error) {
+func (s *Source) apiRules(ctx context.Context) ([]*v1alpha1.APIRule, error) {
 	var rules v1alpha1.APIRuleList
-	if err := c.list(ctx, &rules); err != nil {
+	if err := s.list(ctx, &rules); err != nil {
 		return nil, err
 	}
 	return pointers(rules.Items), nil
 }
 
-func (c *Controller) list(ctx context.Context, list client.ObjectList) error {
-	if err := c.config.Cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+func (s *Source) list(ctx context.Context, list client.ObjectList) error {
+	if err := s.config.Cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("list %T: %w", list, err)
 	}
 	return nil
@@ -110,23 +110,22 @@ func (s *secrets) named(key types.NamespacedName) bool {
 
 // readSecrets returns the Secrets of refs that exist. It reads those whose
 // metadata has changed since the last time and forgets the others' data.
-func (c *Controller) readSecrets(ctx context.Context, refs []types.NamespacedName) ([]*corev1.Secret, error) {
-	s := c.secrets
+func (s *Source) readSecrets(ctx context.Context, refs []types.NamespacedName) ([]*corev1.Secret, error) {
 	next := make(map[types.NamespacedName]*corev1.Secret, len(refs))
-	s.mu.Lock()
+	s.secrets.mu.Lock()
 	for _, ref := range refs {
-		next[ref] = s.known[ref]
+		next[ref] = s.secrets.known[ref]
 	}
 	// Named before they are looked up, so that no change is missed.
-	s.known = next
-	s.mu.Unlock()
+	s.secrets.known = next
+	s.secrets.mu.Unlock()
 
 	found := make([]*corev1.Secret, len(refs))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(8)
 	for i, ref := range refs {
 		group.Go(func() error {
-			secret, err := c.readSecret(ctx, ref, next[ref])
+			secret, err := s.readSecret(ctx, ref, next[ref])
 			found[i] = secret
 			return err
 		})
@@ -134,8 +133,8 @@ func (c *Controller) readSecrets(ctx context.Context, refs []types.NamespacedNam
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.secrets.mu.Lock()
+	defer s.secrets.mu.Unlock()
 	known := make(map[types.NamespacedName]*corev1.Secret, len(refs))
 	var existing []*corev1.Secret
 	for i, ref := range refs {
@@ -144,13 +143,13 @@ func (c *Controller) readSecrets(ctx context.Context, refs []types.NamespacedNam
 			existing = append(existing, found[i])
 		}
 	}
-	s.known = known
+	s.secrets.known = known
 	return existing, nil
 }
 
-func (c *Controller) readSecret(ctx context.Context, ref types.NamespacedName, known *corev1.Secret) (*corev1.Secret, error) {
+func (s *Source) readSecret(ctx context.Context, ref types.NamespacedName, known *corev1.Secret) (*corev1.Secret, error) {
 	metadata := secretMetadata()
-	if err := c.config.Cache.Get(ctx, ref, metadata); apierrors.IsNotFound(err) {
+	if err := s.config.Cache.Get(ctx, ref, metadata); apierrors.IsNotFound(err) {
 		return nil, nil
 	} else if err != nil {
 		return nil, fmt.Errorf("look up Secret %s: %w", ref, err)
@@ -159,7 +158,7 @@ func (c *Controller) readSecret(ctx context.Context, ref types.NamespacedName, k
 		return known, nil
 	}
 	secret := &corev1.Secret{}
-	if err := c.secrets.reader.Get(ctx, ref, secret); apierrors.IsNotFound(err) {
+	if err := s.secrets.reader.Get(ctx, ref, secret); apierrors.IsNotFound(err) {
 		return nil, nil
 	} else if err != nil {
 		return nil, fmt.Errorf("read Secret %s: %w", ref, err)
