@@ -1,13 +1,15 @@
 // Package lambdas is the room of lambdas: how they are built, deployed and run.
 //
-//	Lambda ── build ──> Artifact ── deploy ──> Deployment, Service, ServiceAccount
-//	   ^                                            │
-//	   └── controller: applies them, reports <── status
-//	                                                │
-//	            a cluster's kubelet, or localnode ──┘ runs lambdas/runtimes
+//	Lambda ── source ──> files ── build ──> Artifact ── deploy ──> Deployment, Service, ...
+//	   ^                                                                │
+//	   └──── controller: applies them, reports <──────────── status ────┤
+//	                                                                    │
+//	                   a cluster's kubelet, or localnode <──────────────┘ runs lambdas/runtimes
 //
-// runtimes holds the in-pod servers, build turns source into what runs, deploy
+// source turns inline code and whatever else into one tree of files, build turns
+// the tree into what runs, in a bounded queue and outside of reconciles, deploy
 // is pure, controller is the reconciler, localnode runs Deployments as
-// processes on this machine. It imports no other domain: what the mesh does for
-// a replica enters localnode as the interface Sidecars.
+// processes on this machine, place says who a process that is no pod is in the
+// mesh, runtimes holds the in-pod servers. It imports no other domain: what the
+// mesh does for a replica enters localnode as the interface Sidecars.
 package lambdas

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -16,12 +17,14 @@ import (
 	"github.com/lambdamesh/lambdamesh/meshconfig/translate"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/config"
+	"github.com/lambdamesh/lambdamesh/pkg/process"
 )
 
 // version is set by the build.
 var version = "dev"
 
 func main() {
+	process.WatcherMain() // builds start programs
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := command(os.LookupEnv).ExecuteContext(ctx)
 	stop()
@@ -81,6 +84,7 @@ for --xds-address.`,
 	f.StringVar(&o.images.Prefix, "runtime-image-prefix", "ghcr.io/lambdamesh/runtime-", "images with the language are <prefix><runtime>:<tag>; empty: the official node and python images")
 	// As `make push` tags them: a '+' may stand in versions and not in tags.
 	f.StringVar(&o.images.Tag, "runtime-image-tag", strings.ReplaceAll(version, "+", "-"), "tag of those images; <version>-<tag> for lambdas that name a version of the language")
+	f.StringVar(&o.buildDir, "build-dir", filepath.Join(os.TempDir(), "lambdamesh-builds"), "directory in which lambdas are built; what is in it can be made again")
 	o.sidecars.flags(f)
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default $KUBECONFIG, or the pod's service account)")
 	f.StringVar(&o.log.Level, "log-level", "info", "debug, info, warn or error")

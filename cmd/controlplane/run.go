@@ -56,7 +56,8 @@ type options struct {
 	limits         map[string]int
 	domain         string
 	secrets        []string
-	images         build.Images
+	images         build.Mounts
+	buildDir       string
 	sidecars       sidecarOptions
 	kubeconfig     string
 	log            telemetry.LogConfig
@@ -120,8 +121,12 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 	if err != nil {
 		return err
 	}
+	toolchain, err := build.NewToolchain(build.ToolchainConfig{Dir: o.buildDir})
+	if err != nil {
+		return fmt.Errorf("--build-dir: %w", err)
+	}
 	if err := lambdas.Add(manager, lambdas.Config{
-		Builder: o.images, Log: log,
+		Builder: &build.Pipeline{Toolchain: toolchain, Store: o.images}, Log: log,
 		Deploy: deploy.Options{
 			TrustDomain: o.trustDomain, SystemNamespace: o.namespace,
 			Gateways: []types.NamespacedName{p.settings.GatewayServiceAccount},

@@ -1,26 +1,50 @@
 package build
 
 import (
-	"errors"
-	"fmt"
-	"strings"
+	"context"
+	"path"
 
+	"github.com/lambdamesh/lambdamesh/lambdas/source"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
-// Artifact is built source.
+// Input is all of a Lambda that its build depends on.
+type Input struct {
+	Runtime v1alpha1.Runtime
+	// Version of the language that was asked for; may be empty.
+	Version string
+	// Handler as the Lambda names it.
+	Handler string
+	Tree    source.Tree
+}
+
+// Product is built code.
+type Product struct {
+	Runtime v1alpha1.Runtime
+	// Version of the language that was asked for; may be empty.
+	Version string
+	// Hash changes when what runs changes.
+	Hash string
+	// Dir has the directory source, what the runtime server loads, and with an
+	// interpreted language runtime, the server; with a compiled one the program
+	// lambda.
+	Dir string
+}
+
+const (
+	sourceFolder  = "source"
+	runtimeFolder = "runtime"
+	program       = "lambda"
+)
+
+// Artifact is a product as a pod template needs it.
 type Artifact struct {
-	// Image for the Deployment: an image reference, or
-	// lambdamesh.local/<runtime>:<hash> for one in the local store.
+	// Image for the Deployment.
 	Image string
 	// SourceHash changes when what runs changes.
 	SourceHash string
-	// Files to mount as the source directory, by name; nil when the image holds
-	// the source.
-	Files map[string]string
-	// Server are files to mount as [ServerDir], by path: the runtime server, for
-	// an image that has only the language. Nil when the image holds it.
-	Server map[string]string
+	// Mounts are directories of files that the image does not hold.
+	Mounts []Mount
 	// Command starts it; nil for the image's own.
 	Command []string
 	// Note is worth telling although the build went well, such as another
@@ -28,68 +52,84 @@ type Artifact struct {
 	Note string
 }
 
-// ServerDir is where a pod finds the files of Artifact.Server.
-const ServerDir = "/lambda/runtime"
-
-// Reasons of the SourceReady condition, besides NotSupported.
-const (
-	ReasonBuilt          = "Built"
-	ReasonBuildFailed    = "BuildFailed"
-	ReasonRuntimeMissing = "RuntimeMissing"
-	ReasonNeedsBuild     = "NeedsBuild"
-)
-
-// Error is a build that failed for a reason the user can do something about.
-type Error struct {
-	// Reason for the SourceReady condition.
-	Reason string
-	// Message tells what is wrong, with file and line of the user's source
-	// where there is one, and what to do.
-	Message string
+// Mount is a directory of a pod.
+type Mount struct {
+	// Name of the volume.
+	Name string
+	// Dir is where the container finds it.
+	Dir string
+	// Files by path.
+	Files map[string][]byte
 }
 
-func (e *Error) Error() string { return e.Message }
+// Dir is where a pod finds a product.
+const Dir = "/lambda"
 
-// Permanent tells that building the same source again gives the same error.
-func (e *Error) Permanent() bool { return e.Reason != ReasonRuntimeMissing }
+// SourceDir is where a pod finds the source that its runtime server loads.
+const SourceDir = Dir + "/" + sourceFolder
 
-// ReasonOf returns the condition reason of a build error.
-func ReasonOf(err error) string {
-	if failed := (*Error)(nil); errors.As(err, &failed) {
-		return failed.Reason
+// interpreter is how an interpreted language starts.
+type interpreter struct{ program, entry string }
+
+func interpreterOf(runtime v1alpha1.Runtime) (interpreter, bool) {
+	known, interpreted := map[v1alpha1.Runtime]interpreter{
+		v1alpha1.RuntimeNodeJS: {"node", "server.mjs"},
+		v1alpha1.RuntimePython: {"python3", "server.py"},
+	}[runtime]
+	return known, interpreted
+}
+
+// commandOf starts a product in a pod.
+func commandOf(runtime v1alpha1.Runtime) []string {
+	if known, interpreted := interpreterOf(runtime); interpreted {
+		return []string{known.program, path.Join(Dir, runtimeFolder, known.entry)}
 	}
-	return ReasonBuildFailed
+	return []string{path.Join(Dir, program)}
 }
 
-func failed(format string, args ...any) error {
-	return &Error{Reason: ReasonBuildFailed, Message: fmt.Sprintf(format, args...)}
+// Store makes products available to those who run them.
+type Store interface {
+	// Takes tells whether products of a runtime can be stored and run at all; asked
+	// before anything is built.
+	Takes(ctx context.Context, runtime v1alpha1.Runtime) error
+	// Put stores a product, unless it is there already.
+	Put(ctx context.Context, product Product) (Artifact, error)
 }
 
-func notSupported(format string, args ...any) error {
-	return &Error{Reason: v1alpha1.ReasonNotSupported, Message: fmt.Sprintf(format, args...)}
+// Pipeline builds Lambdas.
+type Pipeline struct {
+	Toolchain *Toolchain
+	Store     Store
 }
 
-// inline returns the lambda's inline source, or why this version cannot build
-// it.
-func inline(lambda *v1alpha1.Lambda) (*v1alpha1.InlineSource, error) {
+// Build returns the artifact of a Lambda. What the user can put right is a
+// [*source.Error].
+func (p *Pipeline) Build(ctx context.Context, lambda *v1alpha1.Lambda) (Artifact, error) {
+	tree, err := treeOf(lambda)
+	if err != nil {
+		return Artifact{}, err
+	}
+	if err := p.Store.Takes(ctx, lambda.Spec.Runtime); err != nil {
+		return Artifact{}, err
+	}
+	product, err := p.Toolchain.Build(ctx, Input{Runtime: lambda.Spec.Runtime, Version: lambda.Spec.Version, Handler: handlerOf(lambda), Tree: tree})
+	if err != nil {
+		return Artifact{}, err
+	}
+	return p.Store.Put(ctx, product)
+}
+
+func treeOf(lambda *v1alpha1.Lambda) (source.Tree, error) {
 	spec := &lambda.Spec
-	switch spec.Runtime {
-	case v1alpha1.RuntimeGo, v1alpha1.RuntimeNodeJS, v1alpha1.RuntimePython:
-	default:
-		return nil, notSupported("runtime %q is not supported by this version; use go, nodejs or python", spec.Runtime)
-	}
 	switch {
 	case spec.Source.Git != nil:
-		return nil, notSupported("source.git is not supported by this version; write the code into source.inline.code")
+		return source.Tree{}, source.NotSupported("source.git is not supported by this version; write the code into source.inline.code")
 	case spec.Source.Image != nil:
-		return nil, notSupported("source.image is not supported by this version; write the code into source.inline.code")
+		return source.Tree{}, source.NotSupported("source.image is not supported by this version; write the code into source.inline.code")
 	case spec.Source.Inline == nil:
-		return nil, failed("the lambda has no source; write the code into source.inline.code")
+		return source.Tree{}, source.Failed("the lambda has no source; write the code into source.inline.code")
 	}
-	if strings.TrimSpace(spec.Source.Inline.Dependencies) != "" && spec.Runtime != v1alpha1.RuntimeGo {
-		return nil, notSupported("source.inline.dependencies for %s are not supported by this version; use what comes with the language", spec.Runtime)
-	}
-	return spec.Source.Inline, nil
+	return source.Inline(spec.Runtime, spec.Source.Inline)
 }
 
 func handlerOf(lambda *v1alpha1.Lambda) string {

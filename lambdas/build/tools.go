@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/lambdamesh/lambdamesh/lambdas/source"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
@@ -57,7 +58,7 @@ func (t *Toolchain) tool(ctx context.Context, runtime v1alpha1.Runtime) (tool, e
 	}
 	language := languageOf(runtime)
 	missing := func(why string, args ...any) error {
-		return &Error{Reason: ReasonRuntimeMissing, Message: fmt.Sprintf(why, args...) + "; " + language.install()}
+		return &source.Error{Reason: source.ReasonRuntimeMissing, Message: fmt.Sprintf(why, args...) + "; " + language.install(), Passing: true}
 	}
 	path, err := t.config.LookPath(language.program)
 	if err != nil {
@@ -86,12 +87,12 @@ func (t *Toolchain) tool(ctx context.Context, runtime v1alpha1.Runtime) (tool, e
 }
 
 // versionNote tells when another version runs than the one asked for.
-func versionNote(lambda *v1alpha1.Lambda, tool tool) string {
-	want := lambda.Spec.Version
+func versionNote(product Product, tool tool) string {
+	want := product.Version
 	if want == "" || want == tool.version || strings.HasPrefix(tool.version, want+".") {
 		return ""
 	}
-	return fmt.Sprintf("runs on the installed %s %s, not on version %s", languageOf(lambda.Spec.Runtime).title, tool.version, want)
+	return fmt.Sprintf("runs on the installed %s %s, not on version %s", languageOf(product.Runtime).title, tool.version, want)
 }
 
 // toolEnv is what toolchains need of this process's environment: where the

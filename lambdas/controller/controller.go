@@ -2,13 +2,14 @@ package controller
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
-	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -19,22 +20,21 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
-	"sigs.k8s.io/controller-runtime/pkg/source"
+	ctrlsource "sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/lambdamesh/lambdamesh/lambdas/build"
 	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
+	"github.com/lambdamesh/lambdamesh/lambdas/source"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
 	"github.com/lambdamesh/lambdamesh/pkg/reconcile"
 )
 
-const (
-	fieldManager = v1alpha1.ManagedBy + "-lambdas"
-	// runtimeRetry is how often a missing language is looked for again.
-	runtimeRetry = 30 * time.Second
-)
+const fieldManager = v1alpha1.ManagedBy + "-lambdas"
 
 // Reasons of the Deployed condition.
 const (
@@ -45,8 +45,8 @@ const (
 	reasonBuilding     = "Building"
 )
 
-// Builder makes a lambda's source runnable. What the user can put right is an
-// [*build.Error]; any other error is tried again.
+// Builder makes a lambda's source runnable. What the user can put right is a
+// [*source.Error]; any other error, and what may pass, is tried again.
 type Builder interface {
 	Build(ctx context.Context, lambda *v1alpha1.Lambda) (build.Artifact, error)
 }
@@ -55,9 +55,11 @@ type Builder interface {
 type Config struct {
 	Builder Builder
 	Deploy  deploy.Options
-	// Concurrency is how many lambdas are built at once; default 2.
+	// Concurrency is how many lambdas are reconciled at once; default 2.
 	Concurrency int
-	Log         *slog.Logger
+	// Builds is how many lambdas are built at once; default 2.
+	Builds int
+	Log    *slog.Logger
 }
 
 // Validate tells what is missing.
@@ -84,8 +86,18 @@ func Add(mgr ctrl.Manager, config Config) error {
 	if err != nil {
 		return err
 	}
+	built := make(chan event.TypedGenericEvent[types.NamespacedName])
+	builds := build.NewQueue(build.QueueConfig{Workers: config.Builds, Done: func(ctx context.Context, key types.NamespacedName) {
+		select {
+		case built <- event.TypedGenericEvent[types.NamespacedName]{Object: key}:
+		case <-ctx.Done():
+		}
+	}})
+	if err := mgr.Add(manager.RunnableFunc(builds.Run)); err != nil {
+		return fmt.Errorf("add the lambda builds: %w", err)
+	}
 	p := &policies{config: config, client: mgr.GetClient(), reader: mgr.GetAPIReader()}
-	r := &reconciler{config: config, client: mgr.GetClient(), reader: mgr.GetAPIReader(), pods: pods, policies: p, failures: map[types.NamespacedName]failure{}}
+	r := &reconciler{config: config, client: mgr.GetClient(), reader: mgr.GetAPIReader(), pods: pods, policies: p, builds: builds}
 	err = ctrl.NewControllerManagedBy(mgr).
 		Named("lambda").
 		For(&v1alpha1.Lambda{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
@@ -93,7 +105,10 @@ func Add(mgr ctrl.Manager, config Config) error {
 		Owns(&corev1.Service{}).
 		Owns(&corev1.ServiceAccount{}).
 		Owns(&corev1.ConfigMap{}).
-		WatchesRawSource(source.Kind(pods, &corev1.Pod{}, handler.TypedEnqueueRequestsFromMapFunc(lambdaOfPod), podChanges())).
+		WatchesRawSource(ctrlsource.Kind(pods, &corev1.Pod{}, handler.TypedEnqueueRequestsFromMapFunc(lambdaOfPod), podChanges())).
+		WatchesRawSource(ctrlsource.TypedChannel(built, handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, key types.NamespacedName) []ctrl.Request {
+			return []ctrl.Request{{NamespacedName: key}}
+		}))).
 		WithOptions(controller.Options{MaxConcurrentReconciles: config.Concurrency, SkipNameValidation: new(true)}).
 		Complete(r)
 	if err != nil {
@@ -109,22 +124,13 @@ type reconciler struct {
 	pods   client.Reader // those of lambdas, see newPods
 
 	policies *policies
-
-	mu       sync.Mutex
-	failures map[types.NamespacedName]failure
-}
-
-// failure is a build that will fail again until the source changes.
-type failure struct {
-	generation int64
-	uid        types.UID
-	err        error
+	builds   *build.Queue
 }
 
 func (r *reconciler) Reconcile(ctx context.Context, request ctrl.Request) (result ctrl.Result, err error) {
 	lambda := &v1alpha1.Lambda{}
 	if err := r.client.Get(ctx, request.NamespacedName, lambda); err != nil {
-		r.forget(request.NamespacedName)
+		r.builds.Forget(request.NamespacedName)
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	if !lambda.DeletionTimestamp.IsZero() {
@@ -137,9 +143,12 @@ func (r *reconciler) Reconcile(ctx context.Context, request ctrl.Request) (resul
 	}()
 
 	lambda.Status.Address = "http://" + lambda.Name + "." + lambda.Namespace + ".svc"
-	artifact, err := r.build(ctx, lambda, &before)
-	if err != nil {
-		return r.sourceFailed(ctx, lambda, err)
+	artifact, err, built := r.build(lambda)
+	switch {
+	case !built:
+		return ctrl.Result{}, r.observeReplicas(ctx, lambda) // the queue wakes it up
+	case err != nil:
+		return ctrl.Result{}, r.sourceFailed(ctx, lambda, err)
 	}
 	if reason, message := deploy.Check(lambda); reason != "" {
 		reconcile.False(lambda, v1alpha1.ConditionDeployed, reason, message)
@@ -178,61 +187,48 @@ func (r *reconciler) Reconcile(ctx context.Context, request ctrl.Request) (resul
 	return ctrl.Result{}, r.prune(ctx, lambda, objects)
 }
 
-// build builds the source, and tells that it does so: a first build can take a
-// minute.
-func (r *reconciler) build(ctx context.Context, lambda *v1alpha1.Lambda, before **v1alpha1.Lambda) (build.Artifact, error) {
-	key := client.ObjectKeyFromObject(lambda)
-	r.mu.Lock()
-	known := r.failures[key]
-	r.mu.Unlock()
-	if known.err != nil && known.generation == lambda.Generation && known.uid == lambda.UID {
-		return build.Artifact{}, known.err
+// build returns what the queue has built of the lambda's source; known is false
+// as long as it has not, and the lambda tells that it does: a first build can
+// take a minute.
+func (r *reconciler) build(lambda *v1alpha1.Lambda) (artifact build.Artifact, err error, known bool) { //nolint:revive,staticcheck // as build.Queue.Result
+	inputs, err := inputsOf(lambda)
+	if err != nil {
+		return build.Artifact{}, err, true
 	}
-	if lambda.Status.ObservedGeneration != lambda.Generation {
+	snapshot := lambda.DeepCopy()
+	artifact, err, known = r.builds.Result(client.ObjectKeyFromObject(lambda), inputs, func(ctx context.Context) (build.Artifact, error) {
+		return r.config.Builder.Build(ctx, snapshot)
+	})
+	switch {
+	case known && err == nil:
+		reconcile.True(lambda, v1alpha1.ConditionSourceReady, source.ReasonBuilt, artifact.Note)
+	case !known && lambda.Status.ObservedGeneration != lambda.Generation:
 		reconcile.Set(lambda, v1alpha1.ConditionSourceReady, metav1.ConditionUnknown, reasonBuilding, "the source is being built")
-		reconcile.Summarize(lambda, v1alpha1.ConditionSourceReady, v1alpha1.ConditionDeployed)
-		if err := reconcile.PatchStatus(ctx, r.client, *before, lambda); err != nil {
-			return build.Artifact{}, err
-		}
-		*before = lambda.DeepCopy()
 	}
-	artifact, err := r.config.Builder.Build(ctx, lambda)
-	if failed := (*build.Error)(nil); errors.As(err, &failed) && failed.Permanent() {
-		r.mu.Lock()
-		r.failures[key] = failure{lambda.Generation, lambda.UID, err}
-		r.mu.Unlock()
-	}
-	if err == nil {
-		r.forget(key)
-		reconcile.True(lambda, v1alpha1.ConditionSourceReady, build.ReasonBuilt, artifact.Note)
-	}
-	return artifact, err
+	return artifact, err, known
 }
 
-func (r *reconciler) forget(key types.NamespacedName) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.failures, key)
+// inputsOf is the same as long as building would give the same.
+func inputsOf(lambda *v1alpha1.Lambda) (string, error) {
+	text, err := json.Marshal([]any{lambda.UID, lambda.Spec.Runtime, lambda.Spec.Version, lambda.Spec.Handler, lambda.Spec.Source})
+	if err != nil {
+		return "", fmt.Errorf("encode the source of lambda %s: %w", client.ObjectKeyFromObject(lambda), err)
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:]), nil
 }
 
-// sourceFailed reports a failed build; what was deployed stays as it is.
-func (r *reconciler) sourceFailed(ctx context.Context, lambda *v1alpha1.Lambda, cause error) (ctrl.Result, error) {
-	reconcile.False(lambda, v1alpha1.ConditionSourceReady, build.ReasonOf(cause), cause.Error())
+// sourceFailed reports a failed build; what was deployed stays as it is. The
+// queue tries again what may pass.
+func (r *reconciler) sourceFailed(ctx context.Context, lambda *v1alpha1.Lambda, cause error) error {
+	reconcile.False(lambda, v1alpha1.ConditionSourceReady, source.ReasonOf(cause), cause.Error())
 	message := "nothing is deployed until the source builds"
 	deployment := &appsv1.Deployment{}
 	if r.reader.Get(ctx, client.ObjectKeyFromObject(lambda), deployment) == nil && metav1.IsControlledBy(deployment, lambda) {
 		message = "the last version that built keeps running"
 	}
 	reconcile.False(lambda, v1alpha1.ConditionDeployed, ReasonSourceFailed, message)
-	err := r.observeReplicas(ctx, lambda)
-	failed := (*build.Error)(nil)
-	switch {
-	case !errors.As(cause, &failed):
-		return ctrl.Result{}, errors.Join(err, cause)
-	case !failed.Permanent():
-		return ctrl.Result{RequeueAfter: runtimeRetry}, err
-	}
-	return ctrl.Result{}, err
+	return r.observeReplicas(ctx, lambda)
 }
 
 // taken tells which object of the lambda's name is not the lambda's. It is left

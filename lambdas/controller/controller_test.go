@@ -23,6 +23,7 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/lambdas/build"
 	"github.com/lambdamesh/lambdamesh/lambdas/controller"
+	"github.com/lambdamesh/lambdamesh/lambdas/source"
 	"github.com/lambdamesh/lambdamesh/manifests"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
@@ -109,17 +110,17 @@ func TestController(t *testing.T) {
 		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, "")
 
 		builder.set(ns, func(*v1alpha1.Lambda) (build.Artifact, error) {
-			return build.Artifact{}, &build.Error{Reason: build.ReasonBuildFailed, Message: "main.go:7:2: undefined: x"}
+			return build.Artifact{}, &source.Error{Reason: source.ReasonBuildFailed, Message: "main.go:7:2: undefined: x"}
 		})
 		w.change(t, lambda, func(l *v1alpha1.Lambda) { l.Spec.Source.Inline.Code = "broken" })
-		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionFalse, build.ReasonBuildFailed, "main.go:7:2: undefined: x")
+		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionFalse, source.ReasonBuildFailed, "main.go:7:2: undefined: x")
 		w.wait(t, lambda, v1alpha1.ConditionDeployed, metav1.ConditionFalse, controller.ReasonSourceFailed, "the last version that built keeps running")
 		require.Equal(t, "registry.example/a:1", lambda.Status.Image)
 		require.Equal(t, int32(1), lambda.Status.ReadyReplicas)
 
 		before := builder.count(ns)
 		w.touchDeployment(t, ns)
-		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionFalse, build.ReasonBuildFailed, "")
+		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionFalse, source.ReasonBuildFailed, "")
 		require.Equal(t, before, builder.count(ns))
 
 		builder.set(ns, builds("registry.example/a:2"))
@@ -136,18 +137,18 @@ func TestController(t *testing.T) {
 		ns := testkit.Namespace(t, config)
 		builder.set(ns, func(*v1alpha1.Lambda) (build.Artifact, error) { return build.Artifact{}, errors.New("disk full") })
 		lambda := w.create(t, ns, nil)
-		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionFalse, build.ReasonBuildFailed, "disk full")
+		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionFalse, source.ReasonBuildFailed, "disk full")
 		builder.set(ns, builds("registry.example/a:1"))
-		w.wait(t, lambda, v1alpha1.ConditionSourceReady, metav1.ConditionTrue, build.ReasonBuilt, "")
+		w.wait(t, lambda, v1alpha1.ConditionSourceReady, metav1.ConditionTrue, source.ReasonBuilt, "")
 	})
 
 	t.Run("a missing language is told with what to install", func(t *testing.T) {
 		ns := testkit.Namespace(t, config)
 		builder.set(ns, func(*v1alpha1.Lambda) (build.Artifact, error) {
-			return build.Artifact{}, &build.Error{Reason: build.ReasonRuntimeMissing, Message: "Node.js is not installed"}
+			return build.Artifact{}, &source.Error{Reason: source.ReasonRuntimeMissing, Message: "Node.js is not installed"}
 		})
 		lambda := w.create(t, ns, nil)
-		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionFalse, build.ReasonRuntimeMissing, "Node.js is not installed")
+		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionFalse, source.ReasonRuntimeMissing, "Node.js is not installed")
 		w.wait(t, lambda, v1alpha1.ConditionDeployed, metav1.ConditionFalse, controller.ReasonSourceFailed, "nothing is deployed until the source builds")
 	})
 
@@ -178,7 +179,7 @@ func TestController(t *testing.T) {
 		ns := testkit.Namespace(t, config)
 		source := func(hash string) func(*v1alpha1.Lambda) (build.Artifact, error) {
 			return func(*v1alpha1.Lambda) (build.Artifact, error) {
-				return build.Artifact{Image: "registry.example/nodejs:v1", SourceHash: hash, Files: map[string]string{"main.mjs": hash}}, nil
+				return build.Artifact{Image: "registry.example/nodejs:v1", SourceHash: hash, Mounts: []build.Mount{{Name: "source", Dir: build.SourceDir, Files: map[string][]byte{"main.mjs": []byte(hash)}}}}, nil
 			}
 		}
 		builder.set(ns, source("1"))
@@ -207,7 +208,7 @@ func TestController(t *testing.T) {
 		t.Run("what somebody else made stays theirs, although the cache does not hold it: "+kind, func(t *testing.T) {
 			ns := testkit.Namespace(t, config)
 			builder.set(ns, func(*v1alpha1.Lambda) (build.Artifact, error) {
-				return build.Artifact{Image: "registry.example/nodejs:v1", SourceHash: "1", Files: map[string]string{"main.mjs": "1"}}, nil
+				return build.Artifact{Image: "registry.example/nodejs:v1", SourceHash: "1", Mounts: []build.Mount{{Name: "source", Dir: build.SourceDir, Files: map[string][]byte{"main.mjs": []byte("1")}}}}, nil
 			})
 			theirs.SetNamespace(ns)
 			require.NoError(t, c.Create(t.Context(), theirs))
@@ -223,7 +224,7 @@ func TestController(t *testing.T) {
 	t.Run("a lambda's network policy lets in what names it", func(t *testing.T) {
 		ns := testkit.Namespace(t, config)
 		builder.set(ns, func(*v1alpha1.Lambda) (build.Artifact, error) {
-			return build.Artifact{}, &build.Error{Reason: build.ReasonBuildFailed, Message: "it does not wait for a build"}
+			return build.Artifact{}, &source.Error{Reason: source.ReasonBuildFailed, Message: "it does not wait for a build"}
 		})
 		testPolicies(t, w, ns)
 	})

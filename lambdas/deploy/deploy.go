@@ -2,12 +2,16 @@ package deploy
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -38,7 +42,6 @@ const (
 	// injectedAnnotation is what Istio's injector writes into a pod that it gave
 	// a sidecar, and nobody else writes into ours.
 	injectedAnnotation = "sidecar.istio.io/status"
-	sourceDir          = "/lambda/source"
 	// envPrefix of what the runtimes are told by us and by nobody else.
 	envPrefix = "LAMBDAMESH_"
 
@@ -113,45 +116,44 @@ func New(lambda *v1alpha1.Lambda, artifact build.Artifact, options Options) Obje
 		},
 		Deployment: deployment(lambda, artifact, options),
 	}
-	parts := mounted(artifact)
-	if len(parts) == 0 {
+	if len(artifact.Mounts) == 0 {
 		return objects
 	}
-	objects.ConfigMap = &corev1.ConfigMap{ObjectMeta: objectMeta(lambda, sourceName(lambda, artifact)), Data: map[string]string{}}
-	for _, part := range parts {
-		for name, text := range part.files {
-			objects.ConfigMap.Data[part.key(name)] = text
+	objects.ConfigMap = &corev1.ConfigMap{ObjectMeta: objectMeta(lambda, sourceName(lambda, artifact)), Data: map[string]string{}, BinaryData: map[string][]byte{}}
+	for _, mount := range artifact.Mounts {
+		for name, key := range keysOf(mount) {
+			if content := mount.Files[name]; utf8.Valid(content) {
+				objects.ConfigMap.Data[key] = string(content)
+			} else {
+				objects.ConfigMap.BinaryData[key] = content
+			}
 		}
 	}
 	return objects
 }
 
-// mount is a directory of the container whose files lie in the ConfigMap.
-type mount struct {
-	volume, dir string
-	files       map[string]string
-}
-
-func mounted(artifact build.Artifact) []mount {
-	var parts []mount
-	if artifact.Files != nil {
-		parts = append(parts, mount{"source", sourceDir, artifact.Files})
+// keysOf are the keys of a mount's files in the ConfigMap, where keys have no
+// slashes and few characters: a name that cannot be told so has a digest there.
+func keysOf(mount build.Mount) map[string]string {
+	plain := regexp.MustCompile(`^[-._a-zA-Z0-9/]{1,200}$`)
+	keys, taken := map[string]string{}, map[string]bool{}
+	for _, name := range slices.Sorted(maps.Keys(mount.Files)) {
+		key := strings.ReplaceAll(name, "/", ".")
+		if !plain.MatchString(name) || taken[key] {
+			sum := sha256.Sum256([]byte(name))
+			key = hex.EncodeToString(sum[:16])
+		}
+		taken[key] = true
+		keys[name] = mount.Name + "." + key
 	}
-	if artifact.Server != nil {
-		parts = append(parts, mount{"runtime", build.ServerDir, artifact.Server})
-	}
-	return parts
+	return keys
 }
 
-// key of a file in the ConfigMap, where names have no slashes.
-func (m mount) key(name string) string {
-	return m.volume + "." + strings.ReplaceAll(name, "/", ".")
-}
-
-func (m mount) items() []corev1.KeyToPath {
+func items(mount build.Mount) []corev1.KeyToPath {
 	var items []corev1.KeyToPath
-	for _, name := range slices.Sorted(maps.Keys(m.files)) {
-		items = append(items, corev1.KeyToPath{Key: m.key(name), Path: name})
+	keys := keysOf(mount)
+	for _, name := range slices.Sorted(maps.Keys(keys)) {
+		items = append(items, corev1.KeyToPath{Key: keys[name], Path: name})
 	}
 	return items
 }
@@ -190,11 +192,11 @@ func deployment(lambda *v1alpha1.Lambda, artifact build.Artifact, options Option
 		volumes = append(volumes, sidecar.Volumes()...)
 		addSidecarTo(&container)
 	}
-	for _, part := range mounted(artifact) {
-		volumes = append(volumes, corev1.Volume{Name: part.volume, VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
-			LocalObjectReference: corev1.LocalObjectReference{Name: sourceName(lambda, artifact)}, Items: part.items(),
+	for _, part := range artifact.Mounts {
+		volumes = append(volumes, corev1.Volume{Name: part.Name, VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
+			LocalObjectReference: corev1.LocalObjectReference{Name: sourceName(lambda, artifact)}, Items: items(part),
 		}}})
-		container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: part.volume, MountPath: part.dir, ReadOnly: true})
+		container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: part.Name, MountPath: part.Dir, ReadOnly: true})
 	}
 	for i, mount := range lambda.Spec.SecretMounts {
 		name := "secret-" + strconv.Itoa(i)
@@ -278,7 +280,7 @@ func runtimeEnv(lambda *v1alpha1.Lambda, timeout time.Duration, options Options)
 		{Name: v1alpha1.EnvHandler, Value: handler},
 		{Name: v1alpha1.EnvTimeout, Value: timeout.String()},
 		{Name: v1alpha1.EnvMaxBodyBytes, Value: strconv.FormatInt(limit, 10)},
-		{Name: v1alpha1.EnvSource, Value: sourceDir},
+		{Name: v1alpha1.EnvSource, Value: build.SourceDir},
 		{Name: v1alpha1.EnvPublishURL, Value: cmp.Or(options.PublishURL, "http://"+v1alpha1.ServiceEventBus+"."+system+".svc/publish")},
 		{Name: v1alpha1.EnvConnectorURL, Value: cmp.Or(options.ConnectorURL, "http://"+v1alpha1.ServiceConnectorOutbound+"."+system+".svc")},
 		// Empty without a sidecar: then a runtime believes nobody who says who

@@ -49,7 +49,10 @@ func TestObjects(t *testing.T) {
 			l.Spec.Timeout = &metav1.Duration{Duration: 30 * time.Second}
 			l.Spec.MaxBodyBytes = new(int64(4096))
 			l.Spec.Scale = v1alpha1.LambdaScale{Min: new(int32(3))}
-		}, build.Artifact{Image: "registry.example/python:v1", SourceHash: "4567", Files: map[string]string{"main.py": "def handle(event, context): pass\n"}, Server: map[string]string{"server.py": "import sys\n", "lambdamesh_runtime/server.py": "\n"}, Command: []string{"python3", "/lambda/runtime/server.py"}}, deploy.Options{}},
+		}, build.Artifact{Image: "registry.example/python:v1", SourceHash: "4567", Mounts: []build.Mount{
+			{Name: "source", Dir: build.SourceDir, Files: map[string][]byte{"main.py": []byte("def handle(event, context): pass\n")}},
+			{Name: "runtime", Dir: build.Dir + "/runtime", Files: map[string][]byte{"server.py": []byte("import sys\n"), "lambdamesh_runtime/server.py": []byte("\n")}},
+		}, Command: []string{"python3", "/lambda/runtime/server.py"}}, deploy.Options{}},
 		"own-resources": {func(l *v1alpha1.Lambda) {
 			l.Spec.Resources = &v1alpha1.LambdaResources{Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}}
 		}, local, deploy.Options{}},

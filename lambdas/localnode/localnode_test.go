@@ -36,6 +36,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/lambdas/build"
 	"github.com/lambdamesh/lambdamesh/lambdas/controller"
 	"github.com/lambdamesh/lambdamesh/lambdas/localnode"
+	"github.com/lambdamesh/lambdamesh/lambdas/source"
 	"github.com/lambdamesh/lambdamesh/manifests"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
@@ -247,7 +248,7 @@ func TestNode(t *testing.T) {
 			w.waitReady(t, lambda)
 		}
 		w.changeSource(t, lambda, strings.Replace(program, "time.After(", "time.After((", 1))
-		w.waitCondition(t, lambda, v1alpha1.ConditionSourceReady, build.ReasonBuildFailed, "main.go:15:")
+		w.waitCondition(t, lambda, v1alpha1.ConditionSourceReady, source.ReasonBuildFailed, "main.go:15:")
 		require.Contains(t, w.call(t, ns, "/"), "v3", "the last good version runs")
 		require.Equal(t, int32(1), lambda.Status.ReadyReplicas)
 
@@ -384,13 +385,13 @@ func (w *world) start(t *testing.T) (stop func()) {
 	toolchain, err := build.NewToolchain(build.ToolchainConfig{Dir: filepath.Join(w.dataDir, "artifacts")})
 	require.NoError(t, err)
 	node, err := localnode.New(localnode.Config{
-		REST: w.config, DataDir: w.dataDir, RunDir: testkit.TempSocketDir(t), Artifacts: toolchain, Sidecars: w.sidecars,
+		REST: w.config, DataDir: w.dataDir, RunDir: testkit.TempSocketDir(t), Artifacts: build.Directory{Toolchain: toolchain}, Sidecars: w.sidecars,
 		DrainDelay: 300 * time.Millisecond, MinBackoff: 50 * time.Millisecond, MaxBackoff: 500 * time.Millisecond, SilentMost: w.silentMost, Log: log,
 	})
 	require.NoError(t, err)
 	mgr, err := ctrl.NewManager(w.config, ctrl.Options{Scheme: w.client.Scheme(), Metrics: server.Options{BindAddress: "0"}})
 	require.NoError(t, err)
-	require.NoError(t, controller.Add(mgr, controller.Config{Builder: toolchain, Log: log}))
+	require.NoError(t, controller.Add(mgr, controller.Config{Builder: &build.Pipeline{Toolchain: toolchain, Store: build.Directory{Toolchain: toolchain}}, Log: log}))
 
 	ctx, cancel := context.WithCancel(context.Background())
 	results := make(chan error, 2)

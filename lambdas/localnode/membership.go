@@ -8,7 +8,7 @@ import (
 	"maps"
 	"sync"
 
-	istioapi "istio.io/api/networking/v1"
+	"google.golang.org/protobuf/proto"
 	istionetworking "istio.io/client-go/pkg/apis/networking/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/lambdamesh/lambdamesh/lambdas/place"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
@@ -37,55 +38,45 @@ type membership struct {
 }
 
 func newMembership(c client.Client, cached client.Reader, name string, deployment *appsv1.Deployment, inbound, egress uint32, socket string) *membership {
-	identity := map[string]string{
-		v1alpha1.LabelManagedBy:      v1alpha1.ManagedBy,
-		v1alpha1.LabelReplica:        name,
-		v1alpha1.LabelOwnerNamespace: deployment.Namespace,
-		v1alpha1.LabelOwnerName:      deployment.Name,
-		v1alpha1.LabelIstioTLSMode:   "istio",
+	here := place.Place{
+		Name: name, Namespace: deployment.Namespace, ServiceAccount: deployment.Spec.Template.Spec.ServiceAccountName,
+		Labels:  map[string]string{v1alpha1.LabelOwnerNamespace: deployment.Namespace, v1alpha1.LabelOwnerName: deployment.Name},
+		Owners:  []metav1.OwnerReference{{APIVersion: appsv1.SchemeGroupVersion.String(), Kind: "Deployment", Name: deployment.Name, UID: deployment.UID}},
+		Inbound: inbound, Egress: egress, Socket: socket,
 	}
-	meta := metav1.ObjectMeta{
-		Name: name, Namespace: deployment.Namespace, Labels: identity,
-		OwnerReferences: []metav1.OwnerReference{{APIVersion: appsv1.SchemeGroupVersion.String(), Kind: "Deployment", Name: deployment.Name, UID: deployment.UID}},
-	}
-	withheld := maps.Clone(deployment.Spec.Template.Labels)
+	withheld, identity := maps.Clone(deployment.Spec.Template.Labels), here.Identity()
 	maps.DeleteFunc(withheld, func(key, _ string) bool { _, known := identity[key]; return known })
-	const loopback = "127.0.0.1"
-	return &membership{
-		client: c, cached: cached, labels: withheld,
-		entry: &istionetworking.WorkloadEntry{
-			ObjectMeta: *meta.DeepCopy(),
-			Spec: istioapi.WorkloadEntry{
-				Address: loopback, Ports: map[string]uint32{v1alpha1.ServiceHTTPPort: inbound},
-				Labels: maps.Clone(identity), ServiceAccount: deployment.Spec.Template.Spec.ServiceAccountName,
-			},
-		},
-		sidecar: &istionetworking.Sidecar{
-			ObjectMeta: *meta.DeepCopy(),
-			Spec: istioapi.Sidecar{
-				WorkloadSelector: &istioapi.WorkloadSelector{Labels: map[string]string{v1alpha1.LabelReplica: name}},
-				Ingress: []*istioapi.IstioIngressListener{{
-					Port: &istioapi.SidecarPort{Number: inbound, Name: v1alpha1.ServiceHTTPPort, Protocol: "HTTP"},
-					Bind: loopback, CaptureMode: istioapi.CaptureMode_NONE, DefaultEndpoint: "unix://" + socket,
-				}},
-				Egress: []*istioapi.IstioEgressListener{{
-					Port: &istioapi.SidecarPort{Number: egress, Name: "http-proxy", Protocol: "HTTP_PROXY"},
-					Bind: loopback, CaptureMode: istioapi.CaptureMode_NONE, Hosts: []string{"*/*"},
-				}},
-			},
-		},
-	}
+	return &membership{client: c, cached: cached, labels: withheld, entry: here.Entry(), sidecar: here.Sidecar()}
 }
 
-// join makes the objects that are not there; the entry is no endpoint yet.
+// join makes the objects that are not there; the entry is no endpoint yet. Those
+// of an earlier life of the replica, which could not be deleted when it ended,
+// lead to ports that are gone: they are replaced.
 func (m *membership) join(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	if err := m.client.Create(ctx, m.sidecar.DeepCopy()); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("create Sidecar %s: %w", m.sidecar.Name, err)
+	sidecar, entry := &istionetworking.Sidecar{}, &istionetworking.WorkloadEntry{}
+	return errors.Join(
+		m.create(ctx, m.sidecar.DeepCopy(), sidecar, func() bool {
+			return proto.Equal(&sidecar.Spec, &m.sidecar.Spec)
+		}),
+		m.create(ctx, m.entry.DeepCopy(), entry, func() bool {
+			return maps.Equal(entry.Spec.Ports, m.entry.Spec.Ports) && entry.Spec.Address == m.entry.Spec.Address && entry.Spec.ServiceAccount == m.entry.Spec.ServiceAccount
+		}),
+	)
+}
+
+// create makes an object, in place of one that is there and not the same.
+func (m *membership) create(ctx context.Context, object, there client.Object, same func() bool) error {
+	err := m.client.Create(ctx, object)
+	if apierrors.IsAlreadyExists(err) {
+		if err = m.client.Get(ctx, client.ObjectKeyFromObject(object), there); err == nil && !same() {
+			object.SetResourceVersion(there.GetResourceVersion())
+			err = m.client.Update(ctx, object)
+		}
 	}
-	if err := m.client.Create(ctx, m.entry.DeepCopy()); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("create WorkloadEntry %s: %w", m.entry.Name, err)
+	if err != nil {
+		return fmt.Errorf("create %T %s: %w", object, object.GetName(), err)
 	}
 	return nil
 }

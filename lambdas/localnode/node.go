@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
+	"github.com/lambdamesh/lambdamesh/lambdas/place"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
 	"github.com/lambdamesh/lambdamesh/pkg/telemetry"
@@ -74,8 +75,9 @@ func (n *Node) Run(ctx context.Context) error {
 	if n.client, err = client.New(n.config.REST, client.Options{Scheme: scheme}); err != nil {
 		return fmt.Errorf("local node: %w", err)
 	}
-	if err := n.makeRunDir(); err != nil {
-		return err
+	runDir := cmp.Or(n.config.RunDir, filepath.Join(n.config.DataDir, "run", "lambdas"))
+	if n.runDir, err = place.SocketDir(runDir, filepath.Join(newID(), adminSocket)); err != nil {
+		return fmt.Errorf("local node: %w", err)
 	}
 	defer func() { _ = os.RemoveAll(n.runDir) }() // sockets only
 	if err := n.removeStale(ctx); err != nil {
@@ -175,34 +177,6 @@ func (n *Node) stopAll(ctx context.Context) {
 		}
 	}
 }
-
-func (n *Node) makeRunDir() error {
-	inData := filepath.Join(n.config.DataDir, "run", "lambdas")
-	switch {
-	case n.config.RunDir != "":
-		n.runDir = n.config.RunDir
-	case socketsFit(inData):
-		n.runDir = inData
-	default:
-		dir, err := os.MkdirTemp("", "lambdamesh-")
-		if err != nil {
-			return fmt.Errorf("local node: directory for sockets: %w", err)
-		}
-		n.runDir = dir
-	}
-	// A killed run leaves its sockets.
-	if err := errors.Join(os.RemoveAll(n.runDir), os.MkdirAll(n.runDir, 0o700)); err != nil {
-		return fmt.Errorf("local node: directory for sockets: %w", err)
-	}
-	if !socketsFit(n.runDir) {
-		return fmt.Errorf("local node: %s is too long a directory for Unix sockets; choose a shorter data directory, or a shorter TMPDIR", n.runDir)
-	}
-	return nil
-}
-
-// socketsFit tells whether the paths of replicas' sockets are short enough:
-// sockaddr_un holds 104 bytes on macOS, 108 on Linux.
-func socketsFit(dir string) bool { return len(filepath.Join(dir, newID(), adminSocket)) < 104 }
 
 // replicaSelector selects the objects of our replicas, not those of system
 // members.

@@ -12,13 +12,16 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
+	"github.com/lambdamesh/lambdamesh/lambdas/source"
 	"github.com/lambdamesh/lambdamesh/pkg/process"
 	"github.com/lambdamesh/lambdamesh/pkg/proxyauth"
 )
@@ -246,6 +249,8 @@ func (r *replica) runProcess(ctx context.Context, dir string, egress *url.URL, s
 				reason, err = reasonHung, found
 			} else if exit := (*process.ExitError)(nil); errors.As(err, &exit) {
 				reason = reasonCrash
+			} else if told := (*source.Error)(nil); errors.As(err, &told) {
+				reason = told.Reason
 			}
 			r.log.Warn("a lambda's process failed; it starts again", "error", err, "pause", pause)
 			r.fail(reason, err)
@@ -380,6 +385,9 @@ func (r *replica) spec(ctx context.Context, dir string, egress *url.URL) (proces
 	for _, container := range pod.Containers {
 		if container.Name != deploy.ContainerName {
 			continue
+		}
+		if slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Secret != nil }) {
+			return process.Spec{}, source.NotSupported("secretMounts are not supported by lambdamesh dev, which has no containers to mount into; use env with secretKeyRef")
 		}
 		command, err := node.config.Artifacts.Command(ctx, container.Image)
 		if err != nil {

@@ -47,11 +47,11 @@ func hanging() map[string]struct {
 // What a supervisor acts on: /healthz stays 200 while a handler may still be
 // busy, tells then what is wrong, and answers all the while.
 func TestAServerWhoseHandlersNeverEndSaysSo(t *testing.T) {
-	toolchain := newToolchain(t)
+	pipeline := newPipeline(t)
 	for name, test := range hanging() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := start(t, toolchain, test.runtime, test.source, newFakeMesh(t))
+			server := start(t, pipeline, test.runtime, test.source, newFakeMesh(t))
 			begin := time.Now()
 			for range test.calls {
 				go server.abandon(t.Context(), "/hang")
@@ -93,7 +93,7 @@ func (r *runningLambda) abandon(ctx context.Context, path string) {
 // Handlers that compute for nearly all of their time, one after the other on
 // the one thread there is: busy, and not to be replaced.
 func TestABusyServerIsNotTakenForAHungOne(t *testing.T) {
-	toolchain := newToolchain(t)
+	pipeline := newPipeline(t)
 	for name, test := range map[string]struct {
 		runtime v1alpha1.Runtime
 		source  string
@@ -104,7 +104,7 @@ func TestABusyServerIsNotTakenForAHungOne(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := start(t, toolchain, test.runtime, test.source, newFakeMesh(t))
+			server := start(t, pipeline, test.runtime, test.source, newFakeMesh(t))
 			ctx, cancel := context.WithCancel(t.Context())
 			var clients sync.WaitGroup
 			for range 10 {

@@ -191,13 +191,13 @@ func (r *runningLambda) checkClaims(t *testing.T) {
 
 // A pod that got no sidecar: whoever reaches its port can write the header.
 func TestWithoutASidecarNobodyIsBelieved(t *testing.T) {
-	toolchain := newToolchain(t)
+	pipeline := newPipeline(t)
 	for runtime, file := range languages() {
 		t.Run(string(runtime), func(t *testing.T) {
 			t.Parallel()
 			source, err := os.ReadFile(filepath.Join("testdata", file))
 			require.NoError(t, err)
-			server := startHandler(t, toolchain, runtime, "", string(source), newFakeMesh(t), v1alpha1.EnvSidecar+"=")
+			server := startHandler(t, pipeline, runtime, "", string(source), newFakeMesh(t), v1alpha1.EnvSidecar+"=")
 			header := cert(certOf(gateway))
 			header.Set(claimsHeader, base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"mallory"}`)))
 			got := server.caller(t, header)
@@ -215,13 +215,13 @@ func TestWithoutASidecarNobodyIsBelieved(t *testing.T) {
 
 // An installation may have other names for everything.
 func TestTheEnvironmentNamesTheSystem(t *testing.T) {
-	toolchain := newToolchain(t)
+	pipeline := newPipeline(t)
 	for runtime, file := range languages() {
 		t.Run(string(runtime), func(t *testing.T) {
 			t.Parallel()
 			source, err := os.ReadFile(filepath.Join("testdata", file))
 			require.NoError(t, err)
-			server := startHandler(t, toolchain, runtime, "", string(source), newFakeMesh(t),
+			server := startHandler(t, pipeline, runtime, "", string(source), newFakeMesh(t),
 				v1alpha1.EnvTrustDomain+"=mesh.example", v1alpha1.EnvSystemNamespace+"=sys", v1alpha1.EnvGateways+"=istio-system/ingress,edge/gw")
 			for identity, want := range map[string]string{
 				"spiffe://mesh.example/ns/sys/sa/eventbus": "eventbus", "spiffe://mesh.example/ns/sys/sa/connector": "connector",

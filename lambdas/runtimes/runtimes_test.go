@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lambdamesh/lambdamesh/lambdas/build"
+	"github.com/lambdamesh/lambdamesh/lambdas/source"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/process"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
@@ -109,14 +110,14 @@ func behaviors() map[string]behavior {
 }
 
 func TestEveryLanguageBehavesAlike(t *testing.T) {
-	toolchain := newToolchain(t)
+	pipeline := newPipeline(t)
 	for runtime, file := range languages() {
 		t.Run(string(runtime), func(t *testing.T) {
 			t.Parallel()
 			source, err := os.ReadFile(filepath.Join("testdata", file))
 			require.NoError(t, err)
 			mesh := newFakeMesh(t)
-			server := start(t, toolchain, runtime, string(source), mesh)
+			server := start(t, pipeline, runtime, string(source), mesh)
 
 			for name, row := range behaviors() {
 				t.Run(name, func(t *testing.T) { server.check(t, row) })
@@ -260,7 +261,7 @@ func TestEveryLanguageBehavesAlike(t *testing.T) {
 }
 
 func TestHandlersInOtherIdioms(t *testing.T) {
-	toolchain := newToolchain(t)
+	pipeline := newPipeline(t)
 	tests := map[string]struct {
 		runtime      v1alpha1.Runtime
 		handler      string
@@ -279,7 +280,7 @@ func TestHandlersInOtherIdioms(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := startHandler(t, toolchain, test.runtime, test.handler, test.source, newFakeMesh(t))
+			server := startHandler(t, pipeline, test.runtime, test.handler, test.source, newFakeMesh(t))
 			response := server.get(t, "/x", nil)
 			require.Equal(t, test.want, readAll(t, response))
 			require.Equal(t, 200, response.StatusCode)
@@ -289,14 +290,14 @@ func TestHandlersInOtherIdioms(t *testing.T) {
 
 // In a pod the servers listen on ports of every address.
 func TestServersListenOnPorts(t *testing.T) {
-	toolchain := newToolchain(t)
+	pipeline := newPipeline(t)
 	for runtime, source := range map[v1alpha1.Runtime]string{
 		v1alpha1.RuntimeGo:     "package p\n\nimport \"net/http\"\n\nfunc Main(w http.ResponseWriter, r *http.Request) { w.Write([]byte(\"hi\")) }\n",
 		v1alpha1.RuntimeNodeJS: "exports.main = () => 'hi';\n",
 		v1alpha1.RuntimePython: "def main(event, context):\n    return 'hi'\n",
 	} {
 		t.Run(string(runtime), func(t *testing.T) {
-			command := buildCommand(t, toolchain, runtime, "", source)
+			command := buildCommand(t, pipeline, runtime, "", source)
 			app, admin := freePort(t), freePort(t)
 			child, err := process.Start(t.Context(), process.Spec{
 				Path: command.Path, Args: command.Args, Dir: t.TempDir(), Stderr: t.Output(),
@@ -324,7 +325,7 @@ func TestServersListenOnPorts(t *testing.T) {
 }
 
 func TestAHandlerThatDoesNotBehaveIsAnsweredForAndTheNextCallWorks(t *testing.T) {
-	toolchain := newToolchain(t)
+	pipeline := newPipeline(t)
 	for name, test := range map[string]struct {
 		runtime v1alpha1.Runtime
 		source  string
@@ -339,7 +340,7 @@ func TestAHandlerThatDoesNotBehaveIsAnsweredForAndTheNextCallWorks(t *testing.T)
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := start(t, toolchain, test.runtime, test.source, newFakeMesh(t))
+			server := start(t, pipeline, test.runtime, test.source, newFakeMesh(t))
 			response := server.get(t, "/", nil)
 			require.Equal(t, test.status, response.StatusCode, readAll(t, response))
 			require.Equal(t, "ok", readAll(t, server.get(t, "/again", nil)))
@@ -349,7 +350,7 @@ func TestAHandlerThatDoesNotBehaveIsAnsweredForAndTheNextCallWorks(t *testing.T)
 
 // A target that is no URL goes wrong before there is a handler to call.
 func TestWhatGoesWrongAroundAHandlerIsAnsweredAndLogged(t *testing.T) {
-	server := start(t, newToolchain(t), v1alpha1.RuntimePython, "def main(event, context):\n    return 'ok'\n", newFakeMesh(t))
+	server := start(t, newPipeline(t), v1alpha1.RuntimePython, "def main(event, context):\n    return 'ok'\n", newFakeMesh(t))
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://lambda/", http.NoBody)
 	require.NoError(t, err)
 	request.URL.Opaque = "http://[/"
@@ -373,11 +374,11 @@ func freePort(t *testing.T) string {
 	return port
 }
 
-func newToolchain(t *testing.T) *build.Toolchain {
+func newPipeline(t *testing.T) *build.Pipeline {
 	t.Helper()
 	toolchain, err := build.NewToolchain(build.ToolchainConfig{Dir: t.TempDir()})
 	require.NoError(t, err)
-	return toolchain
+	return &build.Pipeline{Toolchain: toolchain, Store: build.Directory{Toolchain: toolchain}}
 }
 
 type runningLambda struct {
@@ -388,14 +389,14 @@ type runningLambda struct {
 	lines []string
 }
 
-func start(t *testing.T, toolchain *build.Toolchain, runtime v1alpha1.Runtime, source string, mesh *fakeMesh) *runningLambda {
+func start(t *testing.T, pipeline *build.Pipeline, runtime v1alpha1.Runtime, source string, mesh *fakeMesh) *runningLambda {
 	t.Helper()
-	return startHandler(t, toolchain, runtime, "", source, mesh)
+	return startHandler(t, pipeline, runtime, "", source, mesh)
 }
 
-func startHandler(t *testing.T, toolchain *build.Toolchain, runtime v1alpha1.Runtime, handler, source string, mesh *fakeMesh, more ...string) *runningLambda {
+func startHandler(t *testing.T, pipeline *build.Pipeline, runtime v1alpha1.Runtime, handler, source string, mesh *fakeMesh, more ...string) *runningLambda {
 	t.Helper()
-	command := buildCommand(t, toolchain, runtime, handler, source)
+	command := buildCommand(t, pipeline, runtime, handler, source)
 
 	dir := testkit.TempSocketDir(t)
 	app, admin := filepath.Join(dir, "app"), filepath.Join(dir, "admin")
@@ -444,18 +445,18 @@ func startHandler(t *testing.T, toolchain *build.Toolchain, runtime v1alpha1.Run
 	return running
 }
 
-func buildCommand(t *testing.T, toolchain *build.Toolchain, runtime v1alpha1.Runtime, handler, source string) build.Command {
+func buildCommand(t *testing.T, pipeline *build.Pipeline, runtime v1alpha1.Runtime, handler, code string) build.Command {
 	t.Helper()
 	lambda := &v1alpha1.Lambda{}
 	lambda.Name, lambda.Namespace = "sample", "shop"
 	lambda.Spec.Runtime, lambda.Spec.Handler = runtime, handler
-	lambda.Spec.Source.Inline = &v1alpha1.InlineSource{Code: source}
-	artifact, err := toolchain.Build(t.Context(), lambda)
-	if build.ReasonOf(err) == build.ReasonRuntimeMissing && err != nil {
+	lambda.Spec.Source.Inline = &v1alpha1.InlineSource{Code: code}
+	artifact, err := pipeline.Build(t.Context(), lambda)
+	if source.ReasonOf(err) == source.ReasonRuntimeMissing && err != nil {
 		t.Skipf("NOT TESTED on this machine: %v", err)
 	}
 	require.NoError(t, err)
-	command, err := toolchain.Command(t.Context(), artifact.Image)
+	command, err := build.Directory{Toolchain: pipeline.Toolchain}.Command(t.Context(), artifact.Image)
 	require.NoError(t, err)
 	return command
 }

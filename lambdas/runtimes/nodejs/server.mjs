@@ -36,6 +36,8 @@ function die(config, error) {
 async function loadHandler(config) {
   const file = ['main.mjs', 'main.cjs', 'main.js'].map((name) => path.join(config.source, name)).find((name) => fs.existsSync(name));
   if (!file) throw new Error(`no main.mjs, main.cjs or main.js in ${config.source}`);
+  // Stacks name the user's files, not the bundle.
+  if (fs.existsSync(`${file}.map`)) process.setSourceMapsEnabled(true);
   const module = await import(pathToFileURL(file).href);
   const found = module[config.handler] ?? module.default?.[config.handler] ?? (config.handler === 'main' ? module.default : undefined);
   if (typeof found !== 'function') throw new TypeError(`main.js exports no function ${config.handler}; export it: export async function ${config.handler}(event, context) {}`);

@@ -129,7 +129,8 @@ type SourceSpec struct {
 
 // InlineSource is code and its dependencies, written into the object.
 type InlineSource struct {
-	// Code of the handler's file.
+	// Code of the handler's file: main.js (JavaScript or TypeScript), main.py or
+	// main.go.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=524288
 	Code string `json:"code"`
@@ -138,6 +139,11 @@ type InlineSource struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=65536
 	Dependencies string `json:"dependencies,omitempty"`
+	// Files beside the handler's, by path: {"lib/tax.ts": "..."}. Code,
+	// dependencies and files have 512 KiB together.
+	// +optional
+	// +kubebuilder:validation:MaxProperties=256
+	Files map[string]string `json:"files,omitempty"`
 }
 
 // GitSource is a directory of a git repository.

@@ -45,7 +45,7 @@ func (m *mesh) addControlPlane() error {
 	if err != nil {
 		return err
 	}
-	m.toolchain = toolchain
+	m.artifacts = build.Directory{Toolchain: toolchain}
 	var caches cache.Options
 	meshwatch.ConfigureCache(&caches)
 	lambdacontroller.ConfigureCache(&caches)
@@ -59,7 +59,7 @@ func (m *mesh) addControlPlane() error {
 	if err != nil {
 		return fmt.Errorf("make the controllers: %w", err)
 	}
-	if err := lambdacontroller.Add(mgr, lambdacontroller.Config{Builder: toolchain, Log: m.log("lambdas")}); err != nil {
+	if err := lambdacontroller.Add(mgr, lambdacontroller.Config{Builder: &build.Pipeline{Toolchain: toolchain, Store: m.artifacts}, Log: m.log("lambdas")}); err != nil {
 		return err
 	}
 	clientset, err := kubernetes.NewForConfig(m.rest)

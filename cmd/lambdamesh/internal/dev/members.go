@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/lambdamesh/lambdamesh/lambdas/place"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
@@ -52,10 +53,6 @@ func newMember(ctx context.Context, name, service, privateDir string) (*member, 
 // proxyURL is the workload's way into the mesh; it holds the secret.
 func (m *member) proxyURL() string { return m.secret.URL(m.egress.Addr()).String() }
 
-func (m *member) labels() map[string]string {
-	return map[string]string{v1alpha1.LabelMember: m.name, v1alpha1.LabelManagedBy: v1alpha1.ManagedBy}
-}
-
 // announce makes the objects by which the control plane knows the member.
 func (m *member) announce(ctx context.Context, c client.Client) error {
 	service := &corev1.Service{
@@ -71,7 +68,11 @@ func (m *member) announce(ctx context.Context, c client.Client) error {
 	if err := kube.Apply(ctx, c, systemOwner, service); err != nil {
 		return err
 	}
-	for _, o := range meshObjects(m) {
+	here := place.Place{
+		Name: m.name, Namespace: v1alpha1.SystemNamespace, ServiceAccount: m.name, Labels: map[string]string{v1alpha1.LabelMember: m.name},
+		Inbound: portNumber(m.inbound), Egress: portNumber(m.egress), Socket: m.app.Addr().String(),
+	}
+	for _, o := range []client.Object{here.Entry(), here.Sidecar()} {
 		if err := kube.Apply(ctx, c, systemOwner, o); err != nil {
 			return err
 		}

@@ -10,9 +10,6 @@ import (
 	"slices"
 	"strconv"
 
-	istioapi "istio.io/api/networking/v1"
-	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -42,7 +39,7 @@ type mesh struct {
 	clientset  kubernetes.Interface
 	targets    *targets.Policy // of what is called for users
 	backends   *targets.Policy // of what the gateway passes requests on to
-	toolchain  *build.Toolchain
+	artifacts  build.Directory
 	eventBus   *member
 	connector  *member
 	components []component.Component
@@ -132,7 +129,7 @@ func (m *mesh) addConnector() error {
 // addLocalNode adds what runs lambdas.
 func (m *mesh) addLocalNode() error {
 	node, err := localnode.New(localnode.Config{
-		REST: m.rest, DataDir: m.cfg.DataDir, Artifacts: m.toolchain, Sidecars: replicaSidecars{m},
+		REST: m.rest, DataDir: m.cfg.DataDir, Artifacts: m.artifacts, Sidecars: replicaSidecars{m},
 		Log: m.log("localnode"),
 	})
 	if err != nil {
@@ -193,41 +190,4 @@ func port(l net.Listener) string {
 func portNumber(l net.Listener) uint32 {
 	n, _ := strconv.ParseUint(port(l), 10, 16) // a listener's own address
 	return uint32(n)
-}
-
-// meshObjects are the WorkloadEntry and the Sidecar of a member, the same that
-// a lambda's replica has.
-func meshObjects(m *member) []client.Object {
-	const loopback = "127.0.0.1"
-	labels := m.labels()
-	labels[v1alpha1.LabelReplica] = m.name
-	labels[v1alpha1.LabelIstioTLSMode] = "istio"
-	meta := func() metav1.ObjectMeta {
-		meta := systemMeta(m.name)
-		meta.Labels = labels
-		return meta
-	}
-	return []client.Object{
-		&networkingv1.WorkloadEntry{
-			ObjectMeta: meta(),
-			Spec: istioapi.WorkloadEntry{
-				Address: loopback, Ports: map[string]uint32{v1alpha1.ServiceHTTPPort: portNumber(m.inbound)},
-				Labels: labels, ServiceAccount: m.name,
-			},
-		},
-		&networkingv1.Sidecar{
-			ObjectMeta: meta(),
-			Spec: istioapi.Sidecar{
-				WorkloadSelector: &istioapi.WorkloadSelector{Labels: map[string]string{v1alpha1.LabelReplica: m.name}},
-				Ingress: []*istioapi.IstioIngressListener{{
-					Port: &istioapi.SidecarPort{Number: portNumber(m.inbound), Name: v1alpha1.ServiceHTTPPort, Protocol: "HTTP"},
-					Bind: loopback, CaptureMode: istioapi.CaptureMode_NONE, DefaultEndpoint: "unix://" + m.app.Addr().String(),
-				}},
-				Egress: []*istioapi.IstioEgressListener{{
-					Port: &istioapi.SidecarPort{Number: portNumber(m.egress), Name: "http-proxy", Protocol: "HTTP_PROXY"},
-					Bind: loopback, CaptureMode: istioapi.CaptureMode_NONE, Hosts: []string{"*/*"},
-				}},
-			},
-		},
-	}
 }

@@ -2,14 +2,13 @@ package dev
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 
+	"github.com/lambdamesh/lambdamesh/lambdas/place"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 	"github.com/lambdamesh/lambdamesh/pkg/proxyauth"
@@ -62,27 +61,9 @@ func (s *sockets) connectorNames() []string {
 	return names
 }
 
-// maxSocketPath is what a Unix socket's path may hold on every system: 104
-// bytes on macOS, the final NUL included.
-const maxSocketPath = 103
-
-// socketDir makes an empty directory that only this user may enter, for the
-// sockets of members: in the data directory, where the next start clears away
-// what a killed run left, or where its path is too long in the system's
-// temporary one.
+// socketDir is the directory for the sockets of members.
 func socketDir(dataDir string) (string, error) {
-	dir := filepath.Join(dataDir, "run", "members")
-	if len(filepath.Join(dir, v1alpha1.ServiceAccountConnector+".sock")) > maxSocketPath {
-		dir, err := os.MkdirTemp("", "lambdamesh-")
-		if err != nil {
-			return "", fmt.Errorf("make a directory for sockets: %w", err)
-		}
-		return dir, nil
-	}
-	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700)); err != nil {
-		return "", fmt.Errorf("make a directory for sockets: %w", err)
-	}
-	return dir, nil
+	return place.SocketDir(filepath.Join(dataDir, "run", "members"), v1alpha1.ServiceAccountConnector+".sock")
 }
 
 // handOut gives bound listeners to a proxy that asks for the addresses of its
