@@ -7,7 +7,7 @@
 //	               Unix socket, and the process's own HTTP proxy
 //
 // The local node's replicas and the members of `lambdamesh dev` have theirs from
-// here, so that the control plane sees one kind of neighbour. The objects of
+// here, so that the control plane sees one kind of neighbor. The objects of
 // pods are lambdas/deploy.
 //
 // What may enter: what such a process needs besides itself. It is pure but for

@@ -10,9 +10,12 @@ import (
 
 // The names of inline code and its dependencies in the tree.
 const (
-	NodeJSFile, NodeJSDependencies = "main.js", "package.json"
-	PythonFile, PythonDependencies = "main.py", "requirements.txt"
-	GoFile, GoDependencies         = "main.go", "go.requires"
+	NodeJSFile         = "main.js"
+	NodeJSDependencies = "package.json"
+	PythonFile         = "main.py"
+	PythonDependencies = "requirements.txt"
+	GoFile             = "main.go"
+	GoDependencies     = "go.requires"
 )
 
 // MaxInline bounds the bytes of an inline source, all its files together.
