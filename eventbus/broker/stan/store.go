@@ -55,12 +55,16 @@ type link struct {
 	lose       func() // closes lost
 }
 
+// isLost tells that the connection was interrupted, also before the client has
+// called anybody about it: what is sent between that and the end of the link may
+// be stored, and its answer goes with the link.
 func (l *link) isLost() bool {
 	select {
 	case <-l.lost:
 		return true
 	default:
-		return false
+		nc := l.NatsConn()
+		return nc == nil || nc.Stats().Reconnects > 0
 	}
 }
 
@@ -99,8 +103,8 @@ func (s *Store) Check() error {
 
 // connected returns the link, or ErrUnavailable.
 func (s *Store) connected() (*link, error) {
-	if l := s.link.Load(); l != nil && !l.isLost() {
-		if nc := l.NatsConn(); nc != nil && nc.IsConnected() {
+	if l := s.link.Load(); l != nil {
+		if nc := l.NatsConn(); nc != nil && nc.IsConnected() && !l.isLost() {
 			return l, nil
 		}
 	}
@@ -198,6 +202,7 @@ func (s *Store) connect(id string) (*link, error) {
 		nats.Name(id),
 		nats.ReconnectWait(250 * time.Millisecond),
 		nats.ReconnectJitter(250*time.Millisecond, time.Second),
+		nats.ReconnectBufSize(-1), // nobody waits any more for what would be sent later
 		nats.PingInterval(10 * time.Second),
 		nats.MaxPingsOutstanding(2),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
