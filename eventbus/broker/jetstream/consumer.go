@@ -112,9 +112,16 @@ type consumer struct {
 // Fetch implements [broker.Consumer].
 func (c *consumer) Fetch(ctx context.Context, window broker.Window, wait time.Duration, handle func(broker.Delivery)) (more bool, err error) {
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, wait)
+	expires, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	opts := []jetstream.FetchOpt{jetstream.FetchContext(ctx), jetstream.FetchMaxBytes(window.Bytes)}
+	opts := []jetstream.FetchOpt{
+		// The first says when the server is to end the fetch, the second what ends it
+		// here. Were both one, all that the server has sent and that is not read by
+		// then were thrown away, on a busy machine again and again, and each time is
+		// an attempt.
+		jetstream.FetchContext(expires), jetstream.FetchContext(ctx),
+		jetstream.FetchMaxBytes(window.Bytes),
+	}
 	if wait > 4*heartbeat {
 		opts = append(opts, jetstream.FetchHeartbeat(heartbeat))
 	}
