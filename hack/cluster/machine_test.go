@@ -57,6 +57,11 @@ func TestRefusals(t *testing.T) {
 			if err == nil {
 				t.Fatalf("it was not refused: %s", out)
 			}
+			// What a machine lacks is told from what went wrong on it.
+			lacks := test.args[0] == "check" || test.args[0] == "unshared"
+			if code := cmd.ProcessState.ExitCode(); lacks != (code == 77) {
+				t.Errorf("exit code %d", code)
+			}
 			if err := contains(string(out), test.want); err != nil || strings.Count(string(out), "\n") != 1 {
 				t.Errorf("want one line: %v: %s", err, out)
 			}

@@ -35,7 +35,7 @@ const usage = `usage: hack/cluster/run COMMAND [--name NAME]
   node start N          start it again with what is on its disk
   node exec N COMMAND   run a command inside the node
   push FILE REFERENCE   make an image of one static program and push it, as REGISTRY/test/app:1
-  check                 say in one line what this machine lacks
+  check                 say in one line what this machine lacks; exits with 77 then
 `
 
 func main() {
@@ -48,8 +48,25 @@ func main() {
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "cluster: %v\n", err)
+		if errors.As(err, &unfit{}) {
+			os.Exit(exitUnfit)
+		}
 		os.Exit(1)
 	}
+}
+
+// exitUnfit is the exit code that tells a machine that cannot run nodes from
+// nodes that do not run; test drivers take it for "skipped".
+const exitUnfit = 77
+
+// unfit is what a machine lacks.
+type unfit struct{ error }
+
+func check(ctx context.Context) error {
+	if err := host.Check(ctx); err != nil {
+		return unfit{err}
+	}
+	return nil
 }
 
 func run(ctx context.Context, args []string, out, progress io.Writer) error {
@@ -99,7 +116,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	case command == "push" && len(words) == 2:
 		return images.Push(ctx, images.Image{Program: words[0], Name: filepath.Base(words[0])}, words[1])
 	case command == "check" && len(words) == 0:
-		return host.Check(ctx)
+		return check(ctx)
 	case command == "up" && len(words) == 0:
 		return up(ctx, config, out)
 	case command == "down" && len(words) == 0:
@@ -117,7 +134,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 }
 
 func up(ctx context.Context, config cluster.Config, out io.Writer) error {
-	if err := host.Check(ctx); err != nil {
+	if err := check(ctx); err != nil {
 		return err
 	}
 	s, err := cluster.Up(ctx, config)
