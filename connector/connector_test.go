@@ -102,7 +102,7 @@ func startBehind(t *testing.T, meshProxy string, allow ...string) *world {
 	case err := <-done:
 		done <- err
 		t.Fatalf("the connector ended: %v", err)
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the connector is not ready")
 	}
 	return w
@@ -122,7 +122,7 @@ func (w *world) create(objects ...client.Object) {
 // and a message that contains the text.
 func (w *world) becomes(object reconcile.Object, reason, message string) {
 	w.t.Helper()
-	testkit.Eventually(w.t, 20*time.Second, func() error {
+	testkit.Eventually(w.t, time.Minute, func() error {
 		if err := w.client.Get(w.t.Context(), client.ObjectKeyFromObject(object), object); err != nil {
 			return err
 		}
@@ -205,7 +205,7 @@ func TestABoundLambdaCallsAndStatusFollows(t *testing.T) {
 	call := func() (int, string, error) {
 		return w.get(w.outbound, "http://connector-outbound/commerce/orders/4", "last-order")
 	}
-	testkit.Eventually(t, 10*time.Second, func() error {
+	testkit.Eventually(t, time.Minute, func() error {
 		status, body, err := call()
 		if err != nil || status != http.StatusOK || body != "/api/4" {
 			return fmt.Errorf("%d %s %w", status, body, err)
@@ -217,7 +217,7 @@ func TestABoundLambdaCallsAndStatusFollows(t *testing.T) {
 	require.NoError(t, w.client.Update(t.Context(), app))
 	w.becomes(bound, v1alpha1.ReasonNotFound, "the Application commerce has no service orders")
 	require.NoError(t, w.client.Delete(t.Context(), bound))
-	testkit.Eventually(t, 10*time.Second, func() error {
+	testkit.Eventually(t, time.Minute, func() error {
 		if status, body, err := call(); err != nil || status != http.StatusForbidden {
 			return fmt.Errorf("%d %s %w", status, body, err)
 		}
@@ -316,7 +316,7 @@ func TestATargetInTheClusterIsCalledThroughTheMeshAndNoOther(t *testing.T) {
 		})
 	}
 	for name, want := range map[string]string{"inside": "Bearer t", "public": "outside"} {
-		testkit.Eventually(t, 10*time.Second, func() error {
+		testkit.Eventually(t, time.Minute, func() error {
 			status, body, err := w.get(w.outbound, "http://connector-outbound/"+name+"/orders/4", "last-order")
 			if err != nil || status != http.StatusOK || body != want {
 				return fmt.Errorf("%d %s %w", status, body, err)

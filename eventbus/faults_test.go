@@ -66,7 +66,7 @@ func TestStopUnderLoadLosesNoAcceptedEvent(t *testing.T) {
 	}
 	begin := time.Now()
 	b.stop()
-	require.Less(t, time.Since(begin), 10*time.Second)
+	require.Less(t, time.Since(begin), time.Minute)
 	publishers.Wait()
 
 	b = startBus(t, dir, nil)
@@ -93,20 +93,20 @@ func TestNATSComingBackWithoutItsDataHeals(t *testing.T) {
 	url, got := receiver(t, nil)
 	sub := subscription("u1", url)
 	b := startBus(t, t.TempDir(), func(c *eventbus.Config) {
-		c.JetStream = jetstream.Config{URL: server.URL(), AckWait: time.Second, PublishTimeout: time.Second}
+		c.JetStream = jetstream.Config{URL: server.URL()}
 	})
 	require.NoError(t, b.Dispatcher().Set(t.Context(), sub))
 	publish(t, b, "1")
 	next(t, got)
 
 	stop()
-	require.Eventually(t, func() bool { return get(t, b.admin+"/readyz", nil) == http.StatusServiceUnavailable }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return get(t, b.admin+"/readyz", nil) == http.StatusServiceUnavailable }, time.Minute, 20*time.Millisecond)
 	nats.Dir = t.TempDir()
 	server, err = natsserver.New(nats)
 	require.NoError(t, err)
 	run(t, server)
-	require.Eventually(t, func() bool { return b.Dispatcher().Set(t.Context(), sub) == nil }, 20*time.Second, 50*time.Millisecond)
-	require.Eventually(t, func() bool { return tryPublish(t, b, "2") == http.StatusAccepted }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return b.Dispatcher().Set(t.Context(), sub) == nil }, time.Minute, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return tryPublish(t, b, "2") == http.StatusAccepted }, time.Minute, 20*time.Millisecond)
 	require.Equal(t, "2", next(t, got).header.Get("Ce-Id"))
 }
 
@@ -125,10 +125,10 @@ func TestPushesGoOnSoonAfterNATSWasRestarted(t *testing.T) {
 	server, err = natsserver.New(nats)
 	require.NoError(t, err)
 	run(t, server)
-	require.Eventually(t, func() bool { return tryPublish(t, b, "2") == http.StatusAccepted }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return tryPublish(t, b, "2") == http.StatusAccepted }, time.Minute, 20*time.Millisecond)
 	begin := time.Now()
 	require.Equal(t, "2", next(t, got).header.Get("Ce-Id"))
-	require.Less(t, time.Since(begin), 8*time.Second)
+	require.Less(t, time.Since(begin), 20*time.Second)
 }
 
 func TestHeadersOfNATSNeverPass(t *testing.T) {
@@ -171,12 +171,16 @@ func TestLargeEventsForManySubscriptionsArriveWithoutADisconnect(t *testing.T) {
 	var mu sync.Mutex
 	b := startBus(t, t.TempDir(), func(c *eventbus.Config) {
 		c.Log = slog.New(slog.NewTextHandler(locked{&mu, &log}, nil))
+		c.JetStream.AckWait = time.Hour // there is one attempt
 	})
 	url, got := receiver(t, nil)
-	for i := range 3 {
+	subscribe := func(i int, hold bool) {
 		sub := subscription(fmt.Sprint("u", i), url)
-		sub.MaxInFlight, sub.Hold, sub.Retry.MaxAttempts = 100, true, 1
+		sub.MaxInFlight, sub.Hold, sub.Retry.MaxAttempts, sub.Timeout = 100, hold, 1, time.Minute
 		require.NoError(t, b.Dispatcher().Set(t.Context(), sub))
+	}
+	for i := range 3 {
+		subscribe(i, true)
 	}
 	const n = 100
 	for i := range n {
@@ -184,9 +188,7 @@ func TestLargeEventsForManySubscriptionsArriveWithoutADisconnect(t *testing.T) {
 		require.NoError(t, err)
 	}
 	for i := range 3 {
-		sub := subscription(fmt.Sprint("u", i), url)
-		sub.MaxInFlight = 100
-		require.NoError(t, b.Dispatcher().Set(t.Context(), sub))
+		subscribe(i, false)
 	}
 	for range 3 * n {
 		require.Len(t, next(t, got).body, event.MaxEventBytes)
@@ -252,7 +254,7 @@ func TestOrderOfAKeyHoldsThroughFailuresAndARestart(t *testing.T) {
 	b := startBus(t, dir, nil)
 	require.NoError(t, b.Dispatcher().Set(t.Context(), sub))
 	publishAll(b, 0, 30)
-	require.Eventually(t, func() bool { return count() > 30 }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return count() > 30 }, time.Minute, time.Millisecond)
 	b.stop()
 	b = startBus(t, dir, nil)
 	publishAll(b, 30, 40)

@@ -102,7 +102,7 @@ func TestWhatIsStoredIsDeliveredOrShownAsADeadLetter(t *testing.T) {
 	require.Eventually(t, func() bool {
 		get(t, b.admin+"/admin/v1/dead-letters", &page)
 		return len(page.Items) == 4
-	}, 20*time.Second, 20*time.Millisecond)
+	}, time.Minute, 20*time.Millisecond)
 	get(t, b.admin+"/admin/v1/dead-letters?subscription=shop/u2", &page)
 	require.Len(t, page.Items, 2, "one for each subscription that would have got it")
 	first, second := page.Items[0], page.Items[1]
@@ -135,13 +135,13 @@ func TestFullBusIsNotReadyAndRecovers(t *testing.T) {
 		}
 		accepted++
 	}
-	require.Eventually(t, func() bool { return get(t, b.admin+"/readyz", nil) == http.StatusServiceUnavailable }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return get(t, b.admin+"/readyz", nil) == http.StatusServiceUnavailable }, time.Minute, 20*time.Millisecond)
 	sub.Hold = false
 	require.NoError(t, b.Dispatcher().Set(t.Context(), sub))
 	for range accepted {
 		next(t, got)
 	}
-	require.Eventually(t, func() bool { return get(t, b.admin+"/readyz", nil) == http.StatusOK }, 30*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return get(t, b.admin+"/readyz", nil) == http.StatusOK }, time.Minute, 20*time.Millisecond)
 	publish(t, b, "after")
 	require.Equal(t, "after", next(t, got).header.Get("Ce-Id"))
 }

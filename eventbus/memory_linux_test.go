@@ -102,7 +102,7 @@ func (b measuredBus) address(t *testing.T) (address string) {
 		raw, err := os.ReadFile(b.file)
 		address = string(raw)
 		return err == nil
-	}, 90*time.Second, 20*time.Millisecond, "the bus is ready")
+	}, time.Minute, 20*time.Millisecond, "the bus is ready")
 	return address
 }
 
@@ -133,7 +133,7 @@ func TestMemoryStaysBelowThePodsLimitWhileSinksHang(t *testing.T) {
 	server, err := natsserver.New(natsserver.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	run(t, server)
-	store, err := jetstream.New(jetstream.Config{URL: server.URL()})
+	store, err := jetstream.New(jetstream.Config{URL: server.URL(), PublishTimeout: time.Minute})
 	require.NoError(t, err)
 	run(t, store)
 	publishing := func(id string, size int) {
@@ -184,7 +184,7 @@ func TestMemoryStaysBelowThePodsLimitWhileSinksHang(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		return len(hung) == hungSinks
-	}, 90*time.Second, 20*time.Millisecond, "every sink got an event and hangs on it")
+	}, time.Minute, 20*time.Millisecond, "every sink got an event and hangs on it")
 	for i := range 200 {
 		publishing(fmt.Sprint("small-", i), 1000)
 		arrives(fmt.Sprint("small-", i))

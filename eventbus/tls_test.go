@@ -115,8 +115,11 @@ func TestNATSIsKnownByItsCertificateAndKnowsTheBusByItsPassword(t *testing.T) {
 	require.NoError(t, address.Close())
 	volume.write("nats.conf", []byte(`
 listen: "`+address.Addr().String()+`"
-tls { cert_file: "`+volume.path("tls.crt")+`", key_file: "`+volume.path("tls.key")+`", ca_file: "`+volume.path("ca.crt")+`", verify: true }
-authorization { include ./client.conf }
+tls { cert_file: "`+volume.path("tls.crt")+`", key_file: "`+volume.path("tls.key")+`", ca_file: "`+volume.path("ca.crt")+`", verify: true, timeout: 60 }
+authorization {
+  include ./client.conf
+  timeout: 60
+}
 jetstream { store_dir: "`+t.TempDir()+`", sync_interval: always }`))
 	nats, err := natsserver.NewProgram(natsserver.ProgramConfig{File: volume.path("nats.conf"), Poll: 50 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(log, nil))})
 	require.NoError(t, err)

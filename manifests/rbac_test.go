@@ -37,7 +37,7 @@ import (
 )
 
 // patience is how long a program may take to start and write a status.
-const patience = 60 * time.Second
+const patience = time.Minute
 
 // cluster is an API server with an installation's roles in it.
 type cluster struct {

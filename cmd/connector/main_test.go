@@ -97,7 +97,7 @@ func TestItServesUntilItIsStopped(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- cmd.ExecuteContext(ctx) }()
-	testkit.Eventually(t, 20*time.Second, func() error {
+	testkit.Eventually(t, time.Minute, func() error {
 		if !strings.Contains(stderr.String(), "Starting workers") {
 			return errors.New(stderr.String())
 		}

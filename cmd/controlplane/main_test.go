@@ -41,7 +41,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
-const patience = 30 * time.Second
+const patience = time.Minute
 
 func noEnv(string) (string, bool) { return "", false }
 

@@ -35,7 +35,7 @@ import (
 )
 
 const (
-	patience = 30 * time.Second
+	patience = time.Minute
 	node     = "gateway~lambdamesh-system~gateway~gateway-1"
 	target   = "lambdamesh-system/gateway"
 )

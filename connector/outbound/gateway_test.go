@@ -208,7 +208,7 @@ func TestACallerThatGoesAwayCancelsTheCall(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 	select {
 	case <-canceled:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the target still works for nobody")
 	}
 }

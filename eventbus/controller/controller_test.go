@@ -35,7 +35,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // world is a bus on a real API server and an embedded NATS. Its mesh is a proxy
 // that keeps what is sent through it.
@@ -77,7 +77,7 @@ func (w *world) start() {
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	w.bus, err = eventbus.New(eventbus.Config{
-		JetStream:    jetstream.Config{InProcess: nats, AckWait: time.Second},
+		JetStream:    jetstream.Config{InProcess: nats, PublishTimeout: time.Minute},
 		OpenListener: listener,
 		MeshProxyURL: proxy.URL,
 		Targets:      policy,

@@ -144,7 +144,7 @@ func TestStalledBodiesMakeRoom(t *testing.T) {
 		return len(statuses) > 1 && statuses[len(statuses)-1] == http.StatusAccepted && time.Since(begun) > time.Second || time.Since(begun) > time.Minute
 	}, time.Minute, 100*time.Millisecond)
 	require.Equal(t, http.StatusAccepted, statuses[len(statuses)-1], statuses)
-	require.Less(t, time.Since(begun), 5*time.Second, "sooner than a stalled body is given up anyway")
+	// One that was given up anyway is told something else.
 	require.Contains(t, []int{answer(t, stalled[0]), answer(t, stalled[1])}, http.StatusServiceUnavailable, "the one that began first made room")
 }
 
@@ -285,15 +285,21 @@ func TestABodyThatIsHereMakesNoRoom(t *testing.T) {
 func TestHeadersCount(t *testing.T) {
 	p := serve(t, &fakeBroker{}, mib)
 	header := "Ce-X: " + strings.Repeat("x", 30<<10) + "\r\n"
-	var refused int
-	for range 40 {
+	statuses := make(chan int, 40)
+	for range cap(statuses) {
 		conn := p.begin(binaryHead+header+"Content-Length: 10\r\n", "1")
-		require.NoError(t, conn.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
-		if response, err := http.ReadResponse(bufio.NewReader(conn), nil); err == nil {
-			response.Body.Close()
-			require.Equal(t, http.StatusServiceUnavailable, response.StatusCode)
-			refused++
-		}
+		go func() {
+			response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err == nil {
+				response.Body.Close()
+				statuses <- response.StatusCode
+			}
+		}()
 	}
-	require.Positive(t, refused)
+	select {
+	case status := <-statuses: // those with room get none before they are given up
+		require.Equal(t, http.StatusServiceUnavailable, status)
+	case <-time.After(time.Minute):
+		t.Fatal("nobody is refused")
+	}
 }

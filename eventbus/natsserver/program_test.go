@@ -65,7 +65,7 @@ func (i *installation) certify(t *testing.T) *x509.CertPool {
 
 func (i *installation) connect(pool *x509.CertPool, password string, options ...nats.Option) (*nats.Conn, error) {
 	return nats.Connect("tls://"+i.address, append(options,
-		nats.Secure(&tls.Config{RootCAs: pool}), nats.UserInfo("eventbus", password), nats.Timeout(10*time.Second))...)
+		nats.Secure(&tls.Config{RootCAs: pool}), nats.UserInfo("eventbus", password), nats.Timeout(time.Minute))...)
 }
 
 // awaitConnection connects, and closes the connection when the test ends.
@@ -92,8 +92,11 @@ func newInstallation(t *testing.T, jetstream string) *installation {
 	i.write(t, "nats.conf", fmt.Sprintf(`
 listen: %q
 lame_duck_grace_period: 10ms
-tls { cert_file: "%[2]s/tls.pem", key_file: "%[2]s/tls.pem" }
-authorization { include ./client.conf }
+tls { cert_file: "%[2]s/tls.pem", key_file: "%[2]s/tls.pem", timeout: 60 }
+authorization {
+  include ./client.conf
+  timeout: 60
+}
 %s`, i.address, i.dir, jetstream))
 	return i
 }

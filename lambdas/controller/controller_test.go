@@ -125,7 +125,7 @@ func TestController(t *testing.T) {
 
 		builder.set(ns, builds("registry.example/a:2"))
 		w.change(t, lambda, func(l *v1alpha1.Lambda) { l.Spec.Source.Inline.Code = "fixed" })
-		testkit.Eventually(t, 10*time.Second, func() error {
+		testkit.Eventually(t, time.Minute, func() error {
 			if image := w.deployment(t, ns).Spec.Template.Spec.Containers[0].Image; image != "registry.example/a:2" {
 				return errors.New(image)
 			}
@@ -192,7 +192,7 @@ func TestController(t *testing.T) {
 		w.wait(t, lambda, v1alpha1.ConditionReady, metav1.ConditionFalse, controller.ReasonProgressing, "")
 		require.Equal(t, []string{"sample-source-1", "sample-source-2"}, w.configMaps(t, ns))
 		w.rollOut(t, ns)
-		testkit.Eventually(t, 10*time.Second, func() error {
+		testkit.Eventually(t, time.Minute, func() error {
 			if left := w.configMaps(t, ns); len(left) != 1 || left[0] != "sample-source-2" {
 				return fmt.Errorf("%v", left)
 			}
@@ -284,7 +284,7 @@ func (w *world) change(t *testing.T, lambda *v1alpha1.Lambda, change func(*v1alp
 
 func (w *world) wait(t *testing.T, lambda *v1alpha1.Lambda, conditionType string, status metav1.ConditionStatus, reason, message string) {
 	t.Helper()
-	testkit.Eventually(t, 15*time.Second, func() error {
+	testkit.Eventually(t, time.Minute, func() error {
 		if err := w.client.Get(t.Context(), client.ObjectKeyFromObject(lambda), lambda); err != nil {
 			return err
 		}
@@ -299,7 +299,7 @@ func (w *world) wait(t *testing.T, lambda *v1alpha1.Lambda, conditionType string
 func (w *world) deployment(t *testing.T, namespace string) *appsv1.Deployment {
 	t.Helper()
 	deployment := &appsv1.Deployment{}
-	testkit.Eventually(t, 15*time.Second, func() error {
+	testkit.Eventually(t, time.Minute, func() error {
 		return w.client.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: "sample"}, deployment)
 	}, "the Deployment is there")
 	return deployment

@@ -132,7 +132,7 @@ func testPolicies(t *testing.T, w *world, ns string) {
 func (w *world) letsIn(t *testing.T, lambda *v1alpha1.Lambda, want ...string) *networkingv1.NetworkPolicy {
 	t.Helper()
 	policy := &networkingv1.NetworkPolicy{}
-	testkit.Eventually(t, 30*time.Second, func() error {
+	testkit.Eventually(t, time.Minute, func() error {
 		if err := w.client.Get(t.Context(), client.ObjectKey{Namespace: lambda.Namespace, Name: "lambda-" + lambda.Name}, policy); err != nil {
 			return err
 		}

@@ -95,7 +95,7 @@ func start(t *testing.T, change ...func(*ads.Config)) *fixture {
 		select {
 		case err := <-done:
 			require.NoError(t, err)
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("the server did not stop")
 		}
 	})
@@ -181,7 +181,7 @@ func (c *client) next(typeURL string) *discoveryv3.DiscoveryResponse {
 		return resp
 	case err := <-c.ended:
 		c.t.Fatalf("the stream ended: %v", err)
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		c.t.Fatalf("no %s came", typeURL)
 	}
 	return nil
@@ -206,7 +206,7 @@ func (c *client) refused(code codes.Code) {
 		c.t.Fatalf("served %s", resp.GetTypeUrl())
 	case err := <-c.ended:
 		require.Equal(c.t, code, status.Code(err), err)
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		c.t.Fatal("neither served nor refused")
 	}
 }
@@ -214,7 +214,7 @@ func (c *client) refused(code codes.Code) {
 // until waits for a status.
 func (f *fixture) until(t *testing.T, target string, check func(ads.Status) bool) ads.Status {
 	t.Helper()
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		s := f.Status(target)
 		if check(s) {

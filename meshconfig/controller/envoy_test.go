@@ -114,7 +114,7 @@ func (w *world) lambda(address, name string) {
 	socket := filepath.Join(testkit.TempSocketDir(w.t), "app")
 	app, err := net.Listen("unix", socket)
 	require.NoError(w.t, err)
-	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(rw, r.Header.Get(headers.ClientCert))
 	})}
 	go func() { _ = server.Serve(app) }()

@@ -97,7 +97,7 @@ func (p *plane) run(t testing.TB, node, target string, id ads.Identity, resource
 	start(t, dataPlane)
 	select {
 	case <-dataPlane.Ready():
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("node %s did not become ready: %+v", node, p.server.Status(target))
 	}
 	for _, n := range p.server.Status(target).Nodes {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -36,7 +37,7 @@ const twoPolicies = `
   routes: [{match: {prefix: /}, direct_response: {status: 418}}]
 `
 
-// raw sends bytes and reads the answers until the server closes or is silent.
+// raw sends bytes and reads the answers until the server closes.
 func raw(t testing.TB, addr, text string) (codes []int, closed bool) {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr)
@@ -46,7 +47,7 @@ func raw(t testing.TB, addr, text string) (codes []int, closed bool) {
 	require.NoError(t, err)
 	r := bufio.NewReader(conn)
 	for {
-		require.NoError(t, conn.SetReadDeadline(time.Now().Add(300*time.Millisecond)))
+		require.NoError(t, conn.SetReadDeadline(time.Now().Add(time.Minute)))
 		if _, err := r.Peek(1); err != nil {
 			return codes, err == io.EOF
 		}
@@ -217,11 +218,10 @@ func TestSlowHeadersEndTheConnection(t *testing.T) {
 	conn, err := net.Dial("tcp", gateway)
 	require.NoError(t, err)
 	defer conn.Close()
-	_, err = io.WriteString(conn, "GET /a/ HTTP/1.1\r\nHost: shop")
-	require.NoError(t, err)
-	require.NoError(t, conn.SetReadDeadline(time.Now().Add(4*time.Second)))
+	_, _ = io.WriteString(conn, "GET /a/ HTTP/1.1\r\nHost: shop") // which may be too late already
+	require.NoError(t, conn.SetReadDeadline(time.Now().Add(time.Minute)))
 	_, err = io.ReadAll(conn)
-	require.NoError(t, err, "closed by the server")
+	require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "closed by the server")
 }
 
 // What is removed early is not there for a route's match either.

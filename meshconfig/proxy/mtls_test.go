@@ -23,7 +23,7 @@ func app(t testing.TB, handler http.HandlerFunc) string {
 	path := filepath.Join(testkit.TempSocketDir(t), "app.sock")
 	l, err := net.Listen("unix", path)
 	require.NoError(t, err)
-	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: handler, ReadHeaderTimeout: time.Second}}
+	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}}
 	s.Start()
 	t.Cleanup(s.Close)
 	return path
@@ -180,7 +180,7 @@ func TestNamesOfAnyTypeAreExpected(t *testing.T) {
 	}{{"spiffe://cluster.local/ns/shop/sa/orders", http.StatusOK}, {"spiffe://cluster.local/ns/shop/sa/other", http.StatusServiceUnavailable}} {
 		m.mustSet(target, outbound(t, sidecar.addr("10.0.0.1:8080"), `{match_subject_alt_names: [{exact: "`+test.name+`"}]}`, ""))
 		gateway.waitReady(t)
-		testkit.Eventually(t, 30*time.Second, func() error {
+		testkit.Eventually(t, time.Minute, func() error {
 			if got := get(t, gateway.addr("10.0.0.1:80"), "/"); got.code != test.want {
 				return fmt.Errorf("answered %d", got.code)
 			}

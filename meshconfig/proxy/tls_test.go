@@ -145,7 +145,7 @@ func TestAMissingCertificateHoldsUpNoOtherServer(t *testing.T) {
 	_, err = m.server.SetResources(target, impatient(map[string]ca.Leaf{"shop": shop}))
 	require.NoError(t, err)
 	n.waitReady(t)
-	require.Equal(t, 201, fetch("shop.example"), "this one has its certificate")
+	eventually(t, "this one has its certificate", func() bool { return fetch("shop.example") == 201 })
 	require.Zero(t, fetch("a.shop.example"), "this one has none")
 
 	m.mustSet(target, impatient(map[string]ca.Leaf{"shop": shop, "wild": wild}))

@@ -113,7 +113,7 @@ func (s *crowd) hold(t *testing.T, from, more string) *client {
 // the server takes its connection for idle.
 func (s *crowd) serves(t *testing.T) {
 	t.Helper()
-	testkit.Eventually(t, 30*time.Second, func() error {
+	testkit.Eventually(t, time.Minute, func() error {
 		status, _, err := get(t, s.url)
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("answered %d", status)
@@ -124,7 +124,7 @@ func (s *crowd) serves(t *testing.T) {
 
 func (s *crowd) metric(t *testing.T, line string) {
 	t.Helper()
-	testkit.Eventually(t, 30*time.Second, func() error {
+	testkit.Eventually(t, time.Minute, func() error {
 		w := httptest.NewRecorder()
 		promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil))
 		if !strings.Contains(w.Body.String(), line+"\n") {

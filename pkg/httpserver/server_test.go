@@ -68,7 +68,7 @@ func TestAStoppedServerFinishesRequestsInFlight(t *testing.T) {
 	}()
 	<-entered
 	stop()
-	testkit.Eventually(t, 5*time.Second, func() error {
+	testkit.Eventually(t, time.Minute, func() error {
 		conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
 		if err == nil {
 			conn.Close()
@@ -134,11 +134,10 @@ func TestSlowHeadersCloseTheConnection(t *testing.T) {
 	conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
 	require.NoError(t, err)
 	defer conn.Close()
-	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost:")
-	require.NoError(t, err)
-	require.NoError(t, conn.SetReadDeadline(time.Now().Add(5*time.Second)))
+	_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost:") // which may be too late already
+	require.NoError(t, conn.SetReadDeadline(time.Now().Add(time.Minute)))
 	_, err = io.ReadAll(conn)
-	require.NoError(t, err, "the server closes the connection before our deadline")
+	require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "the server closes the connection before our deadline")
 }
 
 func TestListenErrorsNameTheAddressAndTheNextStep(t *testing.T) {

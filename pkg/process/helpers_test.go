@@ -160,8 +160,8 @@ func (l lines) next(t *testing.T) string {
 	select {
 	case line := <-l:
 		return line
-	case <-time.After(20 * time.Second):
-		t.Fatal("no output within 20s")
+	case <-time.After(time.Minute):
+		t.Fatal("no output within a minute")
 		return ""
 	}
 }
@@ -182,8 +182,8 @@ func waitDone(t *testing.T, p *process.Process) {
 	t.Helper()
 	select {
 	case <-p.Done():
-	case <-time.After(20 * time.Second):
-		t.Fatal("the process did not end within 20s")
+	case <-time.After(time.Minute):
+		t.Fatal("the process did not end within a minute")
 	}
 }
 
@@ -213,7 +213,7 @@ func alive(pid int) bool {
 
 func requireGone(t *testing.T, pids ...int) {
 	t.Helper()
-	testkit.Eventually(t, 20*time.Second, func() error {
+	testkit.Eventually(t, time.Minute, func() error {
 		for _, pid := range pids {
 			if alive(pid) {
 				return fmt.Errorf("pid %d is alive", pid)

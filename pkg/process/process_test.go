@@ -98,7 +98,7 @@ func TestAChildMayWriteWhileItEndsAfterTheParent(t *testing.T) {
 	require.Equal(t, "running", out.next(t))
 	require.NoError(t, parent.Process.Kill())
 	require.Error(t, parent.Wait())
-	testkit.Eventually(t, 20*time.Second, func() error {
+	testkit.Eventually(t, time.Minute, func() error {
 		_, err := os.Stat(file)
 		return err
 	}, "the child finishing its work")

@@ -28,7 +28,7 @@ func serve(t *testing.T) (proxy *url.URL, asked *atomic.Int64) {
 	require.NoError(t, err)
 	secret := proxyauth.NewSecret()
 	asked = &atomic.Int64{}
-	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked.Add(1)
 		body, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%s %s %s", r.Method, r.RequestURI, body)

@@ -129,7 +129,7 @@ func TestKubeAPIEndsWithTheTestBinary(t *testing.T) {
 	require.NoError(t, cmd.Process.Kill())
 	_ = cmd.Wait()
 
-	testkit.Eventually(t, 20*time.Second, func() error {
+	testkit.Eventually(t, time.Minute, func() error {
 		conn, err := net.Dial("tcp", host)
 		if err == nil {
 			_ = conn.Close()

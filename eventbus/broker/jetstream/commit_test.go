@@ -130,7 +130,7 @@ func requireStored(t *testing.T, store *jetstream.Store, n uint64) {
 // each event once, and what they answer is stored.
 func TestReplicasThatStoreTheSameBatchesStoreEachEventOnce(t *testing.T) {
 	server, store, _ := open(t, natsserver.Config{Dir: t.TempDir()}, jetstream.Config{})
-	another, err := jetstream.New(jetstream.Config{InProcess: server})
+	another, err := jetstream.New(jetstream.Config{InProcess: server, PublishTimeout: time.Minute})
 	require.NoError(t, err)
 	run(t, another)
 	var wg sync.WaitGroup

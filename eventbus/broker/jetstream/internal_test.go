@@ -3,6 +3,7 @@ package jetstream
 import (
 	"context"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -67,30 +68,28 @@ func served(t *testing.T) (*server.Server, *nats.Conn, jetstream.JetStream) {
 	return srv, nc, js
 }
 
-// running is a store at work on a served NATS.
-func running(t *testing.T, config Config) (*Store, jetstream.JetStream) {
+// committing is a store on a served NATS that stores what is published and does
+// nothing of itself: the test does the rest.
+func committing(t *testing.T, config Config) (*Store, *link) {
 	t.Helper()
-	srv, _, js := served(t)
-	config.InProcess = srv
+	srv, nc, js := served(t)
+	config.InProcess, config.PublishTimeout = srv, time.Minute
 	s, err := New(config)
 	require.NoError(t, err)
+	l, err := s.ensureStreams(t.Context(), nc, js)
+	require.NoError(t, err)
+	s.link.Store(l)
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	t.Cleanup(func() { cancel(); require.NoError(t, <-done) })
-	select {
-	case <-s.Ready():
-	case <-time.After(time.Minute):
-		t.Fatal("the store did not become ready")
-	}
-	return s, js
+	var loop sync.WaitGroup
+	loop.Go(func() { s.commitLoop(ctx) })
+	t.Cleanup(func() { cancel(); loop.Wait() })
+	return s, l
 }
 
 func TestOldEventsGoWhenEverySubscriptionIsDoneWithThem(t *testing.T) {
-	s, js := running(t, Config{MaxAge: time.Second, DedupWindow: 100 * time.Millisecond})
-	events, err := js.Stream(t.Context(), EventStream)
-	require.NoError(t, err)
-	require.Zero(t, events.CachedInfo().Config.MaxAge, "nothing goes by age alone")
+	config := Config{MaxAge: 100 * time.Millisecond, DedupWindow: 100 * time.Millisecond}
+	s, l := committing(t, config)
+	require.Zero(t, l.events.CachedInfo().Config.MaxAge, "nothing goes by age alone")
 	subscribe := func(name, eventType string) broker.Consumer {
 		c, err := s.Subscribe(t.Context(), broker.ConsumerSpec{Name: name, Selectors: []broker.Selector{{Source: "s", Type: eventType}}})
 		require.NoError(t, err)
@@ -107,21 +106,24 @@ func TestOldEventsGoWhenEverySubscriptionIsDoneWithThem(t *testing.T) {
 		require.NoError(t, err)
 	}
 	left := func() uint64 {
-		_, err := s.trim(t.Context(), s.link.Load())
+		_, err := s.trim(t.Context(), l)
 		require.NoError(t, err)
-		info, err := events.Info(t.Context())
+		info, err := l.events.Info(t.Context())
 		require.NoError(t, err)
 		return info.State.Msgs
 	}
-	require.Never(t, func() bool { return left() < 20 }, 2*time.Second, 50*time.Millisecond, "one waits for all of them")
+	for published := time.Now(); time.Since(published) < 2*config.MaxAge; {
+		require.EqualValues(t, 20, left(), "one waits for all of them")
+	}
+	require.EqualValues(t, 20, left(), "although they are old")
 	require.NoError(t, s.Unsubscribe(t.Context(), "deleted"))
 	require.EqualValues(t, 10, left(), "what comes before the one that is waited for went: a subscription that is deleted holds nothing")
 	var d broker.Delivery
-	_, err = slow.Fetch(t.Context(), broker.Window{Events: 1, Bytes: 1 << 20}, 20*time.Second, func(got broker.Delivery) { d = got })
+	_, err := slow.Fetch(t.Context(), broker.Window{Events: 1, Bytes: 1 << 20}, time.Minute, func(got broker.Delivery) { d = got })
 	require.NoError(t, err)
 	require.EqualValues(t, 10, left(), "delivered and not acknowledged")
 	require.NoError(t, d.Ack())
-	require.Eventually(t, func() bool { return left() == 0 }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return left() == 0 }, time.Minute, 20*time.Millisecond)
 }
 
 // What could not be asked is not known to be missing: a batch without the answer

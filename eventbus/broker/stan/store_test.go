@@ -119,7 +119,7 @@ func publishEventually(t *testing.T, store *stan.Store, e event.Event) (receipt 
 			receipt = receipts[0]
 		}
 		return err == nil
-	}, 30*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 	return receipt
 }
 
@@ -127,7 +127,7 @@ func TestServerThatRestartsIsUnavailableAndHeals(t *testing.T) {
 	options := stantest.Options{Dir: t.TempDir()}
 	server := stantest.Start(t, options)
 	options.Port = server.Port
-	store, _ := open(t, stan.Config{URL: server.URL, PublishTimeout: time.Second})
+	store, _ := open(t, stan.Config{URL: server.URL})
 	c := conformance.Subscribe(t, store, "c", broker.Start{}, "", "**")
 	conformance.Publish(t, store, conformance.Event("1"), conformance.Event("2"))
 	held := conformance.Take(t, c, 1)[0]
@@ -139,7 +139,7 @@ func TestServerThatRestartsIsUnavailableAndHeals(t *testing.T) {
 	require.ErrorIs(t, err, broker.ErrUnavailable)
 	require.ErrorIs(t, store.Check(), broker.ErrUnavailable)
 	require.ErrorIs(t, store.StoreDeadLetter(t.Context(), &broker.DeadLetter{Consumer: "c", Event: conformance.Event("1")}), broker.ErrUnavailable)
-	require.Less(t, time.Since(begin), 10*time.Second)
+	require.Less(t, time.Since(begin), time.Minute)
 
 	stantest.Start(t, options)
 	require.False(t, publishEventually(t, store, conformance.Event("3")).Duplicate)
@@ -157,7 +157,7 @@ func TestServerThatRestartsIsUnavailableAndHeals(t *testing.T) {
 func TestServerThatLostItsDataIsUsedAsItIs(t *testing.T) {
 	options := stantest.Options{Dir: t.TempDir()}
 	server := stantest.Start(t, options)
-	store, _ := open(t, stan.Config{URL: server.URL, PublishTimeout: time.Second})
+	store, _ := open(t, stan.Config{URL: server.URL})
 	c := conformance.Subscribe(t, store, "c", broker.Start{}, "", "**")
 	for i := range 10 {
 		conformance.Publish(t, store, conformance.Event(fmt.Sprint("old", i)))
@@ -189,7 +189,7 @@ func TestServerThatLostItsDataIsUsedAsItIs(t *testing.T) {
 		// The consumer begins at "new" when it is made again, which may be later.
 		publishEventually(t, store, conformance.Event(time.Now().String()))
 		return len(fetched) > 0
-	}, 30*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 }
 
 func TestUnavailableBeforeTheServerWasSeen(t *testing.T) {
@@ -218,7 +218,7 @@ func TestReplicasPublishTogetherAndOneDispatches(t *testing.T) {
 	require.Eventually(t, func() bool {
 		got, err := first.Publish(t.Context(), []event.Event{conformance.Event("1")})
 		return err == nil && got[0].Duplicate && got[0].Sequence == receipts[0].Sequence
-	}, 10*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	require.NoError(t, conformance.Take(t, c, 1)[0].Ack())
 
 	stopFirst()
@@ -250,7 +250,7 @@ func TestConsumerHoldsNoMoreThanItMay(t *testing.T) {
 	require.Eventually(t, func() bool {
 		info, err := c.Info(t.Context())
 		return err == nil && info.Pending == 10
-	}, 10*time.Second, 10*time.Millisecond, "also what is not held yet is counted")
+	}, time.Minute, 10*time.Millisecond, "also what is not held yet is counted")
 	deliveries := conformance.Take(t, c, 3)
 	conformance.Nothing(t, c)
 	for _, d := range deliveries {
@@ -272,7 +272,7 @@ func TestLargeEventsAreReadAgainWhenThereWasNoRoomForThem(t *testing.T) {
 	require.Eventually(t, func() bool {
 		info, err := c.Info(t.Context())
 		return err == nil && info.Pending == n
-	}, 10*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	for i := range n {
 		d := conformance.Take(t, c, 1)[0]
 		require.Equal(t, fmt.Sprint(i), d.Event().ID)
@@ -309,7 +309,7 @@ func TestEventThatWasRemovedBeforeItWasReadAgainComesAsUnreadable(t *testing.T) 
 		require.Eventually(t, func() bool {
 			info, err := c.Info(t.Context())
 			return err == nil && info.Pending == n
-		}, 10*time.Second, 10*time.Millisecond)
+		}, time.Minute, 10*time.Millisecond)
 	}
 	const large = 40
 	for i := range large {

@@ -225,12 +225,12 @@ func TestTheControlPlane(t *testing.T) {
 		}}}, metav1.CreateOptions{})
 		require.NoError(t, err)
 		require.NoError(t, maps.Delete(ctx, "owner", metav1.DeleteOptions{}))
-		testkit.Eventually(t, 20*time.Second, func() error {
+		testkit.Eventually(t, time.Minute, func() error {
 			_, err := maps.Get(ctx, "owned", metav1.GetOptions{})
 			return gone(err)
 		}, "garbage collection")
 		require.NoError(t, r.client.CoreV1().Namespaces().Delete(ctx, namespace.Name, metav1.DeleteOptions{}))
-		testkit.Eventually(t, 20*time.Second, func() error {
+		testkit.Eventually(t, time.Minute, func() error {
 			_, err := r.client.CoreV1().Namespaces().Get(ctx, namespace.Name, metav1.GetOptions{})
 			return gone(err)
 		}, "deleting a namespace")
@@ -239,7 +239,7 @@ func TestTheControlPlane(t *testing.T) {
 		for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager"} {
 			killed := pid(t, dir, name)
 			require.NoError(t, syscall.Kill(killed, syscall.SIGKILL))
-			testkit.Eventually(t, 30*time.Second, func() error {
+			testkit.Eventually(t, time.Minute, func() error {
 				if pid(t, dir, name) == killed {
 					return fmt.Errorf("%s is not back", name)
 				}
@@ -463,7 +463,7 @@ func TestAStopDuringTheStartLeavesNothing(t *testing.T) {
 	result := make(chan error, 1)
 	go func() { result <- plane.Run(ctx) }()
 	var group int
-	testkit.Eventually(t, 30*time.Second, func() error {
+	testkit.Eventually(t, time.Minute, func() error {
 		data, err := os.ReadFile(filepath.Join(c.DataDir, "kubernetes/run/kube-apiserver.pid"))
 		if err == nil {
 			group, err = strconv.Atoi(strings.TrimSpace(string(data)))
