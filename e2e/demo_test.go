@@ -30,7 +30,7 @@ func needs(t *testing.T, programs ...string) {
 	t.Helper()
 	for _, program := range programs {
 		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("SKIPPED: %s is not installed, so the demo's lambda in it does not run", program)
+			t.Skipf("SKIPPED: %s is not installed, so lambdas in it do not run", program)
 		}
 	}
 }

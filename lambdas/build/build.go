@@ -26,8 +26,8 @@ type Product struct {
 	// Hash changes when what runs changes.
 	Hash string
 	// Dir has the directory source, what the runtime server loads, and with an
-	// interpreted language runtime, the server; with a compiled one the program
-	// lambda.
+	// interpreted language runtime, the server, and packages, what it imports
+	// besides; with a compiled one the program lambda.
 	Dir string
 }
 

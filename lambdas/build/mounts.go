@@ -3,6 +3,7 @@ package build
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -34,10 +35,13 @@ func (m Mounts) Put(ctx context.Context, product Product) (Artifact, error) {
 	}
 	artifact := Artifact{Image: m.image(product), SourceHash: product.Hash, Command: commandOf(product.Runtime)}
 	size := 0
-	for _, folder := range []string{sourceFolder, runtimeFolder} {
+	for _, folder := range []string{sourceFolder, runtimeFolder, packagesFolder} {
 		files, err := filesOf(filepath.Join(product.Dir, folder))
 		if err != nil {
 			return Artifact{}, err
+		}
+		if len(files) == 0 { // no packages
+			continue
 		}
 		for name, content := range files {
 			size += len(name) + len(content)
@@ -81,6 +85,8 @@ func filesOf(dir string) (map[string][]byte, error) {
 	root := os.DirFS(dir)
 	err := fs.WalkDir(root, ".", func(name string, entry fs.DirEntry, err error) error {
 		switch {
+		case errors.Is(err, fs.ErrNotExist) && name == ".":
+			return fs.SkipAll
 		case err != nil:
 			return err
 		case entry.IsDir() && entry.Name() == "__pycache__":

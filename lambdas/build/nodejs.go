@@ -50,7 +50,10 @@ func (t *Toolchain) buildNodeJS(ctx context.Context, w work, input Input) error 
 		if err != nil {
 			return err
 		}
-		if err := os.Symlink(filepath.Join(modules, "node_modules"), filepath.Join(dir, "node_modules")); err != nil {
+		if err := errors.Join(
+			os.Symlink(filepath.Join(modules, "node_modules"), filepath.Join(dir, "node_modules")),
+			copyFile(filepath.Join(modules, npmLock), filepath.Join(w.product, npmLock)),
+		); err != nil {
 			return fmt.Errorf("lay out the packages: %w", err)
 		}
 	}

@@ -50,7 +50,7 @@ func (t *Toolchain) npmInstall(ctx context.Context, tree source.Tree, manifest m
 			return fmt.Errorf("write package.json: %w", err)
 		}
 		output, err := runBounded(ctx, dir, npm, npmEnv(), command, "--ignore-scripts", "--omit=dev", "--no-audit", "--no-fund", "--no-update-notifier", "--no-progress",
-			"--loglevel=error", "--git=/dev/null", "--install-links=true", "--workspaces=false", "--package-lock=true")
+			"--loglevel=error", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=10000", "--git=/dev/null", "--install-links=true", "--workspaces=false", "--package-lock=true")
 		if err != nil {
 			return npmFailed(ctx, err, output)
 		}

@@ -33,14 +33,14 @@ for folder, folders, names in os.walk(root):
 // buildPython lays the files out and, where Python is installed, checks and
 // compiles them. Elsewhere a mistake shows when a replica loads it.
 func (t *Toolchain) buildPython(ctx context.Context, w work, input Input) error {
-	if requirements := strings.TrimSpace(string(input.Tree.Files[source.PythonDependencies])); requirements != "" {
-		return source.NotSupported("source.inline.dependencies for python are not supported by this version; use what comes with the language")
-	}
 	if input.Tree.First(source.PythonFile) == "" {
 		return source.Failed("there is no %s in the source's directory; it holds the handler", source.PythonFile)
 	}
 	laid := filepath.Join(w.product, sourceFolder)
 	if err := input.Tree.Write(laid); err != nil {
+		return err
+	}
+	if err := t.addPackages(ctx, w, input); err != nil {
 		return err
 	}
 	tool, err := t.tool(ctx, input.Runtime)

@@ -109,7 +109,11 @@ func (t *Toolchain) Build(ctx context.Context, input Input) (Product, error) {
 	if err := builder.build(ctx, w, input); err != nil {
 		return Product{}, err
 	}
-	return product, publish(w.product, product.Dir, syncTree)
+	sync := syncTree
+	if _, err := os.Stat(filepath.Join(w.product, packagesFolder)); err == nil {
+		sync = syncAll
+	}
+	return product, publish(w.product, product.Dir, sync)
 }
 
 // builder builds one language.

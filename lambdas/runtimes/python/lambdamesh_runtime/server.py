@@ -45,7 +45,8 @@ class _TooLarge(Exception):
 
 def _load_handler(config):
     path = os.path.join(config.source, "main.py")
-    sys.path.insert(0, config.source)
+    # The source's own modules come first, then the packages it requires.
+    sys.path[0:0] = [config.source, os.path.join(os.path.dirname(os.path.abspath(config.source)), "packages")]
     spec = importlib.util.spec_from_file_location("main", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["main"] = module
