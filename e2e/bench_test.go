@@ -74,7 +74,7 @@ spec: {hosts: [clock], rules: [{path: /, lambda: clock, noAuth: true}]}
 			b.Fatal(resp.status, resp.body)
 		}
 	}
-	eventually(b, 30*time.Second, func() error {
+	eventually(b, time.Minute, func() error {
 		resp, err := m.get(b.Context(), "clock.lambdas.localhost", "/")
 		if err != nil {
 			return err

@@ -17,7 +17,7 @@ const (
 	lastOrderHost = "last-order.lambdas.localhost"
 	auditHost     = "audit.lambdas.localhost"
 
-	demoTimeout = 30 * time.Second
+	demoTimeout = time.Minute
 )
 
 type order struct {

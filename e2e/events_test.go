@@ -190,7 +190,7 @@ func (r *receiver) next(t testing.TB) cloudevents.Event {
 	select {
 	case e := <-r.events:
 		return e
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("no event was pushed within 30 s")
 		return cloudevents.Event{}
 	}
@@ -293,7 +293,7 @@ spec:
 	}
 	publishOne(t, m, "retries", "fine")
 	require.Equal(t, "fine", r.next(t).ID(), "after the last attempt the next event comes, not a fourth attempt")
-	eventually(t, 30*time.Second, func() error {
+	eventually(t, time.Minute, func() error {
 		counters := m.mustKubectl(t, "", "get", "subscription", "-n", "retries", "retried", "-o",
 			"jsonpath={.status.deadLettered} {.status.delivered} {.status.redelivered}")
 		if counters != "1 1 2" {
@@ -315,7 +315,7 @@ kind: Subscription
 metadata: {name: refused, namespace: refused-%[1]s}
 spec: {source: refused-%[1]s, types: ["**"], sink: {uri: %[2]q}}
 `, name, uri))
-			eventually(t, 30*time.Second, func() error {
+			eventually(t, time.Minute, func() error {
 				ready := m.mustKubectl(t, "", "get", "subscription", "-n", "refused-"+name, "refused", "-o",
 					`jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.conditions[?(@.type=="Ready")].reason}`)
 				if ready != "False TargetRefused" {

@@ -189,7 +189,7 @@ spec: {hosts: [rolling], rules: [{path: "/*", lambda: echo, noAuth: true}]}
 		}
 		return resp.body, nil
 	}
-	eventually(t, 20*time.Second, func() error { _, err := answers(t.Context()); return err })
+	eventually(t, time.Minute, func() error { _, err := answers(t.Context()); return err })
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -273,7 +273,7 @@ spec: {hosts: [crash], rules: [{path: "/*", lambda: crash, noAuth: true}]}
 		return resp.body, err
 	}
 	var before string
-	eventually(t, 20*time.Second, func() (err error) { before, err = pid(); return err })
+	eventually(t, time.Minute, func() (err error) { before, err = pid(); return err })
 	_, err := m.get(t.Context(), "crash.lambdas.localhost", "/crash")
 	require.NoError(t, err)
 	eventually(t, time.Minute, func() error {

@@ -60,7 +60,7 @@ spec: {source: %[1]s, types: ["**"], sink: {uri: "%[2]s/"}}
 		select {
 		case header := <-got:
 			require.Equal(t, id, header.Get("Ce-Id"))
-		case <-time.After(30 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("%q was accepted and is lost", id)
 		}
 	}
@@ -117,7 +117,7 @@ spec: {source: %[1]s, types: ["**"], paused: %[2]v, sink: {uri: "%[3]s/"}, deliv
 		}
 		return nil
 	})
-	eventually(t, 30*time.Second, func() error {
+	eventually(t, time.Minute, func() error {
 		if n := m.mustKubectl(t, "", "get", "subscription", "-n", ns, "paused", "-o", "jsonpath={.status.deadLettered}"); n != "3" {
 			return errorf("status.deadLettered is %s", n)
 		}
@@ -130,7 +130,7 @@ spec: {source: %[1]s, types: ["**"], paused: %[2]v, sink: {uri: "%[3]s/"}, deliv
 	select {
 	case id := <-got:
 		require.Equal(t, "young", id, "what is a dead letter is not delivered later")
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("what waited was not delivered when the subscription went on")
 	}
 }
@@ -340,7 +340,7 @@ func TestIdleConnectionsOfOneClientStopNobody(t *testing.T) {
 			oldest = c
 		}
 	}
-	require.NoError(t, oldest.SetReadDeadline(time.Now().Add(30*time.Second)))
+	require.NoError(t, oldest.SetReadDeadline(time.Now().Add(time.Minute)))
 	_, err := oldest.Read(make([]byte, 1))
 	var waited net.Error
 	require.False(t, errors.As(err, &waited) && waited.Timeout(), "the oldest makes room, one client keeps %d at most", share)
@@ -373,7 +373,7 @@ func TestLargeHeadersOfOneClientTakeLittleMemory(t *testing.T) {
 	}
 	flood.Wait()
 	publishOne(t, m, "hostile-headers", "meanwhile")
-	eventually(t, 30*time.Second, func() error {
+	eventually(t, time.Minute, func() error {
 		// On a slow machine the first ones have ended by themselves, after 5 s.
 		if n := endedConnections(t, m) - before; n < (connections-most)/4 {
 			return errorf("%d of %d connections were ended", n, connections)

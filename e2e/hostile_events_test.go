@@ -44,7 +44,7 @@ func (s *sink) next(t testing.TB) pushed {
 	select {
 	case e := <-s.events:
 		return e
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("no event was pushed within 30 s")
 		return pushed{}
 	}

@@ -129,7 +129,7 @@ func exchange(addr, text string, secure bool) (a answer, err error) {
 	// be written, and the answer is there all the same.
 	go func() { _, _ = io.WriteString(conn, text) }()
 	r := bufio.NewReader(conn)
-	silence := 20 * time.Second // until the first answer
+	silence := time.Minute // until the first answer
 	for {
 		if err := conn.SetReadDeadline(time.Now().Add(silence)); err != nil {
 			return a, err

@@ -35,7 +35,7 @@ func TestAfterKillMinus9NothingIsLeftAndTheNextStartGoesOn(t *testing.T) {
 	m := start(t, dir, "--apply", "examples/hello")
 	m.waitFor(t, "default", "lambda/hello", "Ready")
 	m.kill(t)
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, time.Minute, func() error {
 		if left := m.processes(t); len(left) > 0 {
 			return errorf("still there: %s", strings.Join(left, "\n"))
 		}

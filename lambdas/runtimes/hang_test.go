@@ -56,7 +56,7 @@ func TestAServerWhoseHandlersNeverEndSaysSo(t *testing.T) {
 			for range test.calls {
 				go server.abandon(t.Context(), "/hang")
 			}
-			testkit.Eventually(t, 60*time.Second, func() error {
+			testkit.Eventually(t, 2*time.Minute, func() error {
 				response := server.admin(t, "/healthz")
 				text := readAll(t, response)
 				if response.StatusCode != http.StatusServiceUnavailable {

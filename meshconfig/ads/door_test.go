@@ -47,7 +47,7 @@ func (c *client) letIn(f *fixture) {
 	case <-f.changed:
 	case err := <-c.ended:
 		c.t.Fatalf("the stream ended: %v", err)
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		c.t.Fatal("it is not let in")
 	}
 }

@@ -55,7 +55,7 @@ func serve(t *testing.T) *webhook {
 // body is given. It is nil when the connection finds no place.
 func (w *webhook) begin(from, length, body string) net.Conn {
 	w.t.Helper()
-	dialer := tls.Dialer{NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: 20 * time.Second}, Config: w.tls}
+	dialer := tls.Dialer{NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: time.Minute}, Config: w.tls}
 	c, err := dialer.DialContext(w.t.Context(), "tcp", w.address)
 	if err != nil {
 		return nil
@@ -82,7 +82,7 @@ func status(c net.Conn) int {
 // review asks for a sidecar as the API server does.
 func (w *webhook) review(from string) (allowed bool, err error) {
 	w.t.Helper()
-	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{
 		DisableKeepAlives: true, TLSClientConfig: w.tls,
 		DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).DialContext,
 	}}

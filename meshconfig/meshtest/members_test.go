@@ -184,7 +184,7 @@ func (m *members) get(t *testing.T, node, target string) *http.Response {
 	for _, name := range headers.FromGateway() {
 		request.Header.Set(name, "told")
 	}
-	response, err := (&http.Client{Transport: transport, Timeout: 10 * time.Second}).Do(request)
+	response, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Do(request)
 	require.NoError(t, err)
 	require.NoError(t, response.Body.Close())
 	return response

@@ -202,7 +202,7 @@ func exchange(ctx context.Context, address string, r meshtest.Request, token str
 		return answer{}, err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return answer{}, err
 	}
 	if _, err := conn.Write([]byte(text.String())); err != nil {

@@ -155,7 +155,7 @@ func (c *client) roundTrip(r reference.Request, bearer string) (got exchanged, k
 		b.WriteString("Authorization: Bearer " + bearer + "\r\n")
 	}
 	b.WriteString("\r\n")
-	if err := c.conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := c.conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return got, false, err
 	}
 	if _, err := c.conn.Write([]byte(b.String())); err != nil {

@@ -50,7 +50,7 @@ func TestAmbiguousFramingIsRefusedAndTheConnectionClosed(t *testing.T) {
 			c, err := net.Dial("tcp", framingServer(t))
 			require.NoError(t, err)
 			defer c.Close()
-			require.NoError(t, c.SetDeadline(time.Now().Add(10*time.Second)))
+			require.NoError(t, c.SetDeadline(time.Now().Add(time.Minute)))
 			_, err = io.WriteString(c, raw)
 			require.NoError(t, err)
 			all, err := io.ReadAll(c)
@@ -66,7 +66,7 @@ func TestOrdinaryRequestsShareAConnection(t *testing.T) {
 	c, err := net.Dial("tcp", framingServer(t))
 	require.NoError(t, err)
 	defer c.Close()
-	require.NoError(t, c.SetDeadline(time.Now().Add(10*time.Second)))
+	require.NoError(t, c.SetDeadline(time.Now().Add(time.Minute)))
 	r := bufio.NewReader(c)
 	for _, raw := range []string{
 		"GET / HTTP/1.1\r\nHost: x\r\n\r\n",

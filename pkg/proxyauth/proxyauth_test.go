@@ -88,7 +88,7 @@ func TestWhatIsNoRequestIsClosed(t *testing.T) {
 			c, err := net.Dial("tcp", proxy.Host)
 			require.NoError(t, err)
 			defer c.Close()
-			require.NoError(t, c.SetDeadline(time.Now().Add(30*time.Second)))
+			require.NoError(t, c.SetDeadline(time.Now().Add(time.Minute)))
 			_, _ = io.WriteString(c, text)
 			if tcp, ok := c.(*net.TCPConn); ok {
 				_ = tcp.CloseWrite()
