@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -124,8 +125,11 @@ func TestASubscriptionRefusedAfterARestartLeavesNothingOfWhatItMayNotHave(t *tes
 func TestWhatIsPermittedSurvivesARefusal(t *testing.T) {
 	for _, orderBy := range []string{"", "subject"} {
 		t.Run(orderBy, func(t *testing.T) {
+			var mu sync.Mutex // events of two keys are pushed at the same time
 			var pushed []string
 			bubble(t, func(r *http.Request) (*http.Response, error) {
+				mu.Lock()
+				defer mu.Unlock()
 				pushed = append(pushed, r.Header.Get("Ce-Id"))
 				return answer(200), nil
 			}, func(t *testing.T, b *fakeBroker, d *dispatch.Dispatcher) {

@@ -3,6 +3,8 @@ package build_test
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,10 +17,20 @@ import (
 )
 
 // queue runs in a bubble until the test ends it.
-func runQueue(t *testing.T, workers int) (queue *build.Queue, done *[]string, stop func()) {
+func runQueue(t *testing.T, workers int) (queue *build.Queue, done func() []string, stop func()) {
 	t.Helper()
-	done = &[]string{}
-	queue = build.NewQueue(build.QueueConfig{Workers: workers, Done: func(_ context.Context, key types.NamespacedName) { *done = append(*done, key.String()) }})
+	var mu sync.Mutex // the workers end builds at the same time
+	var keys []string
+	done = func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(keys)
+	}
+	queue = build.NewQueue(build.QueueConfig{Workers: workers, Done: func(_ context.Context, key types.NamespacedName) {
+		mu.Lock()
+		defer mu.Unlock()
+		keys = append(keys, key.String())
+	}})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- queue.Run(ctx) }()
@@ -44,7 +56,7 @@ func TestAQueueRemembersWhatItBuilt(t *testing.T) {
 		_, _, known := queue.Result(key("a", "x"), "1", gives("x:1"))
 		require.False(t, known)
 		synctest.Wait()
-		require.Equal(t, []string{"a/x"}, *done)
+		require.Equal(t, []string{"a/x"}, done())
 		artifact, err, known := queue.Result(key("a", "x"), "1", func(context.Context) (build.Artifact, error) { panic("built twice") })
 		require.True(t, known)
 		require.NoError(t, err)
@@ -73,10 +85,10 @@ func TestASlowNamespaceKeepsNoOtherWaiting(t *testing.T) {
 		queue.Result(key("quick", "2"), "", gives("q"))
 		time.Sleep(time.Hour + time.Minute)
 		synctest.Wait()
-		require.ElementsMatch(t, []string{"slow/1", "slow/2", "quick/1", "quick/2"}, *done, "the two that ran, then those whose namespace had none")
+		require.ElementsMatch(t, []string{"slow/1", "slow/2", "quick/1", "quick/2"}, done(), "the two that ran, then those whose namespace had none")
 		time.Sleep(3 * time.Hour)
 		synctest.Wait()
-		require.Len(t, *done, 6)
+		require.Len(t, done(), 6)
 	})
 }
 
@@ -85,9 +97,12 @@ func TestWhatMayPassIsTriedAgainAndAMistakeIsNot(t *testing.T) {
 		queue, done, stop := runQueue(t, 2)
 		defer stop()
 		var failures []error
+		var mu sync.Mutex
 		calls := map[string]int{}
 		job := func(name string, failure error) build.Job {
 			return func(context.Context) (build.Artifact, error) {
+				mu.Lock()
+				defer mu.Unlock()
 				if calls[name]++; calls[name] > 3 {
 					return build.Artifact{Image: name}, nil
 				}
@@ -111,7 +126,7 @@ func TestWhatMayPassIsTriedAgainAndAMistakeIsNot(t *testing.T) {
 		artifact, err, _ := queue.Result(key("a", "passing"), "", nil)
 		require.NoError(t, err)
 		require.Equal(t, "passing", artifact.Image)
-		require.Len(t, *done, 9)
+		require.Len(t, done(), 9)
 	})
 }
 
@@ -133,6 +148,6 @@ func TestABuildThatNobodyWaitsForEnds(t *testing.T) {
 		queue.Result(key("a", "changed"), "2", gives("changed:2"))
 		synctest.Wait()
 		require.Equal(t, 2, ended)
-		require.Equal(t, []string{"a/changed"}, *done)
+		require.Equal(t, []string{"a/changed"}, done())
 	})
 }
