@@ -44,9 +44,12 @@ func TestWhatIsNotPermittedGoesNowhere(t *testing.T) {
 	} {
 		for _, orderBy := range []string{"", "subject"} {
 			t.Run(name+" "+orderBy, func(t *testing.T) {
+				var mu sync.Mutex // both are pushed at the same time in the end
 				var posted []string
 				fails := true
 				bubble(t, func(r *http.Request) (*http.Response, error) {
+					mu.Lock()
+					defer mu.Unlock()
 					posted = append(posted, r.URL.Host+" "+r.Header.Get("Ce-Id"))
 					if fails {
 						return answer(500), nil
