@@ -33,6 +33,12 @@ type Store interface {
 	admin.DeadLetters
 }
 
+// attempts are kept by the stores that can; nil: by nobody.
+func attempts(store Store) dispatch.Attempts {
+	kept, _ := store.(dispatch.Attempts)
+	return kept
+}
+
 // validateBackend names what is wrong with the backend that is chosen; the
 // settings of the others do not count.
 func (c *Config) validateBackend() error {

@@ -45,7 +45,7 @@ func TestNATSStreamingCarriesEventsThroughFailuresToTheDeadLetters(t *testing.T)
 	}, time.Minute, 10*time.Millisecond)
 	require.Empty(t, got, "the same event is pushed once")
 
-	bad, tried := receiver(t, func(int) int { return http.StatusUnprocessableEntity })
+	bad, tried := receiver(t, func(int) int { return http.StatusInternalServerError })
 	require.NoError(t, b.Dispatcher().Set(t.Context(), subscription("poisoned", bad)))
 	publish(t, b, "poison")
 	for range 3 {

@@ -222,7 +222,7 @@ func TestEventsPublishedWhileTheSinkIsDownArriveInTheEnd(t *testing.T) {
 
 func TestPoisonEventBecomesADeadLetterThatTheAdminPortShows(t *testing.T) {
 	b := startBus(t, t.TempDir(), nil)
-	url, got := receiver(t, func(int) int { return 422 })
+	url, got := receiver(t, func(int) int { return 500 })
 	require.NoError(t, b.Dispatcher().Set(t.Context(), subscription("poisoned", url)))
 	publish(t, b, "poison")
 	for range 3 {
@@ -236,7 +236,7 @@ func TestPoisonEventBecomesADeadLetterThatTheAdminPortShows(t *testing.T) {
 		return len(page.Items) == 1
 	}, time.Minute, 10*time.Millisecond)
 	require.Equal(t, 3, page.Items[0].Attempts)
-	require.Equal(t, 422, page.Items[0].LastStatus)
+	require.Equal(t, 500, page.Items[0].LastStatus)
 	require.Equal(t, "poison", page.Items[0].Event.ID)
 	get(t, b.admin+"/admin/v1/dead-letters?subscription=shop/other", &page)
 	require.Empty(t, page.Items)

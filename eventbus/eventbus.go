@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -88,6 +89,8 @@ type Config struct {
 	// REST reaches the API server. Without it there is no controller, and
 	// subscriptions are set on [Bus.Dispatcher].
 	REST *rest.Config
+	// Replica names this process in what is kept of attempts; default the host's name.
+	Replica string
 	// LeaderElection lets one of several replicas dispatch; all take events.
 	LeaderElection bool
 
@@ -139,6 +142,11 @@ func (c Config) Defaults() (Config, error) {
 	}
 	if c.Stan.Logger == nil {
 		c.Stan.Logger = c.Log
+	}
+	if c.Replica == "" {
+		if host, err := os.Hostname(); err == nil {
+			c.Replica = host
+		}
 	}
 	if c.UnownedSources == "" {
 		c.UnownedSources = UnownedRefused
@@ -247,6 +255,9 @@ func New(config Config) (*Bus, error) {
 		ExtendEvery:  ackWait / 3,
 
 		MaxBytesInFlight: config.MaxBytesInFlight,
+
+		Attempts: attempts(store),
+		Replica:  config.Replica,
 
 		Metrics: dispatch.NewMetrics(config.Registry),
 		Log:     config.Log,

@@ -57,6 +57,9 @@ type ConsumerInfo struct {
 	// Unacknowledged counts events that were delivered and wait for an answer
 	// or for their next attempt.
 	Unacknowledged uint64
+	// Delivered is the sequence of the last event that was delivered, and Done that
+	// up to which the consumer is done with all; 0 where the broker does not tell.
+	Delivered, Done uint64
 }
 
 // Delivery is one attempt to hand an event to a consumer. It is answered once,
@@ -72,8 +75,12 @@ type Delivery interface {
 	Sequence() uint64
 	// Stored is when the event was accepted.
 	Stored() time.Time
-	// Attempt counts the deliveries of this event to this consumer, from 1.
+	// Attempt counts the deliveries of this event to this consumer, from 1. What was
+	// delivered was not therefore sent to anybody: see [Attempt].
 	Attempt() int
+	// Replay names the replay that the delivery belongs to; "" for one that was
+	// published.
+	Replay() string
 
 	// Ack says the event is done with.
 	Ack() error

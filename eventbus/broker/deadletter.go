@@ -34,6 +34,8 @@ const (
 	ReasonAttemptsExhausted = "AttemptsExhausted"
 	ReasonExpired           = "Expired"
 	ReasonUnreadable        = "Unreadable"
+	// ReasonRejected: the sink said that the event itself is wrong (400, 413, 415, 422).
+	ReasonRejected = "Rejected"
 )
 
 // Headers under which backends keep a dead letter, beside its event.

@@ -17,9 +17,8 @@ import (
 const (
 	defaultTimeout     = 30 * time.Second
 	defaultMaxInFlight = 100
-	defaultMaxAttempts = 10
 	defaultMinBackoff  = time.Second
-	defaultMaxBackoff  = 5 * time.Minute
+	defaultMaxBackoff  = 10 * time.Minute
 	defaultMaxAge      = 24 * time.Hour
 )
 
@@ -39,6 +38,8 @@ func compile(sub *v1alpha1.Subscription) (dispatch.Subscription, error) {
 		Namespace:   sub.Namespace,
 		Name:        sub.Name,
 		Created:     sub.CreationTimestamp.Time,
+		Generation:  sub.Generation,
+		Rate:        rate(delivery.Rate),
 		Start:       start(sub.Spec.Start),
 		Filter:      filter,
 		OrderBy:     delivery.OrderBy,
@@ -46,7 +47,7 @@ func compile(sub *v1alpha1.Subscription) (dispatch.Subscription, error) {
 		Timeout:     duration(delivery.Timeout, defaultTimeout),
 		MaxInFlight: number(delivery.MaxInFlight, defaultMaxInFlight),
 		Retry: dispatch.Retry{
-			MaxAttempts: number(retry.MaxAttempts, defaultMaxAttempts),
+			MaxAttempts: number(retry.MaxAttempts, 0),
 			MinBackoff:  duration(retry.MinBackoff, defaultMinBackoff),
 			MaxBackoff:  duration(retry.MaxBackoff, defaultMaxBackoff),
 			MaxAge:      duration(retry.MaxAge, defaultMaxAge),
@@ -71,6 +72,13 @@ func start(s *v1alpha1.Start) broker.Start {
 		return broker.Start{Sequence: uint64(max(1, *s.Sequence))}
 	}
 	return broker.Start{Earliest: s.From == "earliest"}
+}
+
+func rate(r *v1alpha1.Rate) dispatch.Rate {
+	if r == nil {
+		return dispatch.Rate{}
+	}
+	return dispatch.Rate{Events: int(r.Events), Per: duration(r.Per, time.Second)}
 }
 
 func or(value, fallback string) string {

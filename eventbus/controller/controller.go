@@ -40,6 +40,8 @@ const (
 	ReasonPaused            = "Paused"
 	ReasonNotDispatched     = "NotDispatched"
 	ReasonPushFailing       = "PushFailing"
+	ReasonSinkUnreachable   = "SinkUnreachable"
+	ReasonGone              = "Gone"
 )
 
 const (
@@ -306,9 +308,12 @@ func (r *Reconciler) sinks(ctx context.Context, sub *v1alpha1.Subscription, want
 	}
 	wanted.Sink = sink
 	reconcile.True(sub, v1alpha1.ConditionSinkReady, ReasonResolved, "events are pushed to "+sink.URL)
-	if sub.Spec.Paused {
+	switch {
+	case sub.Spec.Paused:
 		wanted.Hold = true
 		reconcile.False(sub, v1alpha1.ConditionDelivering, ReasonPaused, "spec.paused is true; events wait")
+	case gone(sub):
+		wanted.Hold = true
 	}
 	return nil
 }
@@ -359,6 +364,14 @@ func (r *Reconciler) count(ctx context.Context, sub *v1alpha1.Subscription) {
 	if held(sub) {
 		return
 	}
+	if stats.Gone {
+		reconcile.False(sub, v1alpha1.ConditionDelivering, ReasonGone, goneMessage)
+		return
+	}
+	if stats.HeldBack {
+		reconcile.False(sub, v1alpha1.ConditionDelivering, ReasonSinkUnreachable, stats.LastError+"; events are held back until it is reachable, and use up no attempts")
+		return
+	}
 	if stats.Failing {
 		reconcile.False(sub, v1alpha1.ConditionDelivering, ReasonPushFailing, stats.LastError)
 		return
@@ -377,5 +390,14 @@ func held(sub *v1alpha1.Subscription) bool {
 			return true
 		}
 	}
-	return sub.Spec.Paused
+	return sub.Spec.Paused || gone(sub)
+}
+
+// goneMessage says how to go on.
+const goneMessage = "the sink answered 410 Gone: nothing is sent to it any more, and events wait; change spec.sink, or anything else in spec, to try again"
+
+// gone reports whether the sink of this generation said that it is gone for good.
+func gone(sub *v1alpha1.Subscription) bool {
+	c := meta.FindStatusCondition(sub.Status.Conditions, v1alpha1.ConditionDelivering)
+	return c != nil && c.Reason == ReasonGone && c.ObservedGeneration == sub.Generation
 }

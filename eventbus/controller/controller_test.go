@@ -330,7 +330,7 @@ func (w *world) done(sub *v1alpha1.Subscription) {
 	w.t.Helper()
 	testkit.Eventually(w.t, patience, func() error {
 		info, err := w.bus.Dispatcher().Info(w.t.Context(), string(sub.UID))
-		if err == nil && info != (broker.ConsumerInfo{}) {
+		if err == nil && info.Pending+info.Unacknowledged > 0 {
 			err = fmt.Errorf("%+v", info)
 		}
 		return err

@@ -36,6 +36,92 @@ type fakeBroker struct {
 	storing  func()
 	ackFails bool // the next one
 	life     int  // of the stream: how often it began anew
+	// ackWait, if set, is when a delivery that nobody answers is offered again.
+	ackWait time.Duration
+	// shuffle is the order in which those in flight are offered again after a kill.
+	shuffle []uint64
+}
+
+// mortal is the broker as one process sees it: dead, it answers nothing more.
+type mortal struct {
+	*fakeBroker
+	mu   sync.Mutex
+	dead bool
+}
+
+func (m *mortal) die() {
+	m.mu.Lock()
+	m.dead = true
+	m.mu.Unlock()
+}
+
+func (m *mortal) isDead() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.dead
+}
+
+func (m *mortal) Subscribe(ctx context.Context, spec broker.ConsumerSpec) (broker.Consumer, error) {
+	c, err := m.fakeBroker.Subscribe(ctx, spec)
+	return mortalConsumer{c, m}, err
+}
+
+func (m *mortal) StoreDeadLetter(ctx context.Context, letter *broker.DeadLetter) error {
+	if m.isDead() {
+		return broker.ErrUnavailable
+	}
+	return m.fakeBroker.StoreDeadLetter(ctx, letter)
+}
+
+type mortalConsumer struct {
+	broker.Consumer
+	m *mortal
+}
+
+func (c mortalConsumer) Fetch(ctx context.Context, window broker.Window, wait time.Duration, handle func(broker.Delivery)) (bool, error) {
+	return c.Consumer.Fetch(ctx, window, wait, func(d broker.Delivery) { handle(mortalDelivery{d, c.m}) })
+}
+
+// mortalDelivery is answered by the living only.
+type mortalDelivery struct {
+	broker.Delivery
+	m *mortal
+}
+
+func (d mortalDelivery) Ack() error {
+	if d.m.isDead() {
+		return broker.ErrUnavailable
+	}
+	return d.Delivery.Ack()
+}
+
+func (d mortalDelivery) Retry(pause time.Duration) error {
+	if d.m.isDead() {
+		return broker.ErrUnavailable
+	}
+	return d.Delivery.Retry(pause)
+}
+
+func (d mortalDelivery) Extend() error {
+	if d.m.isDead() {
+		return broker.ErrUnavailable
+	}
+	return d.Delivery.Extend()
+}
+
+// offerAgain offers events again that are in flight.
+func (b *fakeBroker) offerAgain(sequences ...uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, c := range b.consumers {
+		for _, sequence := range sequences {
+			for _, d := range b.stored {
+				if d.seq == sequence {
+					c.offer(d)
+				}
+			}
+		}
+	}
 }
 
 func newBroker() *fakeBroker {
@@ -48,6 +134,7 @@ type consumer struct {
 	queue    []*delivery
 	attempts map[uint64]int
 	open     map[uint64]time.Time // when those were stored that are not acknowledged
+	inFlight map[uint64]time.Time // until when those have that wait for an answer
 }
 
 type delivery struct {
@@ -58,6 +145,7 @@ type delivery struct {
 	seq     uint64
 	stored  time.Time
 	attempt int
+	replay  string
 	slow    time.Duration // how long reading it takes
 	life    int
 }
@@ -118,7 +206,7 @@ func (b *fakeBroker) Subscribe(_ context.Context, spec broker.ConsumerSpec) (bro
 	defer b.mu.Unlock()
 	c, ok := b.consumers[spec.Name]
 	if !ok {
-		c = &consumer{b: b, changed: make(chan struct{}), attempts: map[uint64]int{}, open: map[uint64]time.Time{}}
+		c = &consumer{b: b, changed: make(chan struct{}), attempts: map[uint64]int{}, open: map[uint64]time.Time{}, inFlight: map[uint64]time.Time{}}
 		for _, d := range b.stored {
 			c.offer(d)
 		}
@@ -142,7 +230,37 @@ func (b *fakeBroker) Unsubscribe(_ context.Context, name string) error {
 }
 
 func (c *consumer) Info(context.Context) (broker.ConsumerInfo, error) {
-	return broker.ConsumerInfo{}, nil
+	c.b.mu.Lock()
+	defer c.b.mu.Unlock()
+	return broker.ConsumerInfo{Unacknowledged: uint64(len(c.inFlight))}, nil
+}
+
+// watch offers a delivery again that is not answered in time. Call it with mu held.
+func (c *consumer) watch(d *delivery) {
+	if c.b.ackWait == 0 {
+		return
+	}
+	c.inFlight[d.seq] = time.Now().Add(c.b.ackWait)
+	var look func()
+	look = func() {
+		c.b.mu.Lock()
+		defer c.b.mu.Unlock()
+		until, ok := c.inFlight[d.seq]
+		switch {
+		case !ok || d.life != c.b.life:
+		case time.Now().Before(until):
+			time.AfterFunc(time.Until(until)+c.b.turn(d.seq), look)
+		default:
+			delete(c.inFlight, d.seq)
+			c.offer(*d)
+		}
+	}
+	time.AfterFunc(c.b.ackWait+c.b.turn(d.seq), look)
+}
+
+// turn delays the offers of those that were shuffled, a little.
+func (b *fakeBroker) turn(seq uint64) time.Duration {
+	return time.Duration(slices.Index(b.shuffle, seq)+1) * time.Millisecond
 }
 
 func (c *consumer) Oldest(context.Context) (oldest time.Time, err error) {
@@ -171,6 +289,7 @@ func (c *consumer) Fetch(ctx context.Context, window broker.Window, wait time.Du
 			c.queue = c.queue[1:]
 			c.attempts[next.seq]++
 			next.attempt = c.attempts[next.seq]
+			c.watch(next)
 		}
 		c.b.mu.Unlock()
 		if next != nil {
@@ -218,6 +337,7 @@ func (d *delivery) Unreadable() *broker.Unreadable { return d.bad }
 func (d *delivery) Sequence() uint64               { return d.seq }
 func (d *delivery) Stored() time.Time              { return d.stored }
 func (d *delivery) Attempt() int                   { return d.attempt }
+func (d *delivery) Replay() string                 { return d.replay }
 
 func (d *delivery) Ack() error {
 	d.b.mu.Lock()
@@ -229,6 +349,7 @@ func (d *delivery) Ack() error {
 	}
 	d.b.acked = append(d.b.acked, d.seq)
 	delete(d.c.open, d.seq)
+	delete(d.c.inFlight, d.seq)
 	return nil
 }
 
@@ -236,6 +357,7 @@ func (d *delivery) Retry(delay time.Duration) error {
 	d.b.mu.Lock()
 	d.b.naks = append(d.b.naks, delay)
 	d.b.nakked = append(d.b.nakked, d.seq)
+	delete(d.c.inFlight, d.seq)
 	d.b.mu.Unlock()
 	d.again(delay)
 	return nil
@@ -245,6 +367,9 @@ func (d *delivery) Extend() error {
 	d.b.mu.Lock()
 	defer d.b.mu.Unlock()
 	d.b.extended++
+	if _, ok := d.c.inFlight[d.seq]; ok {
+		d.c.inFlight[d.seq] = time.Now().Add(d.b.ackWait)
+	}
 	return nil
 }
 

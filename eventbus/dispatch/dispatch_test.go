@@ -18,7 +18,7 @@ import (
 )
 
 func TestEveryFailureIsRetriedExactlyMaxAttemptsThenDead(t *testing.T) {
-	for name, status := range map[string]int{"server error": 500, "client error": 400, "redirect": 302, "informational": 199} {
+	for name, status := range map[string]int{"server error": 500, "client error": 404, "unauthorized": 401, "redirect": 302, "informational": 199} {
 		t.Run(name, func(t *testing.T) {
 			var at []time.Time
 			bubble(t, func(*http.Request) (*http.Response, error) {

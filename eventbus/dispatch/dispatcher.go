@@ -46,6 +46,10 @@ type Config struct {
 	// together; default a quarter of the process's memory limit (GOMEMLIMIT), 256
 	// MiB without one. At least 4.5 MiB.
 	MaxBytesInFlight int64
+	// Attempts keeps what was attempted over restarts; nil: nobody does.
+	Attempts Attempts
+	// Replica names this process in what it keeps of attempts.
+	Replica string
 	// Metrics, nil for none.
 	Metrics *Metrics
 	Log     *slog.Logger // default slog.Default
@@ -84,6 +88,8 @@ type Dispatcher struct {
 	ready  chan struct{}
 	budget *budget
 
+	journal *journal
+
 	// Two ends of one life: the first when no more events are to be fetched, the
 	// second when pushes in flight are to be cut off.
 	pull context.Context //nolint:containedctx // the life of the dispatcher, not of a call
@@ -114,6 +120,7 @@ func New(config Config) *Dispatcher {
 		direct:  client(config.Direct),
 		ready:   make(chan struct{}),
 		budget:  newBudget(budgetOf(config.MaxBytesInFlight)),
+		journal: newJournal(config.Attempts, config.Log),
 		runners: map[string]*runner{},
 	}
 	d.pull, d.stop = context.WithCancel(context.Background())
@@ -144,6 +151,12 @@ func (d *Dispatcher) StopTimeout() time.Duration {
 // up to the drain timeout and gives the rest back to the broker.
 func (d *Dispatcher) Run(ctx context.Context) error {
 	close(d.ready)
+	// It outlives the pushes, whose attempts it writes.
+	writing, stopWriting := context.WithCancel(context.WithoutCancel(ctx))
+	var writer sync.WaitGroup
+	writer.Go(func() { d.journal.run(writing) })
+	defer writer.Wait()
+	defer stopWriting()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -198,13 +211,7 @@ func (d *Dispatcher) Set(ctx context.Context, sub Subscription) error {
 	if err != nil {
 		return fmt.Errorf("subscription %s/%s: %w", sub.Namespace, sub.Name, err)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if r, ok := d.runners[sub.UID]; ok {
-		r.update(sub, consumer)
-		return nil
-	}
-	return d.start(sub, consumer)
+	return d.start(ctx, sub, consumer, func(r *runner) { r.update(sub, consumer) })
 }
 
 // Hold stops pushing for a subscription; its position and backlog stay until they
@@ -224,13 +231,7 @@ func (d *Dispatcher) Hold(ctx context.Context, sub Subscription) error {
 	}
 	sub.Hold, sub.DeadLetter = true, nil
 	sub.Selectors, sub.OrderBy = nil, ""
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if r, ok := d.runners[sub.UID]; ok {
-		r.hold()
-		return nil
-	}
-	return d.start(sub, consumer)
+	return d.start(ctx, sub, consumer, (*runner).hold)
 }
 
 func (d *Dispatcher) holdRunning(uid string) bool {
@@ -243,12 +244,25 @@ func (d *Dispatcher) holdRunning(uid string) bool {
 	return ok
 }
 
-// start begins to dispatch. Call it with mu held.
-func (d *Dispatcher) start(sub Subscription, consumer broker.Consumer) error {
+// start begins to dispatch, unless a runner does already, which is told then.
+func (d *Dispatcher) start(ctx context.Context, sub Subscription, consumer broker.Consumer, tell func(*runner)) error {
+	d.mu.Lock()
+	_, ok := d.runners[sub.UID]
+	d.mu.Unlock()
+	var known ledger
+	if !ok {
+		known = d.journal.history(ctx, sub.UID)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if r, ok := d.runners[sub.UID]; ok {
+		tell(r)
+		return nil
+	}
 	if d.closed {
 		return errors.New("the dispatcher is stopping")
 	}
-	r := newRunner(d, sub, consumer)
+	r := newRunner(d, sub, consumer, known)
 	d.runners[sub.UID] = r
 	d.work.Go(r.run)
 	return nil
@@ -263,6 +277,7 @@ func (d *Dispatcher) Remove(ctx context.Context, uid string) error {
 	if ok {
 		r.stop()
 	}
+	d.journal.forget(uid)
 	return d.config.Source.Unsubscribe(ctx, uid)
 }
 

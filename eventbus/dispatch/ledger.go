@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"errors"
 	"time"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/broker"
@@ -23,71 +24,63 @@ func identify(d broker.Delivery) identity {
 	return identity{sequence: d.Sequence(), stored: d.Stored().UnixNano(), key: d.Event().Key()}
 }
 
-// attempted is what is remembered of an event between its attempts.
-type attempted struct {
-	last    outcome
-	idle    int // deliveries that were no attempt
-	here    int // deliveries that are being handled
-	touched time.Time
+// ledger is what is known of the events of one subscription that are not done with:
+// the requests that were sent for them, by this process or, as far as the journal
+// knows, by those before. Call it with the runner's lock held.
+type ledger map[identity]*entry
+
+// entry of an event.
+type entry struct {
+	attempts int       // requests that were sent
+	last     Outcome   // of the last one
+	decided  Decision  // what the last one led to
+	next     time.Time // not before then
+	buried   bool      // its dead letter is stored
+	here     int       // deliveries that are being handled
+	touched  time.Time
 }
 
-// delivery is one of an event that is remembered.
-type delivery interface {
-	broker.Delivery
-	identity() identity
-}
-
-// taken is a delivery that takes memory here.
-type taken struct {
-	broker.Delivery
-	id      identity
-	bytes   int64
-	attempt int
-}
-
-func (t *taken) identity() identity { return t.id }
-
-// Attempt counts the pushes and the one to come, as far as this process knows
-// which deliveries were none.
-func (t *taken) Attempt() int { return t.attempt }
-
-// known is what is remembered of an event. Call it with mu held.
-func (r *runner) known(id identity) *attempted {
-	a, ok := r.open[id]
+// of returns the entry of an event.
+func (l ledger) of(id identity) *entry {
+	e, ok := l[id]
 	if !ok {
-		a = &attempted{}
-		r.open[id] = a
+		e = &entry{}
+		l[id] = e
 	}
-	a.touched = time.Now()
-	return a
+	e.touched = time.Now()
+	return e
 }
 
-// note remembers the outcome of an attempt. Call it with mu held.
-func (r *runner) note(d delivery, last outcome) { r.known(d.identity()).last = last }
-
-// last is the outcome of the attempt before, if this process made it.
-func (r *runner) last(d delivery) outcome {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.known(d.identity()).last
-}
-
-// idle counts the deliveries that were no attempt.
-func (r *runner) idle(d delivery) int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.known(d.identity()).idle
+// restore notes an attempt that the journal knows.
+func (l ledger) restore(a *broker.Attempt) {
+	e := l.of(identity{sequence: a.Sequence, stored: a.Stored.UnixNano(), key: a.Key})
+	e.attempts = max(e.attempts, a.Number)
+	e.last = Outcome{Status: a.Status, Took: a.Took, Probe: a.Probe}
+	if a.Error != "" {
+		e.last.Err = errors.New(a.Error)
+	}
+	e.decided = Decision{What: a.Decision, At: a.Next, Reason: a.Reason}
+	e.next = a.Next
 }
 
 // forget drops what does not seem to come again, as the events of a stream that
-// was lost.
-func (r *runner) forget() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for id, a := range r.open {
-		if a.here == 0 && time.Since(a.touched) > remembered+r.sub.Retry.MaxBackoff {
-			delete(r.open, id)
-			r.dirty = true
+// was lost. It reports whether there was something.
+func (l ledger) forget(longest time.Duration) (some bool) {
+	for id, e := range l {
+		if e.here == 0 && time.Since(e.touched) > remembered+longest {
+			delete(l, id)
+			some = true
 		}
 	}
+	return some
+}
+
+// oldest is when the oldest event was stored; zero if there is none.
+func (l ledger) oldest() (oldest time.Time) {
+	for id := range l {
+		if stored := time.Unix(0, id.stored); oldest.IsZero() || stored.Before(oldest) {
+			oldest = stored
+		}
+	}
+	return oldest
 }

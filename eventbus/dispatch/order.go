@@ -1,31 +1,46 @@
 package dispatch
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
-// lane holds the deliveries of one key, in order.
-type lane struct{ waiting []queued }
-
-// held is a delivery that stays here between its attempts, so that nothing
-// overtakes it.
-type held struct {
-	*taken
-	attempt int
-	again   bool
-	pause   time.Duration
+// lane holds the deliveries of one key, in the order of their acceptance.
+type lane struct {
+	waiting []queued
+	active  identity // of the delivery that is being handled
+	driven  bool
 }
 
-func (h *held) Attempt() int { return h.attempt }
+// queued is a delivery the broker is told about while it waits its turn.
+type queued struct {
+	delivery      *taken
+	stopExtending func()
+}
+
+// kept is a delivery that stays here between its attempts, so that nothing
+// overtakes it.
+type kept struct {
+	*taken
+	again bool
+	pause time.Duration
+}
 
 // Retry is done by the lane and not by the broker.
-func (h *held) Retry(pause time.Duration) error {
-	h.again, h.pause = true, pause
+func (k *kept) Retry(pause time.Duration) error {
+	k.again, k.pause = true, pause
 	return nil
 }
 
-// settle waits, before the first fetch of an ordered subscription, until the
-// broker offers again what a dispatcher that died had fetched: new events would
-// overtake those.
-func (r *runner) settle() {
+// ackWaits is a little more than how many ExtendEvery make up the broker's ack
+// wait.
+const ackWaits = 4
+
+// awaitRedelivery waits, before the first fetch of an ordered subscription, until
+// the broker offers again what a dispatcher that died had fetched, and has lanes
+// begin when all of that is here: it comes in any order, and new events would
+// overtake it.
+func (r *runner) awaitRedelivery() {
 	sub, consumer := r.current()
 	if sub.OrderBy == "" {
 		return
@@ -35,44 +50,78 @@ func (r *runner) settle() {
 		return
 	}
 	r.wait(ackWaits * r.d.config.ExtendEvery)
+	if err != nil || info.Unacknowledged > uint64(sub.MaxInFlight) {
+		return // how much there is to come is not known, or it does not fit
+	}
+	r.mu.Lock()
+	r.gathering = int(info.Unacknowledged)
+	r.mu.Unlock()
+	r.d.work.Go(func() { // some of it may never come: it was acknowledged after all
+		r.wait(ackWaits * r.d.config.ExtendEvery)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.drive()
+	})
 }
 
-// ackWaits is a little more than how many ExtendEvery make up the broker's ack
-// wait.
-const ackWaits = 4
-
-// wait returns false when the runner ends meanwhile.
-func (r *runner) wait(pause time.Duration) bool {
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-r.ctx.Done():
-		return false
+// drive lets lanes begin. Call it with mu held.
+func (r *runner) drive() {
+	r.gathering = 0
+	for key, l := range r.lanes {
+		r.begin(key, l)
 	}
 }
 
-// queue puts a delivery at the end of its lane. Call it with mu held.
-func (r *runner) queue(key string, d *taken) {
-	q := queued{delivery: d, stopExtending: r.extend(d)}
-	if l, ok := r.lanes[key]; ok {
-		l.waiting = append(l.waiting, q)
+// begin lets a lane begin, unless others must come first. Call it with mu held.
+func (r *runner) begin(key string, l *lane) {
+	if r.gathering > 0 || l.driven {
 		return
 	}
-	l := &lane{waiting: []queued{q}}
-	r.lanes[key] = l
-	r.d.work.Go(func() { r.drive(key, l) })
+	l.driven = true
+	r.d.work.Go(func() { r.follow(key, l) })
 }
 
-// queued is a delivery the broker is told about while it waits its turn.
-type queued struct {
-	delivery      *taken
-	stopExtending func()
+// enqueue puts a delivery into its lane, at its place. Call it with mu held.
+func (r *runner) enqueue(key string, d *taken) {
+	l, ok := r.lanes[key]
+	if !ok {
+		l = &lane{}
+		r.lanes[key] = l
+	}
+	if r.gathering > 0 {
+		if r.gathering--; r.gathering == 0 {
+			defer r.drive()
+		}
+	}
+	if l.active == d.id { // the broker was away, and offers it again
+		r.drop(d)
+		return
+	}
+	at := slices.IndexFunc(l.waiting, func(q queued) bool { return q.delivery.id.sequence >= d.id.sequence })
+	switch {
+	case at < 0:
+		at = len(l.waiting)
+	case l.waiting[at].delivery.id == d.id:
+		before := l.waiting[at] // the broker knows the later one
+		before.stopExtending()
+		l.waiting[at] = queued{delivery: d, stopExtending: r.extend(d)}
+		r.drop(before.delivery)
+		return
+	}
+	l.waiting = slices.Insert(l.waiting, at, queued{delivery: d, stopExtending: r.extend(d)})
+	r.begin(key, l)
 }
 
-// drive pushes the deliveries of a lane one after another until it is empty.
-func (r *runner) drive(key string, l *lane) {
+// drop forgets a delivery of which there is another. Call it with mu held.
+func (r *runner) drop(d *taken) {
+	r.inFlight--
+	r.ledger.of(d.id).here--
+	r.d.work.Go(func() { r.account.release(d.bytes) })
+	r.signal()
+}
+
+// follow handles the deliveries of a lane one after another until it is empty.
+func (r *runner) follow(key string, l *lane) {
 	for {
 		r.mu.Lock()
 		if len(l.waiting) == 0 {
@@ -81,34 +130,27 @@ func (r *runner) drive(key string, l *lane) {
 			return
 		}
 		next := l.waiting[0]
-		l.waiting = l.waiting[1:]
+		l.waiting, l.active = l.waiting[1:], next.delivery.id
 		r.mu.Unlock()
-		done := r.insist(next.delivery)
+		done := r.untilDone(next.delivery)
 		next.stopExtending()
 		r.finish(next.delivery, done)
 	}
 }
 
-// insist attempts one delivery until it is done with. When the runner ends, the
+// untilDone handles one delivery until it is done with. When the runner ends, the
 // delivery is given back.
-func (r *runner) insist(d *taken) (done bool) {
-	h := &held{taken: d, attempt: d.Attempt()}
+func (r *runner) untilDone(d *taken) (done bool) {
+	k := &kept{taken: d}
 	for r.ctx.Err() == nil {
 		sub, _ := r.current()
-		if sub.Hold && time.Now().Before(sub.expires(d.Stored())) { // no attempt: wait for what comes
-			r.wait(brokerPause)
-			continue
-		}
-		h.again = false
-		idle := r.idle(d)
-		done = r.handle(&sub, h)
-		if !h.again {
+		k.again = false
+		done = r.handle(&sub, k)
+		if !k.again {
 			return done
 		}
-		if r.wait(h.pause) && r.idle(d) == idle {
-			h.attempt++
-		}
+		r.wait(k.pause)
 	}
-	r.answer("give back", d.Retry(0))
+	r.told("give back", d.Retry(0))
 	return false
 }

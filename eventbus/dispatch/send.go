@@ -25,37 +25,40 @@ const (
 	maxRetryAfter = time.Hour
 )
 
-// outcome of one push.
-type outcome struct {
-	status     int // 0 when there was no answer
-	err        error
-	retryAfter time.Duration
-	took       time.Duration
+// Outcome of one request.
+type Outcome struct {
+	Status     int   // 0 when there was no answer
+	Err        error // why there was none
+	RetryAfter time.Duration
+	Took       time.Duration
+	// Probe: the request asked whether the sink is back, and is no attempt unless it
+	// is.
+	Probe bool
+	// Interrupted: the request was cut off because the dispatcher stops, which says
+	// nothing about the sink.
+	Interrupted bool
 }
 
-func (o outcome) ok() bool { return o.err == nil && o.status >= 200 && o.status < 300 }
+func (o Outcome) ok() bool { return o.Err == nil && o.Status >= 200 && o.Status < 300 }
 
-// delivered tells a success from the zero value.
-func (o outcome) delivered() bool { return o.status != 0 && o.ok() }
-
-func (o outcome) text() string {
+func (o Outcome) text() string {
 	switch {
-	case o.err != nil:
-		return o.err.Error()
-	case o.status != 0 && !o.ok():
-		return fmt.Sprintf("the sink answered %d %s", o.status, http.StatusText(o.status))
+	case o.Err != nil:
+		return o.Err.Error()
+	case o.Status != 0 && !o.ok():
+		return fmt.Sprintf("the sink answered %d %s", o.Status, http.StatusText(o.Status))
 	}
 	return ""
 }
 
-// post sends one event to a sink. letter is set when it is sent as a dead letter.
-func (d *Dispatcher) post(sub *Subscription, sink Sink, delivery broker.Delivery, letter *broker.DeadLetter) outcome {
+// send sends one event to a sink. letter is set when it is sent as a dead letter.
+func (d *Dispatcher) send(sub *Subscription, sink Sink, delivery broker.Delivery, letter *broker.DeadLetter) Outcome {
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(d.push, sub.Timeout)
 	defer cancel()
 	request, err := newRequest(ctx, sub, sink, delivery)
 	if err != nil {
-		return outcome{err: err}
+		return Outcome{Err: err}
 	}
 	if letter != nil {
 		request.Header.Set("Lambdamesh-Dead-Letter-Reason", letter.Reason)
@@ -73,14 +76,14 @@ func (d *Dispatcher) post(sub *Subscription, sink Sink, delivery broker.Delivery
 		} else if u, ok := errors.AsType[*url.Error](err); ok {
 			err = u.Err // the URL is known, and may hold a secret
 		}
-		return outcome{err: err, took: time.Since(begin)}
+		return Outcome{Err: err, Took: time.Since(begin), Interrupted: d.push.Err() != nil}
 	}
 	defer response.Body.Close()
 	_, _ = io.CopyN(io.Discard, response.Body, maxAnswer)
-	return outcome{
-		status:     response.StatusCode,
-		retryAfter: retryAfter(response.Header.Get("Retry-After")),
-		took:       time.Since(begin),
+	return Outcome{
+		Status:     response.StatusCode,
+		RetryAfter: retryAfter(response.Header.Get("Retry-After")),
+		Took:       time.Since(begin),
 	}
 }
 

@@ -2,8 +2,9 @@ package dispatch
 
 import (
 	"context"
-	"math/rand/v2"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/broker"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
@@ -61,6 +62,13 @@ type Subscription struct {
 	MaxInFlight int
 	Retry       Retry
 
+	// Rate bounds how many events are sent; zero: it does not.
+	Rate Rate
+
+	// Generation of the object. A sink that is gone (410) is asked again when it
+	// changes.
+	Generation int64
+
 	// Hold keeps the position and pushes nothing: paused, or the sink is not
 	// there. What gets older than Retry.MaxAge becomes a dead letter all the same.
 	Hold bool
@@ -84,27 +92,23 @@ func (s *Subscription) expires(stored time.Time) time.Time {
 	return stored.Add(s.Retry.MaxAge)
 }
 
-// Retry says how hard to try.
-type Retry struct {
-	MaxAttempts int // the first included
-	MinBackoff  time.Duration
-	MaxBackoff  time.Duration
-	// MaxAge is when an event is given up, counted from its acceptance or from
-	// the creation of the subscription, whichever is later, tried or not.
-	MaxAge time.Duration
+// Rate is how many requests may be sent in a time.
+type Rate struct {
+	Events int
+	Per    time.Duration
 }
 
-// backoff is the pause after the given attempt: MinBackoff doubled with each,
-// at most MaxBackoff, 20 % more or less so that those that failed together do
-// not come back together.
-func (r Retry) backoff(attempt int) time.Duration {
-	d := r.MinBackoff
-	for i := 1; i < attempt && d < r.MaxBackoff; i++ {
-		d *= 2
+// burst is how much of a rate may be sent at once, so that a fast sink is not asked
+// event by event.
+const burst = 50 * time.Millisecond
+
+// limiter is nil for the zero value.
+func (r Rate) limiter() *rate.Limiter {
+	if r.Events <= 0 || r.Per <= 0 {
+		return nil
 	}
-	d = min(d, r.MaxBackoff)
-	d = time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
-	return max(r.MinBackoff, min(d, r.MaxBackoff))
+	perSecond := float64(r.Events) / r.Per.Seconds()
+	return rate.NewLimiter(rate.Limit(perSecond), max(1, int(perSecond*burst.Seconds())))
 }
 
 // Stats of a subscription since this process began to dispatch it.
@@ -118,6 +122,12 @@ type Stats struct {
 	LastError string
 	// Failing is set while the latest attempt failed.
 	Failing bool
+	// Gone is set when the sink answered that it is gone for good: nothing is sent
+	// until the subscription is changed.
+	Gone bool
+	// HeldBack is set while the sink is not reachable, and only asked now and then
+	// whether it is back.
+	HeldBack bool
 	// Oldest is when the oldest event that was tried and not yet done with was
 	// accepted; zero if there is none.
 	Oldest time.Time

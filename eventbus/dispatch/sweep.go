@@ -21,7 +21,11 @@ const (
 // nobody else would notice. It also forgets what does not come again.
 func (r *runner) sweep() {
 	for pause := minSweep; r.wait(pause); {
-		r.forget()
+		r.mu.Lock()
+		if r.ledger.forget(r.sub.Retry.MaxBackoff) {
+			r.dirty = true
+		}
+		r.mu.Unlock()
 		pause = r.expireHeld()
 	}
 }
@@ -30,7 +34,7 @@ func (r *runner) sweep() {
 func (r *runner) expireHeld() time.Duration {
 	for {
 		sub, consumer := r.current()
-		if !sub.Hold {
+		if !r.sendsNothing() {
 			return clampSweep(sub.Retry.MaxAge)
 		}
 		oldest, err := consumer.Oldest(r.ctx)
@@ -50,6 +54,13 @@ func (r *runner) expireHeld() time.Duration {
 			return minSweep
 		}
 	}
+}
+
+// sendsNothing reports whether events wait that nobody looks at.
+func (r *runner) sendsNothing() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.resting() || r.breaker.open
 }
 
 func clampSweep(pause time.Duration) time.Duration { return max(minSweep, min(pause, maxSweep)) }

@@ -324,7 +324,7 @@ func Run(t *testing.T, start Open, lacks Lacks) {
 		c := Subscribe(t, b, "c1", broker.Start{}, "", "**")
 		receipts := Publish(t, b, Event("1"), Event("2"), Event("3"))
 		require.NoError(t, Take(t, c, 1)[0].Ack())
-		require.Eventually(t, func() bool { return info(t, c).Unacknowledged == 0 }, deadline, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return waiting(t, c).Unacknowledged == 0 }, deadline, 10*time.Millisecond)
 		stop()
 
 		b, _ = open(t, options)
@@ -505,11 +505,11 @@ func Run(t *testing.T, start Open, lacks Lacks) {
 		b := fresh(t)
 		c := Subscribe(t, b, "c1", broker.Start{}, "", "**")
 		Publish(t, b, Event("1"), Event("2"), Event("3"))
-		require.Eventually(t, func() bool { return info(t, c) == broker.ConsumerInfo{Pending: 3} }, deadline, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return waiting(t, c) == broker.ConsumerInfo{Pending: 3} }, deadline, 10*time.Millisecond)
 		d := Take(t, c, 1)[0]
-		require.Equal(t, broker.ConsumerInfo{Pending: 2, Unacknowledged: 1}, info(t, c))
+		require.Equal(t, broker.ConsumerInfo{Pending: 2, Unacknowledged: 1}, waiting(t, c))
 		require.NoError(t, d.Ack())
-		require.Eventually(t, func() bool { return info(t, c) == broker.ConsumerInfo{Pending: 2} }, deadline, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return waiting(t, c) == broker.ConsumerInfo{Pending: 2} }, deadline, 10*time.Millisecond)
 	})
 
 	t.Run("dead letters are kept with their reason", func(t *testing.T) {

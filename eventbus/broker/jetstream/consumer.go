@@ -32,6 +32,7 @@ func (s *Store) Subscribe(ctx context.Context, spec broker.ConsumerSpec) (broker
 	for i, f := range filters {
 		filters[i] = eventPrefix + f
 	}
+	filters = append(filters, replayPrefix+spec.Name)
 	existing, err := l.events.Consumer(ctx, spec.Name)
 	if err == nil {
 		config := existing.CachedInfo().Config
@@ -155,7 +156,10 @@ func (c *consumer) Info(ctx context.Context) (broker.ConsumerInfo, error) {
 	if err != nil {
 		return broker.ConsumerInfo{}, translate(err)
 	}
-	return broker.ConsumerInfo{Pending: info.NumPending, Unacknowledged: uint64(max(0, info.NumAckPending))}, nil
+	return broker.ConsumerInfo{
+		Pending: info.NumPending, Unacknowledged: uint64(max(0, info.NumAckPending)),
+		Delivered: info.Delivered.Stream, Done: info.AckFloor.Stream,
+	}, nil
 }
 
 // Oldest implements [broker.Consumer].
@@ -185,15 +189,24 @@ func firstWanted(ctx context.Context, l *link, info *jetstream.ConsumerInfo) (*j
 	if len(filters) == 0 {
 		filters = []string{info.Config.FilterSubject}
 	}
-	var first *jetstream.RawStreamMsg
+	// All up to the floor is done with; what comes next and is selected is not.
+	first, err := firstOf(ctx, l.events, info.AckFloor.Stream+1, filters)
+	if err != nil {
+		return nil, fmt.Errorf("read the backlog of consumer %s: %w", info.Name, translate(err))
+	}
+	return first, nil
+}
+
+// firstOf returns the first message of a stream from a sequence on that one of the
+// filters selects, nil if there is none.
+func firstOf(ctx context.Context, stream jetstream.Stream, from uint64, filters []string) (first *jetstream.RawStreamMsg, err error) {
 	for _, filter := range filters {
-		// All up to the floor is done with; what comes next and is selected is not.
-		msg, err := l.events.GetMsg(ctx, info.AckFloor.Stream+1, jetstream.WithGetMsgSubject(filter))
+		msg, err := stream.GetMsg(ctx, from, jetstream.WithGetMsgSubject(filter))
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read the backlog of consumer %s: %w", info.Name, translate(err))
+			return nil, err
 		}
 		if first == nil || msg.Sequence < first.Sequence {
 			first = msg
@@ -226,6 +239,7 @@ func (d *delivery) Unreadable() *broker.Unreadable { return d.unreadable }
 func (d *delivery) Sequence() uint64               { return d.meta.Sequence.Stream }
 func (d *delivery) Stored() time.Time              { return d.meta.Timestamp }
 func (d *delivery) Attempt() int                   { return int(d.meta.NumDelivered) }
+func (d *delivery) Replay() string                 { return d.msg.Headers().Get(headerReplay) }
 func (d *delivery) Ack() error                     { return translate(d.msg.Ack()) }
 func (d *delivery) Extend() error                  { return translate(d.msg.InProgress()) }
 

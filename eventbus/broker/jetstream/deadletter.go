@@ -27,7 +27,7 @@ const (
 const maxPageBytes = 4 << 20
 
 // StoreDeadLetter returns when the dead letter is on disk. The same event of the
-// same consumer is stored once inside the dedup window.
+// same consumer is stored once, as long as it is there.
 func (s *Store) StoreDeadLetter(ctx context.Context, letter *broker.DeadLetter) error {
 	l, err := s.connected()
 	if err != nil {
@@ -44,9 +44,13 @@ func (s *Store) StoreDeadLetter(ctx context.Context, letter *broker.DeadLetter) 
 	}
 	// With the key of the event, as one that was migrated has the sequence it had
 	// in another store.
-	id := fmt.Sprintf("%s-%d-%s", letter.Consumer, letter.Sequence, letter.Event.Key())
-	if _, err := l.js.PublishMsg(ctx, msg, jetstream.WithMsgID(id), jetstream.WithExpectStream(DeadLetterStream)); err != nil {
-		return fmt.Errorf("dead letter %s: %w", id, translate(err))
+	msg.Subject = fmt.Sprintf("%s%s.%d-%s", deadLetterPrefix, letter.Consumer, letter.Sequence, letter.Event.Key())
+	_, err = l.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(DeadLetterStream), jetstream.WithExpectLastSequencePerSubject(0))
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok && (api.ErrorCode == codeOtherLastSequence || api.ErrorCode == codeOtherLastSequenceConstant) {
+		return nil // it is there
+	}
+	if err != nil {
+		return fmt.Errorf("dead letter %s: %w", msg.Subject, translate(err))
 	}
 	return nil
 }
@@ -95,18 +99,19 @@ func (s *Store) DeadLetters(ctx context.Context, consumer string, after uint64, 
 	if err != nil {
 		return nil, err
 	}
-	filter := deadLetterPrefix + ">"
+	filters := []string{deadLetterPrefix + ">"}
 	if consumer != "" {
-		filter = deadLetterPrefix + consumer
+		// The last are those that were stored before each had a subject of its own.
+		filters = []string{deadLetterPrefix + consumer + ".>", deadLetterPrefix + consumer}
 	}
 	letters := []broker.DeadLetter{}
 	for bytes := 0; len(letters) < limit && bytes < maxPageBytes; {
-		msg, err := l.dead.GetMsg(ctx, after+1, jetstream.WithGetMsgSubject(filter))
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			break
-		}
+		msg, err := firstOf(ctx, l.dead, after+1, filters)
 		if err != nil {
 			return nil, fmt.Errorf("dead letters: %w", translate(err))
+		}
+		if msg == nil {
+			break
 		}
 		after = msg.Sequence
 		bytes += len(msg.Data)

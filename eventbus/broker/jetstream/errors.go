@@ -15,15 +15,17 @@ import (
 // Error codes of nats-server (its errors.json). What is not here means that NATS
 // cannot store now: [broker.ErrUnavailable].
 const (
-	codeAccountExceeded      jetstream.ErrorCode = 10002 // resource limits exceeded for account
-	codeServerExceeded       jetstream.ErrorCode = 10023 // insufficient resources: max_file_store is used up
-	codeMemoryExceeded       jetstream.ErrorCode = 10028 // insufficient memory resources available
-	codeStorageExceeded      jetstream.ErrorCode = 10047 // insufficient storage resources available
-	codeMessageTooLarge      jetstream.ErrorCode = 10054 // message size exceeds maximum allowed
-	codeOtherLastID          jetstream.ErrorCode = 10070 // wrong last msg ID
-	codeNotStored            jetstream.ErrorCode = 10077 // the stream's limits, or a message too large for it
-	codeHeaderTooLarge       jetstream.ErrorCode = 10097 // header size exceeds maximum allowed of 64k
-	codeBatchHoldsDuplicates jetstream.ErrorCode = 10201
+	codeAccountExceeded           jetstream.ErrorCode = 10002 // resource limits exceeded for account
+	codeServerExceeded            jetstream.ErrorCode = 10023 // insufficient resources: max_file_store is used up
+	codeMemoryExceeded            jetstream.ErrorCode = 10028 // insufficient memory resources available
+	codeStorageExceeded           jetstream.ErrorCode = 10047 // insufficient storage resources available
+	codeMessageTooLarge           jetstream.ErrorCode = 10054 // message size exceeds maximum allowed
+	codeOtherLastSequence         jetstream.ErrorCode = 10071 // wrong last sequence: {seq}
+	codeOtherLastSequenceConstant jetstream.ErrorCode = 10164 // wrong last sequence
+	codeOtherLastID               jetstream.ErrorCode = 10070 // wrong last msg ID
+	codeNotStored                 jetstream.ErrorCode = 10077 // the stream's limits, or a message too large for it
+	codeHeaderTooLarge            jetstream.ErrorCode = 10097 // header size exceeds maximum allowed of 64k
+	codeBatchHoldsDuplicates      jetstream.ErrorCode = 10201
 )
 
 // tooLargeForStream is the text of codeNotStored when not the space but the

@@ -345,6 +345,10 @@ func (s *Store) ensureStreams(ctx context.Context, nc *nats.Conn, js jetstream.J
 	if err != nil {
 		return nil, err
 	}
+	// Without it the bus works, and explains and counts less.
+	if _, err := ensureStream(ctx, js, s.attemptConfig()); err != nil {
+		s.log.Warn("attempts are not kept: they are counted anew after a restart, and cannot be explained", "error", err)
+	}
 	return &link{nc: nc, js: js, events: events, dead: dead}, nil
 }
 

@@ -478,6 +478,9 @@ func (d *delivery) Sequence() uint64               { return d.sequence }
 func (d *delivery) Stored() time.Time              { return d.stored }
 func (d *delivery) Attempt() int                   { return d.attempt }
 
+// Replay is none: NATS Streaming has no place for what one consumer gets alone.
+func (d *delivery) Replay() string { return "" }
+
 // Ack counts even when the event was handed out again meanwhile, and when the
 // server cannot be told now: it will send the event again, and is told then.
 func (d *delivery) Ack() error {

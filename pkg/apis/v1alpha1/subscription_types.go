@@ -144,7 +144,12 @@ type Delivery struct {
 	// +kubebuilder:validation:MaxLength=64
 	// +kubebuilder:validation:Pattern=`^[a-z0-9]+$`
 	OrderBy string `json:"orderBy,omitempty"`
-	// Retry of a push that was not answered 2xx.
+	// Rate at which events are pushed at most; unset: as fast as the sink takes them.
+	// +optional
+	Rate *Rate `json:"rate,omitempty"`
+	// Retry of a push that was not answered 2xx. 400, 413, 415 and 422 say that the
+	// event is wrong: it is a dead letter at once. 410 pauses the subscription until
+	// it is changed.
 	// +optional
 	// +kubebuilder:default={}
 	Retry Retry `json:"retry,omitempty"`
@@ -153,12 +158,27 @@ type Delivery struct {
 	DeadLetter *DeadLetter `json:"deadLetter,omitempty"`
 }
 
-// Retry is exponential with jitter; a Retry-After of the sink is honored.
+// Rate is a number of events in a time, evenly spread.
+// +kubebuilder:validation:XValidation:rule="!has(self.per) || (duration(self.per) >= duration('1s') && duration(self.per) <= duration('24h'))",message="per must be between 1s and 24h, such as 1s"
+type Rate struct {
+	// Events in that time.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000000
+	Events int32 `json:"events"`
+	// Per is the time; default 1s.
+	// +optional
+	// +kubebuilder:default="1s"
+	Per *metav1.Duration `json:"per,omitempty"`
+}
+
+// Retry is exponential with jitter; a Retry-After of the sink is honored. While a
+// sink is not reachable its events are held back, use up no attempts, and flow when
+// it is back.
 // +kubebuilder:validation:XValidation:rule="!has(self.minBackoff) || !has(self.maxBackoff) || duration(self.minBackoff) <= duration(self.maxBackoff)",message="minBackoff must not be greater than maxBackoff"
 type Retry struct {
-	// MaxAttempts in all, the first included.
+	// MaxAttempts in all, the first included; an attempt is a request that was sent.
+	// Unset: until maxAge.
 	// +optional
-	// +kubebuilder:default=10
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100
 	MaxAttempts *int32 `json:"maxAttempts,omitempty"`
@@ -169,8 +189,8 @@ type Retry struct {
 	MinBackoff *metav1.Duration `json:"minBackoff,omitempty"`
 	// MaxBackoff between two attempts.
 	// +optional
-	// +kubebuilder:default="5m"
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('10ms') && duration(self) <= duration('24h')",message="maxBackoff must be between 10ms and 24h, such as 5m"
+	// +kubebuilder:default="10m"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('10ms') && duration(self) <= duration('24h')",message="maxBackoff must be between 10ms and 24h, such as 10m"
 	MaxBackoff *metav1.Duration `json:"maxBackoff,omitempty"`
 	// MaxAge of an event after it was accepted or, if later, the subscription was
 	// created; older ones become dead letters, also while nothing is pushed.
