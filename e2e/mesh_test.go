@@ -172,7 +172,7 @@ func (m *mesh) processes(t testing.TB) []string {
 // kubectl runs the real one against the mesh and returns what it printed.
 func (m *mesh) kubectl(t testing.TB, stdin string, args ...string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary(t, "kubectl"), args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(m.dataDir, "kubeconfig"))
@@ -209,7 +209,7 @@ func (m *mesh) apply(t testing.TB, yaml string) {
 // waitFor waits until the object's condition has the status, as `kubectl wait`.
 func (m *mesh) waitFor(t testing.TB, namespace, object, condition string) {
 	t.Helper()
-	out, err := m.kubectl(t, "", "wait", "-n", namespace, object, "--for=condition="+condition, "--timeout=50s")
+	out, err := m.kubectl(t, "", "wait", "-n", namespace, object, "--for=condition="+condition, "--timeout=170s")
 	if err != nil {
 		describe, _ := m.kubectl(t, "", "get", "-n", namespace, object, "-o", "yaml")
 		t.Fatalf("%v\n%s\n%s", err, out, describe)
@@ -219,7 +219,7 @@ func (m *mesh) waitFor(t testing.TB, namespace, object, condition string) {
 // cli runs lambdamesh with the mesh's data directory.
 func (m *mesh) cli(t testing.TB, args ...string) (stdout string, code int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary(t, "lambdamesh"), append(args, "--data-dir", m.dataDir)...)
 	cmd.Dir = ".."

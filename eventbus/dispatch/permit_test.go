@@ -44,7 +44,7 @@ func TestWhatIsNotPermittedGoesNowhere(t *testing.T) {
 	} {
 		for _, orderBy := range []string{"", "subject"} {
 			t.Run(name+" "+orderBy, func(t *testing.T) {
-				var mu sync.Mutex // both are pushed at the same time in the end
+				var mu sync.Mutex
 				var posted []string
 				fails := true
 				bubble(t, func(r *http.Request) (*http.Response, error) {
