@@ -21,6 +21,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/connector/controller"
 	"github.com/lambdamesh/lambdamesh/connector/outbound"
 	"github.com/lambdamesh/lambdamesh/connector/public"
+	"github.com/lambdamesh/lambdamesh/connector/registry"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
@@ -31,6 +32,9 @@ import (
 // publicReadTimeout is how long a third-party system may take to send a request:
 // as long as a publisher of the event bus.
 const publicReadTimeout = 30 * time.Second
+
+// shareOfLambda is the part of the outbound connections that one lambda may have.
+const shareOfLambda = 8
 
 // Config of a connector. See [Config.Validate] for what is required.
 type Config struct {
@@ -62,6 +66,9 @@ type Config struct {
 	// [httpserver.Config]; on Public a client address has half of them at most.
 	// Default [httpserver.DefaultMaxConns].
 	MaxConnections int
+	// MaxCallsPerLambda is how many calls of one lambda may be under way; default an
+	// eighth of MaxConnections.
+	MaxCallsPerLambda int
 	// Log, default none.
 	Log *slog.Logger
 	// Registry that /metrics shows; default one of the connector's own.
@@ -83,6 +90,9 @@ func (c Config) Validate() error {
 	}
 	if c.MaxConnections < 0 {
 		errs = append(errs, fmt.Errorf("connector: max connections %d: must be at least 1", c.MaxConnections))
+	}
+	if c.MaxCallsPerLambda < 0 {
+		errs = append(errs, fmt.Errorf("connector: max calls per lambda %d: must be at least 1", c.MaxCallsPerLambda))
 	}
 	if c.MeshProxyURL != "" {
 		if _, err := c.meshProxy(); err != nil {
@@ -123,6 +133,9 @@ func (c Config) withDefaults() Config {
 	if c.MaxConnections == 0 {
 		c.MaxConnections = httpserver.DefaultMaxConns()
 	}
+	if c.MaxCallsPerLambda == 0 {
+		c.MaxCallsPerLambda = max(c.MaxConnections/shareOfLambda, 1)
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -148,6 +161,7 @@ func New(c Config) (component.Component, error) {
 	}
 	gateway, err := outbound.New(outbound.Config{
 		Objects: known.client, Targets: c.Targets, TrustDomain: c.TrustDomain, Log: c.Log, Registry: c.Registry,
+		MaxCallsPerLambda: c.MaxCallsPerLambda,
 	})
 	if err != nil {
 		return nil, err
@@ -164,7 +178,9 @@ func New(c Config) (component.Component, error) {
 		parts = append(parts, httpserver.New(server("connector-admin", c.Admin, admin(objects, c.Registry)).Administrative()))
 	}
 	// The gateways serve when the caches are full: an empty one refuses everybody.
-	parts = append(parts, objects, known.controllers(c, func(mgr ctrl.Manager) error { return controller.Setup(mgr, c.Targets) }),
+	parts = append(parts, objects, controller.NewActivity(known.client, gateway.TakeActivity, c.Log), known.controllers(c, func(mgr ctrl.Manager) error {
+			return controller.Setup(mgr, controller.Config{Targets: c.Targets, Probe: gateway.Probe})
+		}),
 		httpserver.New(server("connector-outbound", c.Outbound, gateway)))
 	if c.Public != nil {
 		outside, err := c.public(known, server)
@@ -194,7 +210,8 @@ func (c Config) public(known *objects, server func(string, net.Listener, http.Ha
 	if err := known.inform(c, clients, func(*authority.Authority) {}); err != nil {
 		return nil, err
 	}
-	port := public.Config{Certificate: certificate, Clients: clients}
+	services := registry.New(registry.Config{Objects: known.client, Live: known.live, Client: known.client, Targets: c.Targets, Log: c.Log})
+	port := public.Config{Certificate: certificate, Clients: clients, Registry: services}
 	outside := server("connector-public", clients.Listener(c.Public), port.Handler())
 	outside.TLS, outside.ReadTimeout, outside.MaxConnsPerRemote = port.TLS(), publicReadTimeout, max(outside.MaxConns/2, 1)
 	return append(parts, httpserver.New(outside)), nil

@@ -140,10 +140,10 @@ func (w *world) becomes(object reconcile.Object, reason, message string) {
 
 func application(name, targetURL string) *v1alpha1.Application {
 	return &v1alpha1.Application{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.ApplicationSpec{
-		Services: []v1alpha1.ApplicationService{{Name: "orders", API: &v1alpha1.ServiceAPI{
+		Services: []v1alpha1.InlineService{{Name: "orders", ServiceDefinition: v1alpha1.ServiceDefinition{API: &v1alpha1.ServiceAPI{
 			TargetURL: targetURL,
 			Auth:      &v1alpha1.APIAuth{Basic: &v1alpha1.BasicAuth{Secret: v1alpha1.SecretRef{Name: name}}},
-		}}},
+		}}}},
 	}}
 }
 
@@ -235,7 +235,7 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 		TokenURL: "https://shop.example.com/token", Secret: v1alpha1.SecretRef{Name: "complete"},
 	}}
 	csrf := application("csrf", "https://shop.example.com")
-	csrf.Spec.Services[0].API.Auth = &v1alpha1.APIAuth{CSRF: &v1alpha1.CSRFAuth{TokenURL: "https://shop.example.com/token"}}
+	csrf.Spec.Services[0].API.Auth = &v1alpha1.APIAuth{CSRF: &v1alpha1.CSRFAuth{TokenURL: "https://elsewhere.example.com/token"}}
 	webhooks := application("complete", "https://shop.example.com")
 	webhooks.Spec.Webhooks = []v1alpha1.Webhook{{Name: "orders", Provider: "shopify", SecretName: "x"}}
 	unreadable := &v1alpha1.ApplicationBinding{
@@ -251,7 +251,7 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 	w.create(refused, incomplete, csrf, webhooks, unreadable, token)
 	w.becomes(refused, v1alpha1.ReasonTargetRefused, "add it with --allow-target 127.0.0.1:8180")
 	w.becomes(incomplete, "SecretInvalid", "has no key clientId")
-	w.becomes(csrf, v1alpha1.ReasonNotSupported, "service orders: auth.csrf is not implemented")
+	w.becomes(csrf, v1alpha1.ReasonInvalid, "service orders: auth.csrf.tokenUrl must have the scheme, host and port of targetUrl")
 	w.becomes(webhooks, v1alpha1.ReasonNotSupported, "webhooks are not implemented")
 	w.becomes(unreadable, v1alpha1.ReasonInvalid, "lambdas.selector")
 	w.becomes(token, v1alpha1.ReasonNotSupported, "pairing is not implemented")

@@ -16,6 +16,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/lambdamesh/lambdamesh/connector/authority"
+	"github.com/lambdamesh/lambdamesh/connector/catalog"
 	"github.com/lambdamesh/lambdamesh/connector/public"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
@@ -31,6 +32,7 @@ const candidateAgain = time.Second
 type objects struct {
 	cache  cache.Cache
 	client client.Client // reads from the cache
+	live   client.Reader // past it
 	scheme *runtime.Scheme
 	synced []func() bool // what was told of the objects
 }
@@ -42,10 +44,12 @@ func newObjects(c Config) (*objects, error) {
 	}
 	o := &objects{scheme: scheme}
 	o.cache, err = cache.New(c.REST, cache.Options{
-		Scheme: scheme,
+		Scheme:           scheme,
+		DefaultTransform: catalog.Slim(),
 		ByObject: map[client.Object]cache.ByObject{
 			// Credentials are not the tenants', so neither are their Secrets.
-			&corev1.Secret{}: {Namespaces: map[string]cache.Config{v1alpha1.SystemNamespace: {}}},
+			&corev1.Secret{}:      {Namespaces: map[string]cache.Config{v1alpha1.SystemNamespace: {}}},
+			&v1alpha1.EventType{}: {Namespaces: map[string]cache.Config{v1alpha1.SystemNamespace: {}}},
 		},
 	})
 	if err != nil {
@@ -55,12 +59,19 @@ func newObjects(c Config) (*objects, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connector: connecting to the API server: %w", err)
 	}
+	if o.live, err = client.New(c.REST, client.Options{Scheme: scheme}); err != nil {
+		return nil, fmt.Errorf("connector: connecting to the API server: %w", err)
+	}
+	if err := catalog.Index(context.Background(), o.cache); err != nil {
+		return nil, fmt.Errorf("connector: %w", err)
+	}
 	// These are read from the start, also where another connector is the leader
 	// and no controller watches them here.
 	lambdas := &metav1.PartialObjectMetadata{}
 	lambdas.SetGroupVersionKind(v1alpha1.GroupVersion().WithKind("Lambda"))
 	for _, kind := range []client.Object{
-		&v1alpha1.Application{}, &v1alpha1.ApplicationBinding{}, &v1alpha1.TokenRequest{}, &corev1.Secret{}, lambdas,
+		&v1alpha1.Application{}, &v1alpha1.ApplicationService{}, &v1alpha1.EventType{},
+		&v1alpha1.ApplicationBinding{}, &v1alpha1.TokenRequest{}, &corev1.Secret{}, lambdas,
 	} {
 		if _, err := o.informer(kind); err != nil {
 			return nil, err

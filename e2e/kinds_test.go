@@ -14,6 +14,8 @@ var kinds = []struct{ plural, short, name, yaml string }{ //nolint:gochecknoglob
 	{"subscriptions", "sub", "k", "kind: Subscription\nmetadata: {name: k, namespace: kinds}\nspec: {source: '*', types: ['**'], sink: {lambda: k}}"},
 	{"eventgrants", "evg", "k", "kind: EventGrant\nmetadata: {name: k, namespace: kinds}\nspec: {namespaces: [other]}"},
 	{"applications", "app", "kinds-app", "kind: Application\nmetadata: {name: kinds-app}\nspec: {displayName: Kinds}"},
+	{"applicationservices", "appsvc", "kinds-app.k", "kind: ApplicationService\nmetadata: {name: kinds-app.k}\nspec: {application: kinds-app, name: k, events: {}}"},
+	{"eventtypes", "evt", "k", "kind: EventType\nmetadata: {name: k, namespace: kinds}\nspec: {source: kinds-app, type: order.created.v1, schema: {type: object}}"},
 	{"applicationbindings", "apb", "k", "kind: ApplicationBinding\nmetadata: {name: k, namespace: kinds}\nspec: {application: kinds-app}"},
 	{"tokenrequests", "tkr", "k", "kind: TokenRequest\nmetadata: {name: k, namespace: kinds}\nspec: {application: kinds-app}"},
 }

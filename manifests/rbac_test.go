@@ -216,9 +216,9 @@ func TestConnectorGetsByWithItsFlagsAndRole(t *testing.T) {
 	require.NoError(t, client.IgnoreAlreadyExists(c.admin.Create(t.Context(), secret)))
 	application := &v1alpha1.Application{
 		ObjectMeta: metav1.ObjectMeta{Name: c.namespace},
-		Spec: v1alpha1.ApplicationSpec{Services: []v1alpha1.ApplicationService{{Name: "orders", API: &v1alpha1.ServiceAPI{
+		Spec: v1alpha1.ApplicationSpec{Services: []v1alpha1.InlineService{{Name: "orders", ServiceDefinition: v1alpha1.ServiceDefinition{API: &v1alpha1.ServiceAPI{
 			TargetURL: "https://erp.example.com", Auth: &v1alpha1.APIAuth{Basic: &v1alpha1.BasicAuth{Secret: v1alpha1.SecretRef{Name: "erp"}}},
-		}}}},
+		}}}}},
 	}
 	binding := &v1alpha1.ApplicationBinding{
 		ObjectMeta: metav1.ObjectMeta{Namespace: c.namespace, Name: "erp"},

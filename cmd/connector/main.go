@@ -50,7 +50,7 @@ type options struct {
 	certFile, keyFile       string
 	trustDomain, meshProxy  string
 	targets                 targets.Config
-	maxConnections          int
+	maxConnections, maxCalls int
 	leaderElection          bool
 	log                     telemetry.LogConfig
 }
@@ -86,6 +86,7 @@ for --log-level. A flag on the command line wins.`,
 	f.StringSliceVar(&o.targets.Deny, "deny-target", nil, "the same, that may never be called")
 	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, which may be called")
 	f.IntVar(&o.maxConnections, "max-connections", 0, "connections on the outbound and on the public address each; headers beyond 16 KiB count as further ones (default what fits into a quarter of GOMEMLIMIT at 64 KiB each, at most 4096)")
+	f.IntVar(&o.maxCalls, "max-calls-per-lambda", 0, "calls of one lambda that may be under way; more are answered 429 (default an eighth of --max-connections)")
 	f.BoolVar(&o.leaderElection, "leader-elect", true, "let one of several connectors write statuses")
 	f.StringVar(&o.log.Level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.log.Format, "log-format", "json", "json or text")
@@ -101,7 +102,8 @@ func run(ctx context.Context, o options, stderr io.Writer) error {
 	ctrllog.SetLogger(telemetry.Logr(log))
 
 	settings := connector.Config{
-		TrustDomain: o.trustDomain, MeshProxyURL: o.meshProxy, MaxConnections: o.maxConnections, LeaderElection: o.leaderElection,
+		TrustDomain: o.trustDomain, MeshProxyURL: o.meshProxy, MaxConnections: o.maxConnections, MaxCallsPerLambda: o.maxCalls,
+		LeaderElection: o.leaderElection,
 		CertFile: o.certFile, KeyFile: o.keyFile, Log: log,
 	}
 	if settings.REST, err = kube.RESTConfig(o.kubeconfig); err != nil {

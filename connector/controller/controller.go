@@ -6,42 +6,91 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 
-	"github.com/lambdamesh/lambdamesh/connector/outbound"
+	"github.com/lambdamesh/lambdamesh/connector/catalog"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	status "github.com/lambdamesh/lambdamesh/pkg/reconcile"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
 
-// Setup adds the reconcilers to the manager. Its cache must hold the Secrets of
-// the system namespace.
-func Setup(mgr ctrl.Manager, policy *targets.Policy) error {
-	c := mgr.GetClient()
-	// A status of ours is no reason to look again.
+// Config of the reconcilers. All is required.
+type Config struct {
+	// Targets that may be called.
+	Targets *targets.Policy
+	// Probe asks a target whether it is there.
+	Probe ProbeFunc
+}
+
+// Setup adds the reconcilers to the manager. Its cache must hold the Secrets and
+// EventTypes of the system namespace, and have the fields of [catalog.Index].
+func Setup(mgr ctrl.Manager, config Config) error {
+	c, live := mgr.GetClient(), mgr.GetAPIReader()
+	probes := newProbes(config.Probe)
+	// A status of others is no reason to look again. One's own is: what was decided
+	// before the cache had it, was decided by an older one.
 	changed := builder.WithPredicates(predicate.GenerationChangedPredicate{})
+	touched := builder.WithPredicates(predicate.Funcs{CreateFunc: func(event.CreateEvent) bool { return false }})
 	return errors.Join(
+		mgr.Add(probes),
 		ctrl.NewControllerManagedBy(mgr).Named("application").
-			For(&v1alpha1.Application{}, changed).
+			For(&v1alpha1.Application{}).
 			Watches(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(applicationsWithSecret(c))).
 			Watches(&v1alpha1.Application{}, handler.EnqueueRequestsFromMapFunc(rivals(c)), changed).
-			Complete(reconcile.AsReconciler(c, &applications{client: c, targets: policy})),
+			Watches(&v1alpha1.ApplicationService{}, soon(applicationOfService)).
+			Owns(&v1alpha1.EventType{}, touched).
+			WatchesRawSource(source.Channel(probes.applications, &handler.EnqueueRequestForObject{})).
+			Complete(reconcile.AsReconciler(c, &applications{client: c, live: live, targets: config.Targets, probes: probes})),
+		ctrl.NewControllerManagedBy(mgr).Named("applicationservice").
+			For(&v1alpha1.ApplicationService{}).
+			Watches(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(servicesWithSecret(c))).
+			Watches(&v1alpha1.Application{}, handler.EnqueueRequestsFromMapFunc(servicesOfApplication(c)), changed).
+			Owns(&v1alpha1.EventType{}, touched).
+			WatchesRawSource(source.Channel(probes.services, &handler.EnqueueRequestForObject{})).
+			Complete(&services{client: c, live: live, targets: config.Targets, probes: probes}),
 		ctrl.NewControllerManagedBy(mgr).Named("applicationbinding").
-			For(&v1alpha1.ApplicationBinding{}, changed).
+			For(&v1alpha1.ApplicationBinding{}).
 			Watches(&v1alpha1.Application{}, handler.EnqueueRequestsFromMapFunc(bindingsOfApplication(c)), changed).
+			Watches(&v1alpha1.ApplicationService{}, handler.EnqueueRequestsFromMapFunc(bindingsOfService(c)), changed).
 			Complete(reconcile.AsReconciler(c, &bindings{client: c})),
 		ctrl.NewControllerManagedBy(mgr).Named("tokenrequest").
 			For(&v1alpha1.TokenRequest{}, changed).
 			Complete(reconcile.AsReconciler(c, &tokenRequests{client: c})),
 	)
+}
+
+// settle is how long an application waits for more of its services to change: a
+// catalog is often written at once.
+const settle = 500 * time.Millisecond
+
+func soon(of func(client.Object) string) handler.EventHandler {
+	enqueue := func(obj client.Object, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) {
+		queue.AddAfter(reconcile.Request{NamespacedName: client.ObjectKey{Name: of(obj)}}, settle)
+	}
+	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
+	return handler.Funcs{
+		CreateFunc: func(_ context.Context, e event.CreateEvent, q queue) { enqueue(e.Object, q) },
+		UpdateFunc: func(_ context.Context, e event.UpdateEvent, q queue) { enqueue(e.ObjectNew, q) },
+		DeleteFunc: func(_ context.Context, e event.DeleteEvent, q queue) { enqueue(e.Object, q) },
+	}
+}
+
+func applicationOfService(obj client.Object) string {
+	application, _, _ := v1alpha1.SplitServiceObjectName(obj.GetName())
+	return application
 }
 
 // ReasonSourceConflict: another application speaks for a source.
@@ -57,52 +106,107 @@ func report[T status.Object](ctx context.Context, c client.Client, before, obj T
 	if len(problems) == 0 {
 		status.True(obj, v1alpha1.ConditionReady, v1alpha1.ReasonReady, "")
 	} else {
-		messages := make([]string, len(problems))
-		for i, p := range problems {
-			messages[i] = p.message
-		}
-		status.False(obj, v1alpha1.ConditionReady, problems[0].reason, strings.Join(messages, "; "))
+		status.False(obj, v1alpha1.ConditionReady, problems[0].reason, messages(problems))
 	}
 	return status.PatchStatus(ctx, c, before, obj)
 }
 
+func messages(problems []problem) string {
+	texts := make([]string, len(problems))
+	for i, p := range problems {
+		texts[i] = p.message
+	}
+	return strings.Join(texts, "; ")
+}
+
 type applications struct {
 	client  client.Client
+	live    client.Reader
 	targets *targets.Policy
+	probes  *probes
 }
 
 // Reconcile checks each service as the outbound gateway will, so that status and
-// calls cannot disagree.
+// calls cannot disagree, and counts them.
 func (r *applications) Reconcile(ctx context.Context, app *v1alpha1.Application) (ctrl.Result, error) {
-	secrets := func(name string) (*corev1.Secret, error) {
-		var secret corev1.Secret
-		err := r.client.Get(ctx, client.ObjectKey{Namespace: v1alpha1.SystemNamespace, Name: name}, &secret)
-		return &secret, err
-	}
-	var problems []problem
-	for i := range app.Spec.Services {
-		service := &app.Spec.Services[i]
-		if service.API == nil {
-			continue
-		}
-		_, err := outbound.Resolve(service.API, secrets, r.targets)
-		var unusable *outbound.UnusableError
-		switch {
-		case errors.As(err, &unusable):
-			problems = append(problems, problem{unusable.Reason, fmt.Sprintf("service %s: %s", service.Name, unusable.Message)})
-		case err != nil:
-			return ctrl.Result{}, err
-		}
+	before := app.DeepCopy()
+	problems, notReady, err := r.check(ctx, app)
+	if err != nil {
+		return ctrl.Result{}, err
 	}
 	taken, err := r.taken(ctx, app)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
 	problems = append(problems, taken...)
+	objects, err := r.count(ctx, app)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	own := app.Status.EventTypes - app.Status.EventTypesOfServices
+	judge := judge{client: r.client, live: r.live}
+	judged, err := judge.application(ctx, app, &own)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	problems = append(problems, judged...)
+	app.Status.Services = int32(len(app.Spec.Services)) + objects.services
+	app.Status.ServicesNotReady = notReady + objects.notReady
+	app.Status.EventTypes, app.Status.EventTypesOfServices = own+objects.types, objects.types
 	if len(app.Spec.Webhooks) > 0 {
 		problems = append(problems, problem{v1alpha1.ReasonNotSupported, "webhooks are not implemented in this version: the services work without them"})
 	}
-	return ctrl.Result{}, report(ctx, r.client, app.DeepCopy(), app, problems)
+	return ctrl.Result{}, report(ctx, r.client, before, app, problems)
+}
+
+// check finds what keeps services from being called that are written in the
+// application.
+func (r *applications) check(ctx context.Context, app *v1alpha1.Application) (problems []problem, notReady int32, err error) {
+	names := map[string]bool{}
+	result := probeResult{}
+	for i := range app.Spec.Services {
+		service := &app.Spec.Services[i]
+		names[service.Name] = true
+		if service.API == nil {
+			continue
+		}
+		unusable, err := resolve(ctx, r.client, service.API, r.targets)
+		if err != nil {
+			return nil, 0, err
+		}
+		if unusable != nil {
+			notReady++
+			problems = append(problems, problem{unusable.reason, fmt.Sprintf("service %s: %s", service.Name, unusable.message)})
+		}
+		key := probeKey{object: app.Name, inline: service.Name}
+		r.probes.set(key, service.API, app.Generation)
+		result = result.with(service.Name, r.probes.result(key))
+	}
+	r.probes.keep(app.Name, names)
+	reportProbe(app, result)
+	return problems, notReady, nil
+}
+
+type counted struct{ services, notReady, types int32 }
+
+// count counts the services that are objects of their own.
+func (r *applications) count(ctx context.Context, app *v1alpha1.Application) (n counted, err error) {
+	var list v1alpha1.ApplicationServiceList
+	if err := r.client.List(ctx, &list, client.MatchingFields{catalog.ByApplication: app.Name}, client.UnsafeDisableDeepCopy); err != nil {
+		return n, fmt.Errorf("listing the services of Application %s: %w", app.Name, err)
+	}
+	for i := range list.Items {
+		service := &list.Items[i]
+		if !service.DeletionTimestamp.IsZero() {
+			continue
+		}
+		n.services++
+		n.types += service.Status.EventTypes
+		if c := meta.FindStatusCondition(service.Status.Conditions, v1alpha1.ConditionReady); c != nil && c.Status == metav1.ConditionFalse {
+			n.notReady++
+		}
+	}
+	return n, nil
 }
 
 // taken names the sources of an application that belong to an older one.
@@ -162,12 +266,25 @@ func (r *bindings) Reconcile(ctx context.Context, binding *v1alpha1.ApplicationB
 		problems = append(problems, problem{v1alpha1.ReasonNotFound, fmt.Sprintf("there is no Application %s", binding.Spec.Application)})
 	default:
 		for _, name := range binding.Spec.Services {
-			if !slices.ContainsFunc(app.Spec.Services, func(s v1alpha1.ApplicationService) bool { return s.Name == name }) {
+			has, err := r.has(ctx, &app, name)
+			if err != nil {
+				return ctrl.Result{}, err
+			}
+			if !has {
 				problems = append(problems, problem{v1alpha1.ReasonNotFound, fmt.Sprintf("the Application %s has no service %s", app.Name, name)})
 			}
 		}
 	}
 	return ctrl.Result{}, report(ctx, r.client, binding.DeepCopy(), binding, problems)
+}
+
+func (r *bindings) has(ctx context.Context, app *v1alpha1.Application, service string) (bool, error) {
+	if slices.ContainsFunc(app.Spec.Services, func(s v1alpha1.InlineService) bool { return s.Name == service }) {
+		return true, nil
+	}
+	var object v1alpha1.ApplicationService
+	err := r.client.Get(ctx, client.ObjectKey{Name: v1alpha1.ServiceObjectName(app.Name, service)}, &object, client.UnsafeDisableDeepCopy)
+	return err == nil, client.IgnoreNotFound(err)
 }
 
 type tokenRequests struct{ client client.Client }
@@ -188,7 +305,7 @@ func applicationsWithSecret(c client.Client) handler.MapFunc {
 		}
 		var requests []reconcile.Request
 		for i := range list.Items {
-			if slices.Contains(secretsOf(&list.Items[i]), secret.GetName()) {
+			if refersTo(&list.Items[i], secret.GetName()) {
 				requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
 			}
 		}
@@ -196,45 +313,37 @@ func applicationsWithSecret(c client.Client) handler.MapFunc {
 	}
 }
 
-// secretsOf returns the names of the Secrets that an application refers to.
-func secretsOf(app *v1alpha1.Application) []string {
-	var names []string
-	for _, service := range app.Spec.Services {
-		if service.API == nil || service.API.Auth == nil {
-			continue
-		}
-		auth := service.API.Auth
-		if auth.OAuth2 != nil {
-			names = append(names, auth.OAuth2.Secret.Name)
-		}
-		if auth.Basic != nil {
-			names = append(names, auth.Basic.Secret.Name)
-		}
-		if auth.MTLS != nil {
-			names = append(names, auth.MTLS.Secret.Name)
-		}
-		for _, value := range slices.Concat(auth.Headers, auth.QueryParameters) {
-			if value.Secret != nil {
-				names = append(names, value.Secret.Name)
-			}
-		}
-	}
-	return names
+// refersTo reports whether a service of the application refers to a Secret.
+func refersTo(app *v1alpha1.Application, secret string) bool {
+	return slices.ContainsFunc(app.Spec.Services, func(s v1alpha1.InlineService) bool {
+		return slices.Contains(catalog.Secrets(s.API), secret)
+	})
 }
 
 // bindingsOfApplication maps an application to the bindings that name it.
 func bindingsOfApplication(c client.Client) handler.MapFunc {
 	return func(ctx context.Context, app client.Object) []reconcile.Request {
-		var list v1alpha1.ApplicationBindingList
-		if c.List(ctx, &list) != nil {
-			return nil
-		}
-		var requests []reconcile.Request
-		for i := range list.Items {
-			if list.Items[i].Spec.Application == app.GetName() {
-				requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
-			}
-		}
-		return requests
+		return bindingsOf(ctx, c, app.GetName())
 	}
+}
+
+// bindingsOfService maps a service to the bindings that name its application.
+func bindingsOfService(c client.Client) handler.MapFunc {
+	return func(ctx context.Context, service client.Object) []reconcile.Request {
+		return bindingsOf(ctx, c, applicationOfService(service))
+	}
+}
+
+func bindingsOf(ctx context.Context, c client.Client, application string) []reconcile.Request {
+	var list v1alpha1.ApplicationBindingList
+	if c.List(ctx, &list) != nil {
+		return nil
+	}
+	var requests []reconcile.Request
+	for i := range list.Items {
+		if list.Items[i].Spec.Application == application {
+			requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
+		}
+	}
+	return requests
 }

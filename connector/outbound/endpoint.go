@@ -1,6 +1,7 @@
 package outbound
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -40,6 +41,9 @@ func unusable(reason, format string, args ...any) error {
 	return &UnusableError{Reason: reason, Message: fmt.Sprintf(format, args...)}
 }
 
+// styleMTLS is the client's certificate as its authentication to a token URL.
+const styleMTLS = "mtls"
+
 // SecretFunc returns a Secret of the system namespace.
 type SecretFunc func(name string) (*corev1.Secret, error)
 
@@ -47,11 +51,14 @@ type SecretFunc func(name string) (*corev1.Secret, error)
 type Endpoint struct {
 	target  *url.URL
 	timeout time.Duration
+	tls     *clientTLS         // nil: no certificate, the system's authorities
 	oauth2  *clientCredentials // nil without
 	basic   *basicCredentials  // nil without
-	mtls    *clientCertificate // nil without
+	csrf    *csrf              // nil without
 	header  http.Header
 	query   []added
+	rate    rateLimit
+	breaker *breaker
 	// callerToken: the caller's Access-Token goes before all credentials.
 	callerToken bool
 }
@@ -70,35 +77,55 @@ func Resolve(api *v1alpha1.ServiceAPI, secrets SecretFunc, policy *targets.Polic
 	if err != nil {
 		return nil, unusable(v1alpha1.ReasonInvalid, "targetUrl cannot be read")
 	}
-	e := &Endpoint{target: target, timeout: defaultTimeout}
+	e := &Endpoint{target: target, timeout: defaultTimeout, breaker: &breaker{}}
 	if api.Timeout != nil {
 		e.timeout = api.Timeout.Duration
 	}
-	if api.Auth == nil {
-		return e, nil
+	if limit := api.RateLimit; limit != nil && limit.Requests > 0 {
+		per := time.Second
+		if limit.Per != nil {
+			per = limit.Per.Duration
+		}
+		e.rate = rateLimit{every: per / time.Duration(limit.Requests), burst: int(cmp.Or(limit.Burst, limit.Requests))}
 	}
-	return e, e.addAuth(api.Auth, resolver{secrets: secrets, policy: policy})
+	auth := api.Auth
+	if auth == nil {
+		auth = &v1alpha1.APIAuth{}
+	}
+	return e, e.addAuth(auth, api.CA, resolver{secrets: secrets, policy: policy})
 }
 
-func (e *Endpoint) addAuth(auth *v1alpha1.APIAuth, r resolver) (err error) {
-	if auth.CSRF != nil {
-		return unusable(v1alpha1.ReasonNotSupported, "auth.csrf is not implemented in this version")
-	}
+func (e *Endpoint) addAuth(auth *v1alpha1.APIAuth, ca *v1alpha1.SecretKeyRef, r resolver) (err error) {
 	e.callerToken = auth.AllowCallerToken
+	certificate := auth.MTLS
+	if auth.OAuth2 != nil && auth.OAuth2.MTLS != nil {
+		certificate = auth.OAuth2.MTLS
+		if !strings.HasPrefix(auth.OAuth2.TokenURL, "https://") {
+			return unusable(v1alpha1.ReasonInvalid, "auth.oauth2.mtls needs a tokenUrl with https")
+		}
+	}
+	if certificate != nil && e.target.Scheme != "https" {
+		return unusable(v1alpha1.ReasonInvalid, "mtls needs a targetUrl with https")
+	}
+	if e.tls, err = r.tls(certificate, ca); err != nil {
+		return err
+	}
 	switch {
-	case auth.MTLS != nil:
-		if e.target.Scheme != "https" {
-			return unusable(v1alpha1.ReasonInvalid, "auth.mtls needs a targetUrl with https")
-		}
-		if e.mtls, err = r.mtls(auth.MTLS); err != nil {
-			return err
-		}
 	case auth.OAuth2 != nil:
 		if e.oauth2, err = r.clientCredentials(auth.OAuth2); err != nil {
 			return err
 		}
+		e.oauth2.tls = e.tls
 	case auth.Basic != nil:
 		if e.basic, err = r.basic(auth.Basic); err != nil {
+			return err
+		}
+	}
+	if auth.CSRF != nil && auth.AllowCallerToken {
+		return unusable(v1alpha1.ReasonInvalid, "auth.allowCallerToken and auth.csrf do not go together: CSRF tokens belong to the application's own credentials")
+	}
+	if auth.CSRF != nil {
+		if e.csrf, err = r.csrf(auth.CSRF, e.target); err != nil {
 			return err
 		}
 	}
@@ -146,18 +173,22 @@ func (r resolver) clientCredentials(auth *v1alpha1.OAuth2Auth) (*clientCredentia
 	if err := r.policy.CheckURL(auth.TokenURL); err != nil {
 		return nil, unusable(v1alpha1.ReasonTargetRefused, "auth.oauth2.tokenUrl %v", err)
 	}
-	secret, values, err := r.keys(auth.Secret.Name, "clientId", "clientSecret")
+	keys := []string{"clientId", "clientSecret"}
+	if auth.AuthStyle == styleMTLS {
+		keys = keys[:1]
+	}
+	secret, values, err := r.keys(auth.Secret.Name, keys...)
 	if err != nil {
 		return nil, err
 	}
 	return &clientCredentials{
 		tokenURL:      auth.TokenURL,
 		clientID:      values[0],
-		clientSecret:  values[1],
+		clientSecret:  strings.Join(values[1:], ""),
 		secretVersion: secretVersion(secret),
 		scopes:        strings.Join(auth.Scopes, " "),
 		audience:      auth.Audience,
-		inParams:      auth.AuthStyle == "params",
+		inParams:      auth.AuthStyle == "params" || auth.AuthStyle == styleMTLS,
 	}, nil
 }
 

@@ -1,29 +1,29 @@
 package outbound
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
-	"slices"
+	"net/http/httputil"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
+	"golang.org/x/sync/semaphore"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
 
 // Config of a [Gateway]. All but Log and Registry are required.
 type Config struct {
-	// Objects reads Applications, ApplicationBindings, the metadata of Lambdas
+	// Objects reads Applications, ApplicationServices, ApplicationBindings, the metadata of Lambdas
 	// and the Secrets of the system namespace, out of a cache: every call reads.
 	Objects client.Reader
 	// Targets that may be called.
@@ -34,7 +34,13 @@ type Config struct {
 	Log *slog.Logger
 	// Registry for metrics. Default none.
 	Registry prometheus.Registerer
+	// MaxCallsPerLambda that are under way at once; beyond it they are answered
+	// 429. Default 64.
+	MaxCallsPerLambda int
 }
+
+// defaultCallsPerLambda is for who does not know how many connections there are.
+const defaultCallsPerLambda = 64
 
 // Gateway is the http.Handler of the outbound calls.
 type Gateway struct {
@@ -45,6 +51,12 @@ type Gateway struct {
 	metrics     metrics
 	transports  *transports
 	tokens      *tokens
+	endpoints   *endpoints
+	shares      *shares
+	limits      *limits
+	replays     *semaphore.Weighted
+	activity    *activity
+	proxy       httputil.ReverseProxy // what all calls have in common
 }
 
 // New makes a gateway.
@@ -56,16 +68,24 @@ func New(config Config) (*Gateway, error) {
 		log:         config.Log,
 		metrics:     newMetrics(),
 		transports:  newTransports(config.Targets),
+		endpoints:   newEndpoints(),
+		shares:      newShares(cmp.Or(config.MaxCallsPerLambda, defaultCallsPerLambda)),
+		limits:      newLimits(),
+		replays:     semaphore.NewWeighted(maxReplays),
+		activity:    newActivity(),
 	}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
+	}
+	g.proxy = httputil.ReverseProxy{
+		FlushInterval: -1, BufferPool: &buffers{}, ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
 	}
 	if config.Registry != nil {
 		if err := g.metrics.register(config.Registry); err != nil {
 			return nil, fmt.Errorf("registering the metrics of the outbound gateway: %w", err)
 		}
 	}
-	g.tokens = newTokens(config.Targets.Transport(targets.ClientOptions{}))
+	g.tokens = newTokens(g.transports)
 	return g, nil
 }
 
@@ -73,6 +93,7 @@ func New(config Config) (*Gateway, error) {
 type refusal struct {
 	status        int
 	title, detail string
+	retryAfter    time.Duration // 0: none
 }
 
 // Error implements error.
@@ -82,13 +103,30 @@ func refuse(status int, title, format string, args ...any) error {
 	return &refusal{status: status, title: title, detail: fmt.Sprintf(format, args...)}
 }
 
+func tooMany(wait time.Duration, format string, args ...any) error {
+	return &refusal{
+		status: http.StatusTooManyRequests, title: "Too many calls", detail: fmt.Sprintf(format, args...), retryAfter: wait,
+	}
+}
+
 // caller is a workload: a lambda's service account has the lambda's name.
 type caller struct{ namespace, name string }
 
 // ServeHTTP lets a bound caller's request through to the API.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	application, service, path := splitPath(r.URL.EscapedPath())
-	endpoint, err := g.admit(r, application, service)
+	who, err := g.identify(r)
+	if err != nil {
+		g.answer(w, r, err)
+		return
+	}
+	if !g.shares.enter(who) {
+		g.answer(w, r, tooMany(time.Second, "the lambda %s/%s has %d calls under way, its share of the connector",
+			who.namespace, who.name, g.shares.each))
+		return
+	}
+	defer g.shares.leave(who)
+	endpoint, err := g.admit(r.Context(), who, application, service)
 	if err != nil {
 		g.answer(w, r, err)
 		return
@@ -113,109 +151,49 @@ func splitPath(escaped string) (application, service, path string) {
 	return application, service, path
 }
 
-// admit returns the endpoint when the caller may call it.
-func (g *Gateway) admit(r *http.Request, application, service string) (*Endpoint, error) {
+// identify returns who calls.
+func (g *Gateway) identify(r *http.Request) (who caller, err error) {
 	if r.Method == http.MethodConnect || r.Method == http.MethodTrace {
-		return nil, refuse(http.StatusMethodNotAllowed, "Method not allowed", "%s is not passed on", r.Method)
+		return who, refuse(http.StatusMethodNotAllowed, "Method not allowed", "%s is not passed on", r.Method)
 	}
 	id, ok := httpserver.ClientIdentity(r)
 	if !ok {
-		return nil, refuse(http.StatusForbidden, "Unknown caller", "the request carries no identity: call through the mesh")
+		return who, refuse(http.StatusForbidden, "Unknown caller", "the request carries no identity: call through the mesh")
 	}
-	var who caller
 	if who.namespace, who.name, ok = httpserver.Workload(g.trustDomain, id); !ok {
-		return nil, refuse(http.StatusForbidden, "Unknown caller", "%s is no workload of the trust domain %s", id, g.trustDomain)
+		return who, refuse(http.StatusForbidden, "Unknown caller", "%s is no workload of the trust domain %s", id, g.trustDomain)
 	}
-	app, err := g.application(r.Context(), application)
+	return who, nil
+}
+
+// admit returns the endpoint when the caller may call it now.
+func (g *Gateway) admit(ctx context.Context, who caller, application, service string) (*Endpoint, error) {
+	app, err := g.application(ctx, application)
 	if err != nil {
 		return nil, err
 	}
-	if err := g.authorize(r.Context(), who, application, service); err != nil {
+	if err := g.authorize(ctx, who, application, service); err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(app.Spec.Services, func(s v1alpha1.ApplicationService) bool { return s.Name == service })
-	if i < 0 || app.Spec.Services[i].API == nil {
-		return nil, refuse(http.StatusNotFound, "Unknown service", "the application %s has no API %q", application, service)
-	}
-	endpoint, err := Resolve(app.Spec.Services[i].API, g.secrets(r.Context()), g.targets)
+	endpoint, err := g.endpoint(ctx, app, service)
 	var unusable *UnusableError
 	if errors.As(err, &unusable) {
 		return nil, refuse(http.StatusServiceUnavailable, "Service not usable",
 			"%s/%s cannot be called: %s: %s", application, service, unusable.Reason, unusable.Message)
 	}
-	return endpoint, err
-}
-
-func (g *Gateway) application(ctx context.Context, name string) (*v1alpha1.Application, error) {
-	var app v1alpha1.Application
-	err := g.objects.Get(ctx, client.ObjectKey{Name: name}, &app)
-	if name == "" || apierrors.IsNotFound(err) {
-		return nil, refuse(http.StatusNotFound, "Unknown application",
-			"there is no application %q: call /<application>/<service>/<path>", name)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("reading Application %s: %w", name, err)
+		return nil, err
 	}
-	return &app, nil
-}
-
-func (g *Gateway) secrets(ctx context.Context) SecretFunc {
-	return func(name string) (*corev1.Secret, error) {
-		var secret corev1.Secret
-		err := g.objects.Get(ctx, client.ObjectKey{Namespace: v1alpha1.SystemNamespace, Name: name}, &secret)
-		return &secret, err
+	if wait := g.limits.take(who, application, service, endpoint.rate); wait > 0 {
+		return nil, tooMany(wait, "the lambda %s/%s calls %s/%s more often than the service allows", who.namespace, who.name, application, service)
 	}
-}
-
-// authorize looks for an ApplicationBinding in the caller's namespace that binds
-// the caller to the service.
-func (g *Gateway) authorize(ctx context.Context, who caller, application, service string) error {
-	var bindings v1alpha1.ApplicationBindingList
-	if err := g.objects.List(ctx, &bindings, client.InNamespace(who.namespace)); err != nil {
-		return fmt.Errorf("listing ApplicationBindings of %s: %w", who.namespace, err)
-	}
-	for i := range bindings.Items {
-		binding := &bindings.Items[i]
-		if binding.Spec.Application != application || binding.Spec.Lambdas == nil || !binding.DeletionTimestamp.IsZero() ||
-			len(binding.Spec.Services) > 0 && !slices.Contains(binding.Spec.Services, service) {
-			continue
-		}
-		picked, err := g.picks(ctx, binding.Spec.Lambdas, who)
-		if err != nil {
-			return err
-		}
-		if picked {
-			return nil
+	if wait := endpoint.breaker.held(time.Now()); wait > 0 {
+		return nil, &refusal{
+			status: http.StatusServiceUnavailable, title: "Target held back", retryAfter: wait,
+			detail: fmt.Sprintf("%s/%s did not answer several times in a row and is not called for a while", application, service),
 		}
 	}
-	return refuse(http.StatusForbidden, "Not bound",
-		"the lambda %[1]s/%[2]s is not bound to %[3]s/%[4]s: an ApplicationBinding in the namespace %[1]s has to name both",
-		who.namespace, who.name, application, service)
-}
-
-// picks reports whether the selection holds the caller, by name or by the labels
-// of the lambda of that name. A selector that cannot be read picks nobody.
-func (g *Gateway) picks(ctx context.Context, selection *v1alpha1.LambdaSelection, who caller) (bool, error) {
-	if slices.Contains(selection.Names, who.name) {
-		return true, nil
-	}
-	if selection.Selector == nil {
-		return false, nil
-	}
-	selector, err := metav1.LabelSelectorAsSelector(selection.Selector)
-	if err != nil {
-		return false, nil //nolint:nilerr // the binding's status says so
-	}
-	lambda := &metav1.PartialObjectMetadata{}
-	lambda.SetGroupVersionKind(v1alpha1.GroupVersion().WithKind("Lambda"))
-	err = g.objects.Get(ctx, client.ObjectKey{Namespace: who.namespace, Name: who.name}, lambda)
-	if apierrors.IsNotFound(err) {
-		return false, nil // a selector picks lambdas, not whoever has labels
-	}
-	if err != nil {
-		return false, fmt.Errorf("reading Lambda %s/%s: %w", who.namespace, who.name, err)
-	}
-	return selector.Matches(labels.Set(lambda.Labels)), nil
+	return endpoint, nil
 }
 
 // answer tells the caller why there is no call.
@@ -227,35 +205,8 @@ func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	g.log.Debug("call refused", "method", r.Method, "status", refused.status, "reason", refused.detail)
 	g.metrics.refused.WithLabelValues(fmt.Sprint(refused.status)).Inc()
-	httpserver.Problem(w, refused.status, refused.title, refused.detail)
-}
-
-// metrics of the gateway. Applications and services are labels only after they
-// were found to exist.
-type metrics struct {
-	calls   *prometheus.HistogramVec
-	refused *prometheus.CounterVec
-	tokens  *prometheus.CounterVec
-}
-
-func newMetrics() metrics {
-	return metrics{
-		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "lambdamesh_connector_outbound_duration_seconds",
-			Help:    "Time from a call to the headers of its answer, by application, service and the target's status (0: none).",
-			Buckets: prometheus.ExponentialBuckets(0.001, 4, 9),
-		}, []string{"application", "service", "status"}),
-		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "lambdamesh_connector_outbound_refused_total",
-			Help: "Calls that the gateway answered itself, by status.",
-		}, []string{"status"}),
-		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "lambdamesh_connector_token_refused_total",
-			Help: "Tokens that a target refused, by application and service.",
-		}, []string{"application", "service"}),
+	if refused.retryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(refused.retryAfter.Seconds()))))
 	}
-}
-
-func (m metrics) register(registry prometheus.Registerer) error {
-	return errors.Join(registry.Register(m.calls), registry.Register(m.refused), registry.Register(m.tokens))
+	httpserver.Problem(w, refused.status, refused.title, refused.detail)
 }

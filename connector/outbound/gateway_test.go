@@ -296,14 +296,17 @@ func TestWhatCannotBeCalledSaysWhy(t *testing.T) {
 		}, 503, "SecretInvalid: Secret lambdamesh-system/oauth has no key username"},
 		"mtls without TLS": {func(a *v1alpha1.Application) {
 			api(a).Auth = &v1alpha1.APIAuth{MTLS: &v1alpha1.MTLSAuth{Secret: v1alpha1.SecretRef{Name: "oauth"}}}
-		}, 503, "Invalid: auth.mtls needs a targetUrl with https"},
+		}, 503, "Invalid: mtls needs a targetUrl with https"},
 		"mtls with something else than a certificate": {func(a *v1alpha1.Application) {
 			api(a).TargetURL = "https://shop.example.com"
 			api(a).Auth = &v1alpha1.APIAuth{MTLS: &v1alpha1.MTLSAuth{Secret: v1alpha1.SecretRef{Name: "no-certificate"}}}
 		}, 503, "SecretInvalid: Secret lambdamesh-system/no-certificate: tls.crt and tls.key are no PEM certificate and its key"},
-		"csrf": {func(a *v1alpha1.Application) {
+		"a CSRF token URL of somebody else": {func(a *v1alpha1.Application) {
 			api(a).Auth = &v1alpha1.APIAuth{CSRF: &v1alpha1.CSRFAuth{TokenURL: "https://x.example"}}
-		}, 503, "NotSupported: auth.csrf"},
+		}, 503, "Invalid: auth.csrf.tokenUrl must have the scheme, host and port of targetUrl"},
+		"a CSRF token with credentials of others": {func(a *v1alpha1.Application) {
+			api(a).Auth = &v1alpha1.APIAuth{AllowCallerToken: true, CSRF: &v1alpha1.CSRFAuth{TokenURL: api(a).TargetURL}}
+		}, 503, "Invalid: auth.allowCallerToken and auth.csrf do not go together"},
 		"a header of the connection": {func(a *v1alpha1.Application) {
 			api(a).Auth = &v1alpha1.APIAuth{Headers: []v1alpha1.AddedValue{{Name: "transfer-encoding", Value: "x"}}}
 		}, 503, "Invalid: auth.headers: transfer-encoding is set by the connector itself"},

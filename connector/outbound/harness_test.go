@@ -167,6 +167,10 @@ func binding(namespace, name string, spec v1alpha1.ApplicationBindingSpec) *v1al
 	return &v1alpha1.ApplicationBinding{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: spec}
 }
 
+func service(name string, api *v1alpha1.ServiceAPI) v1alpha1.InlineService {
+	return v1alpha1.InlineService{Name: name, ServiceDefinition: v1alpha1.ServiceDefinition{API: api}}
+}
+
 // newWorld makes the application commerce with the services orders (OAuth2),
 // stock (basic), prices (header and query parameter), open (nothing).
 func newWorld(t *testing.T, change ...func(*v1alpha1.Application)) *world {
@@ -175,17 +179,17 @@ func newWorld(t *testing.T, change ...func(*v1alpha1.Application)) *world {
 	api := func(auth *v1alpha1.APIAuth) *v1alpha1.ServiceAPI {
 		return &v1alpha1.ServiceAPI{TargetURL: w.commerce.URL + "/api", Auth: auth, Timeout: &metav1.Duration{Duration: 10 * time.Second}}
 	}
-	app := &v1alpha1.Application{ObjectMeta: metav1.ObjectMeta{Name: "commerce"}, Spec: v1alpha1.ApplicationSpec{Services: []v1alpha1.ApplicationService{
-		{Name: "orders", API: api(&v1alpha1.APIAuth{OAuth2: &v1alpha1.OAuth2Auth{
+	app := &v1alpha1.Application{ObjectMeta: metav1.ObjectMeta{Name: "commerce"}, Spec: v1alpha1.ApplicationSpec{Services: []v1alpha1.InlineService{
+		service("orders", api(&v1alpha1.APIAuth{OAuth2: &v1alpha1.OAuth2Auth{
 			TokenURL: w.commerce.URL + "/oauth/token", Secret: v1alpha1.SecretRef{Name: "oauth"}, Scopes: []string{"read", "write"},
-		}})},
-		{Name: "stock", API: api(&v1alpha1.APIAuth{Basic: &v1alpha1.BasicAuth{Secret: v1alpha1.SecretRef{Name: "basic"}}})},
-		{Name: "prices", API: api(&v1alpha1.APIAuth{
+		}})),
+		service("stock", api(&v1alpha1.APIAuth{Basic: &v1alpha1.BasicAuth{Secret: v1alpha1.SecretRef{Name: "basic"}}})),
+		service("prices", api(&v1alpha1.APIAuth{
 			Headers:         []v1alpha1.AddedValue{{Name: "X-Tenant", Value: "acme"}},
 			QueryParameters: []v1alpha1.AddedValue{{Name: "api key", Secret: &v1alpha1.SecretKeyRef{Name: "key", Key: "key"}}},
-		})},
-		{Name: "open", API: api(nil)},
-		{Name: "events-only", Events: &v1alpha1.ServiceEvents{}},
+		})),
+		service("open", api(nil)),
+		{Name: "events-only", ServiceDefinition: v1alpha1.ServiceDefinition{Events: &v1alpha1.ServiceEvents{}}},
 	}}}
 	for _, f := range change {
 		f(app)

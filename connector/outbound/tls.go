@@ -12,31 +12,62 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
 
-// clientCertificate is what the connector shows a target, and the authorities
-// it believes the target's own certificate from.
-type clientCertificate struct {
-	secret, version string
-	config          *tls.Config
+// clientTLS is what the connector shows a target, and the authorities it believes
+// the target's own certificate from.
+type clientTLS struct {
+	from    tlsSource
+	version string
+	config  *tls.Config
 }
 
-func (r resolver) mtls(auth *v1alpha1.MTLSAuth) (*clientCertificate, error) {
-	secret, _, err := r.keys(auth.Secret.Name, corev1.TLSCertKey, corev1.TLSPrivateKeyKey)
-	if err != nil {
-		return nil, err
+// tlsSource names the Secrets of a clientTLS; empty names are none.
+type tlsSource struct{ certificate, ca, caKey string }
+
+// tls reads a certificate and authorities, where there are such. The key pair is
+// parsed here, once for each version of the Secret.
+func (r resolver) tls(certificate *v1alpha1.MTLSAuth, ca *v1alpha1.SecretKeyRef) (*clientTLS, error) {
+	if certificate == nil && ca == nil {
+		return nil, nil //nolint:nilnil // that is the default
 	}
-	certificate, err := tls.X509KeyPair(secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey])
-	if err != nil {
-		return nil, unusable(ReasonSecretInvalid, "Secret %s/%s: tls.crt and tls.key are no PEM certificate and its key",
-			v1alpha1.SystemNamespace, auth.Secret.Name)
-	}
-	config := &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
-	if ca := secret.Data["ca.crt"]; len(ca) > 0 {
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(ca) {
-			return nil, unusable(ReasonSecretInvalid, "Secret %s/%s: ca.crt holds no PEM certificate", v1alpha1.SystemNamespace, auth.Secret.Name)
+	c := &clientTLS{config: &tls.Config{MinVersion: tls.VersionTLS12}}
+	if certificate != nil {
+		name := certificate.Secret.Name
+		secret, _, err := r.keys(name, corev1.TLSCertKey, corev1.TLSPrivateKeyKey)
+		if err != nil {
+			return nil, err
+		}
+		pair, err := tls.X509KeyPair(secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey])
+		if err != nil {
+			return nil, unusable(ReasonSecretInvalid, "Secret %s/%s: tls.crt and tls.key are no PEM certificate and its key",
+				v1alpha1.SystemNamespace, name)
+		}
+		c.config.Certificates = []tls.Certificate{pair}
+		c.from.certificate, c.version = name, secretVersion(secret)
+		if pem := secret.Data["ca.crt"]; len(pem) > 0 && ca == nil {
+			if err := c.trust(pem, name, "ca.crt"); err != nil {
+				return nil, err
+			}
 		}
 	}
-	return &clientCertificate{secret: secret.Name, version: secretVersion(secret), config: config}, nil
+	if ca != nil {
+		secret, _, err := r.keys(ca.Name, ca.Key)
+		if err != nil {
+			return nil, err
+		}
+		c.from.ca, c.from.caKey, c.version = ca.Name, ca.Key, c.version+" "+secretVersion(secret)
+		if err := c.trust(secret.Data[ca.Key], ca.Name, ca.Key); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+func (c *clientTLS) trust(pem []byte, name, key string) error {
+	c.config.RootCAs = x509.NewCertPool()
+	if !c.config.RootCAs.AppendCertsFromPEM(pem) {
+		return unusable(ReasonSecretInvalid, "Secret %s/%s: %s holds no PEM certificate", v1alpha1.SystemNamespace, name, key)
+	}
+	return nil
 }
 
 // secretVersion changes whenever a Secret does, also when it is made anew.
@@ -44,14 +75,14 @@ func secretVersion(secret *corev1.Secret) string {
 	return string(secret.UID) + "/" + secret.ResourceVersion
 }
 
-// transports hands out one transport per client certificate, so that their
-// connections are kept apart, and one for calls without.
+// transports hands out one transport per client certificate and authorities, so
+// that their connections are kept apart, and one for calls without.
 type transports struct {
 	policy *targets.Policy
 	plain  *targets.Transport
 
 	mu       sync.Mutex
-	bySecret map[string]certified
+	bySource map[tlsSource]certified
 }
 
 type certified struct {
@@ -60,18 +91,18 @@ type certified struct {
 }
 
 func newTransports(policy *targets.Policy) *transports {
-	return &transports{policy: policy, plain: policy.Transport(targets.ClientOptions{}), bySecret: map[string]certified{}}
+	return &transports{policy: policy, plain: policy.Transport(targets.ClientOptions{}), bySource: map[tlsSource]certified{}}
 }
 
-// get returns the transport for a certificate, nil for none. One of an older
-// version of the Secret is replaced; calls on it end as they are.
-func (t *transports) get(c *clientCertificate) http.RoundTripper {
+// get returns the transport for a clientTLS, nil for none. One of an older version
+// of a Secret is replaced; calls on it end as they are.
+func (t *transports) get(c *clientTLS) http.RoundTripper {
 	if c == nil {
 		return t.plain
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	known, ok := t.bySecret[c.secret]
+	known, ok := t.bySource[c.from]
 	if ok && known.version == c.version {
 		return known.transport
 	}
@@ -79,6 +110,6 @@ func (t *transports) get(c *clientCertificate) http.RoundTripper {
 		known.transport.CloseIdleConnections()
 	}
 	known = certified{version: c.version, transport: t.policy.Transport(targets.ClientOptions{TLS: c.config})}
-	t.bySecret[c.secret] = known
+	t.bySource[c.from] = known
 	return known.transport
 }

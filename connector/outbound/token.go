@@ -42,6 +42,8 @@ type clientCredentials struct {
 	scopes        string
 	audience      string
 	inParams      bool
+	// tls of the token URL; equal only when it is the same version.
+	tls *clientTLS
 }
 
 // String is for logs and error texts: it leaves the secret out.
@@ -52,8 +54,8 @@ func (c clientCredentials) GoString() string { return c.String() }
 
 // tokens caches access tokens.
 type tokens struct {
-	client *http.Client
-	flight singleflight.Group
+	transports *transports
+	flight     singleflight.Group
 
 	mu       sync.Mutex
 	cached   map[clientCredentials]token
@@ -65,16 +67,16 @@ type token struct {
 	renewAt time.Time
 }
 
-// newTokens makes a cache that fetches with the transport. A redirect is not
-// followed: the client's secret goes to the URL that is written, only.
-func newTokens(transport http.RoundTripper) *tokens {
-	return &tokens{
-		client: &http.Client{
-			Transport:     transport,
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
-		cached:   map[clientCredentials]token{},
-		replaced: map[clientCredentials]time.Time{},
+func newTokens(transports *transports) *tokens {
+	return &tokens{transports: transports, cached: map[clientCredentials]token{}, replaced: map[clientCredentials]time.Time{}}
+}
+
+// client fetches. A redirect is not followed: the client's secret goes to the URL
+// that is written, only.
+func (t *tokens) client(c clientCredentials) *http.Client {
+	return &http.Client{
+		Transport:     t.transports.get(c.tls),
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 
@@ -119,7 +121,7 @@ func (t *tokens) mayReplace(c clientCredentials) bool {
 // one at the same time share one request, which goes on when one of them leaves.
 func (t *tokens) share(ctx context.Context, c clientCredentials, refused string) (string, error) {
 	// The key is told apart by all its fields; it never leaves memory.
-	key := strings.Join([]string{c.tokenURL, c.clientID, c.secretVersion, c.scopes, c.audience, fmt.Sprint(c.inParams)}, "\x00")
+	key := strings.Join([]string{c.tokenURL, c.clientID, c.secretVersion, c.scopes, c.audience, fmt.Sprintf("%t %p", c.inParams, c.tls)}, "\x00")
 	result := t.flight.DoChan(key, func() (any, error) {
 		if value, ok := t.lookup(c); ok && value != refused { // another request has just ended
 			return value, nil
@@ -175,7 +177,7 @@ func (t *tokens) fetch(ctx context.Context, c clientCredentials) (string, error)
 		config.EndpointParams.Set("audience", c.audience)
 	}
 	begin := time.Now()
-	got, err := config.Token(context.WithValue(ctx, oauth2.HTTPClient, t.client))
+	got, err := config.Token(context.WithValue(ctx, oauth2.HTTPClient, t.client(c)))
 	if err != nil {
 		return "", &tokenError{tokenURL: c.tokenURL, cause: err}
 	}

@@ -12,7 +12,8 @@ import (
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,shortName=app,categories=lambdamesh
 // +kubebuilder:printcolumn:name="Display name",type=string,JSONPath=`.spec.displayName`
-// +kubebuilder:printcolumn:name="Services",type=string,JSONPath=`.spec.services[*].name`
+// +kubebuilder:printcolumn:name="Services",type=integer,JSONPath=`.status.services`
+// +kubebuilder:printcolumn:name="Event types",type=integer,JSONPath=`.status.eventTypes`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
@@ -50,12 +51,13 @@ type ApplicationSpec struct {
 	// +optional
 	// +kubebuilder:validation:MaxProperties=64
 	Labels map[string]string `json:"labels,omitempty"`
-	// Services it offers.
+	// Services it offers, for small catalogs. Each service of a large one is an
+	// ApplicationService; the registry makes those.
 	// +optional
 	// +listType=map
 	// +listMapKey=name
 	// +kubebuilder:validation:MaxItems=64
-	Services []ApplicationService `json:"services,omitempty"`
+	Services []InlineService `json:"services,omitempty"`
 	// Webhooks it sends.
 	// +optional
 	// +listType=map
@@ -94,189 +96,6 @@ type ApplicationSpec struct {
 	// +kubebuilder:validation:items:MaxLength=40
 	// +kubebuilder:validation:items:XValidation:rule="self.matches('^[0-9a-f]+$')",message="write the serial number as in status.certificates: lower-case hexadecimal digits"
 	RevokedCertificates []string `json:"revokedCertificates,omitempty"`
-}
-
-// ApplicationService is an API, a set of events, or both.
-// +kubebuilder:validation:XValidation:rule="has(self.api) || has(self.events)",message="a service needs api, events or both"
-type ApplicationService struct {
-	// Name in URLs: http://connector-outbound/<application>/<name>/<path>.
-	// +kubebuilder:validation:MaxLength=63
-	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",message="a service name is lower-case letters, digits and '-'"
-	Name string `json:"name"`
-	// ID as in the registry; made by it when absent.
-	// +optional
-	// +kubebuilder:validation:MaxLength=63
-	ID string `json:"id,omitempty"`
-	// Provider of the service, for people.
-	// +optional
-	// +kubebuilder:validation:MaxLength=256
-	Provider string `json:"provider,omitempty"`
-	// Description for people.
-	// +optional
-	// +kubebuilder:validation:MaxLength=4096
-	Description string `json:"description,omitempty"`
-	// Labels for people and consoles.
-	// +optional
-	// +kubebuilder:validation:MaxProperties=64
-	Labels map[string]string `json:"labels,omitempty"`
-	// API it serves.
-	// +optional
-	API *ServiceAPI `json:"api,omitempty"`
-	// Events it sends.
-	// +optional
-	Events *ServiceEvents `json:"events,omitempty"`
-}
-
-// ServiceAPI is an HTTP API and the credentials to call it with.
-type ServiceAPI struct {
-	// TargetURL that paths are appended to.
-	// +kubebuilder:validation:MaxLength=2048
-	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.contains('@') && !self.contains('?') && !self.contains('#')",message="targetUrl is an http(s) URL without user information, query or fragment, such as https://shop.example.com/api"
-	// +kubebuilder:validation:XValidation:rule="!isURL(self) || self.matches(r'^[^/]*//([^:/?#[]*|[[][^]/]*])(:([1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]))?([/?#]|$)')",message="the port of a URL is one of 1 to 65535"
-	TargetURL string `json:"targetUrl"`
-	// OpenAPI document, or a URL of it.
-	// +optional
-	// +kubebuilder:validation:MaxLength=262144
-	OpenAPI string `json:"openapi,omitempty"`
-	// Auth: credentials the connector adds. Absent: none.
-	// +optional
-	Auth *APIAuth `json:"auth,omitempty"`
-	// Timeout of a call.
-	// +optional
-	// +kubebuilder:default="30s"
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('100ms') && duration(self) <= duration('3900s')",message="timeout must be between 100ms and 3900s, such as 30s"
-	Timeout *metav1.Duration `json:"timeout,omitempty"`
-}
-
-// APIAuth is at most one of oauth2, basic, mtls, none, and what is added to
-// every call.
-// +kubebuilder:validation:XValidation:rule="[has(self.oauth2), has(self.basic), has(self.mtls), has(self.none)].filter(x, x).size() <= 1",message="auth takes at most one of oauth2, basic, mtls, none"
-type APIAuth struct {
-	// OAuth2 client credentials (RFC 6749, section 4.4).
-	// +optional
-	OAuth2 *OAuth2Auth `json:"oauth2,omitempty"`
-	// Basic authentication (RFC 7617).
-	// +optional
-	Basic *BasicAuth `json:"basic,omitempty"`
-	// MTLS client certificate.
-	// +optional
-	MTLS *MTLSAuth `json:"mtls,omitempty"`
-	// None: true says on purpose that there is none.
-	// +optional
-	// +kubebuilder:validation:XValidation:rule="self",message="none is true or absent"
-	None *bool `json:"none,omitempty"`
-	// CSRF token fetched before a call.
-	// +optional
-	CSRF *CSRFAuth `json:"csrf,omitempty"`
-	// Headers added to every call.
-	// +optional
-	// +listType=map
-	// +listMapKey=name
-	// +kubebuilder:validation:MaxItems=32
-	Headers []AddedValue `json:"headers,omitempty"`
-	// AllowCallerToken lets a lambda bring a token of its own in the header
-	// Access-Token, which is then sent instead of the application's credentials.
-	// Default: the header is removed.
-	// +optional
-	AllowCallerToken bool `json:"allowCallerToken,omitempty"`
-	// QueryParameters added to every call.
-	// +optional
-	// +listType=map
-	// +listMapKey=name
-	// +kubebuilder:validation:MaxItems=32
-	QueryParameters []AddedValue `json:"queryParameters,omitempty"`
-}
-
-// OAuth2Auth is the client credentials grant.
-type OAuth2Auth struct {
-	// TokenURL of the authorization server.
-	// +kubebuilder:validation:MaxLength=2048
-	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.contains('@')",message="tokenUrl is an http(s) URL without user information"
-	// +kubebuilder:validation:XValidation:rule="!isURL(self) || self.matches(r'^[^/]*//([^:/?#[]*|[[][^]/]*])(:([1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]))?([/?#]|$)')",message="the port of a URL is one of 1 to 65535"
-	TokenURL string `json:"tokenUrl"`
-	// Secret with the keys clientId and clientSecret.
-	Secret SecretRef `json:"secret"`
-	// Scopes to ask for; default those the server gives.
-	// +optional
-	// +listType=set
-	// +kubebuilder:validation:MaxItems=32
-	Scopes []string `json:"scopes,omitempty"`
-	// Audience parameter, where the server wants one.
-	// +optional
-	// +kubebuilder:validation:MaxLength=1024
-	Audience string `json:"audience,omitempty"`
-	// AuthStyle: how the client authenticates to the token URL.
-	// +optional
-	// +kubebuilder:default=header
-	// +kubebuilder:validation:Enum=header;params
-	AuthStyle string `json:"authStyle,omitempty"`
-}
-
-// BasicAuth is a user name and a password.
-type BasicAuth struct {
-	// Secret with the keys username and password.
-	Secret SecretRef `json:"secret"`
-}
-
-// MTLSAuth is a client certificate.
-type MTLSAuth struct {
-	// Secret with the keys tls.crt and tls.key, and ca.crt where the server's
-	// CA is private.
-	Secret SecretRef `json:"secret"`
-}
-
-// CSRFAuth is a token fetched before a call.
-type CSRFAuth struct {
-	// TokenURL that the token is fetched from, with the same credentials.
-	// +kubebuilder:validation:MaxLength=2048
-	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.contains('@')",message="tokenUrl is an http(s) URL without user information"
-	// +kubebuilder:validation:XValidation:rule="!isURL(self) || self.matches(r'^[^/]*//([^:/?#[]*|[[][^]/]*])(:([1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]))?([/?#]|$)')",message="the port of a URL is one of 1 to 65535"
-	TokenURL string `json:"tokenUrl"`
-}
-
-// AddedValue is a header or query parameter, its value here or in a Secret.
-// +kubebuilder:validation:XValidation:rule="has(self.value) != has(self.secret)",message="write either value or secret"
-type AddedValue struct {
-	// Name of the header or query parameter.
-	// +kubebuilder:validation:MaxLength=128
-	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9_.-]+$`
-	Name string `json:"name"`
-	// Value, where it is no secret.
-	// +optional
-	// +kubebuilder:validation:MaxLength=4096
-	Value string `json:"value,omitempty"`
-	// Secret with the value.
-	// +optional
-	Secret *SecretKeyRef `json:"secret,omitempty"`
-}
-
-// SecretRef names a Secret of the system namespace; an Application is
-// cluster-scoped, and its credentials are not the tenants'.
-type SecretRef struct {
-	// Name of the Secret.
-	// +kubebuilder:validation:MinLength=1
-	// +kubebuilder:validation:MaxLength=253
-	Name string `json:"name"`
-}
-
-// SecretKeyRef names a key of a Secret of the system namespace.
-type SecretKeyRef struct {
-	// Name of the Secret.
-	// +kubebuilder:validation:MinLength=1
-	// +kubebuilder:validation:MaxLength=253
-	Name string `json:"name"`
-	// Key in its data.
-	// +kubebuilder:validation:MinLength=1
-	// +kubebuilder:validation:MaxLength=253
-	Key string `json:"key"`
-}
-
-// ServiceEvents is a catalog of events.
-type ServiceEvents struct {
-	// AsyncAPI document.
-	// +optional
-	// +kubebuilder:validation:MaxLength=262144
-	AsyncAPI string `json:"asyncapi,omitempty"`
 }
 
 // Webhook is a signed call of the third-party system that becomes events.
@@ -337,6 +156,21 @@ type ApplicationStatus struct {
 	// +listMapKey=serial
 	// +kubebuilder:validation:MaxItems=64
 	Certificates []ClientCertificate `json:"certificates,omitempty"`
+	// Services it offers, in its spec and as ApplicationServices.
+	// +optional
+	Services int32 `json:"services,omitempty"`
+	// ServicesNotReady are those of them that cannot be used as they are.
+	// +optional
+	ServicesNotReady int32 `json:"servicesNotReady,omitempty"`
+	// EventTypes known of it.
+	// +optional
+	EventTypes int32 `json:"eventTypes,omitempty"`
+	// EventTypesOfServices are those of them that ApplicationServices name.
+	// +optional
+	EventTypesOfServices int32 `json:"eventTypesOfServices,omitempty"`
+	// Calls of lambdas to its APIs.
+	// +optional
+	Calls *CallStatus `json:"calls,omitempty"`
 }
 
 // ClientCertificate is one that was issued to an application.
@@ -351,6 +185,25 @@ type ClientCertificate struct {
 	// RevokedAt is when the paired system revoked it.
 	// +optional
 	RevokedAt *metav1.Time `json:"revokedAt,omitempty"`
+}
+
+// CallStatus counts calls. It lags behind by up to half a minute.
+type CallStatus struct {
+	// Total of calls.
+	// +optional
+	Total int64 `json:"total,omitempty"`
+	// Errors: calls that were answered 5xx by the target, or not at all.
+	// +optional
+	Errors int64 `json:"errors,omitempty"`
+	// LastCall is when the last one was made.
+	// +optional
+	LastCall *metav1.Time `json:"lastCall,omitempty"`
+	// LastError is when the last error was.
+	// +optional
+	LastError *metav1.Time `json:"lastError,omitempty"`
+	// LastErrorMessage says what it was.
+	// +optional
+	LastErrorMessage string `json:"lastErrorMessage,omitempty"`
 }
 
 // ApplicationBinding lets lambdas of a namespace call an application's APIs
@@ -388,7 +241,7 @@ type ApplicationBindingSpec struct {
 	// Services of it; empty: all.
 	// +optional
 	// +listType=set
-	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:MaxItems=256
 	// +kubebuilder:validation:items:MaxLength=63
 	Services []string `json:"services,omitempty"`
 	// Lambdas that may call its APIs. Absent: none; events may be subscribed in

@@ -15,6 +15,11 @@ const (
 	ConditionProgrammed   = "Programmed"
 	ConditionResolvedRefs = "ResolvedRefs"
 
+	// Application and ApplicationService: whether their documents can be read, and
+	// whether the targets that are probed answer.
+	ConditionDocumentsValid  = "DocumentsValid"
+	ConditionTargetReachable = "TargetReachable"
+
 	// Subscription.
 	ConditionSubscribed = "Subscribed"
 	ConditionSinkReady  = "SinkReady"

@@ -22,6 +22,8 @@ func AddToScheme(s *runtime.Scheme) error {
 		&Subscription{}, &SubscriptionList{},
 		&EventGrant{}, &EventGrantList{},
 		&Application{}, &ApplicationList{},
+		&ApplicationService{}, &ApplicationServiceList{},
+		&EventType{}, &EventTypeList{},
 		&ApplicationBinding{}, &ApplicationBindingList{},
 		&TokenRequest{}, &TokenRequestList{},
 	)

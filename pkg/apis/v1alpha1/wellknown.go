@@ -71,6 +71,13 @@ const (
 	// namespace).
 	LabelOwnerNamespace = Group + "/owner-namespace"
 	LabelOwnerName      = Group + "/owner-name"
+	// LabelApplication names the application on what the connector makes for it:
+	// ApplicationServices, EventTypes, Secrets.
+	LabelApplication = Group + "/application"
+	// LabelService names the service there.
+	LabelService = Group + "/service"
+	// LabelServiceID carries the registry's id of an ApplicationService.
+	LabelServiceID = Group + "/service-id"
 	// LabelSidecar set to "true" on a pod asks for a sidecar, in a mesh without
 	// Istio, and tells that there is one. A pod can get none later.
 	LabelSidecar = Group + "/sidecar"
