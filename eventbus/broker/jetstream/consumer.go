@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/broker"
@@ -101,53 +102,9 @@ func (s *Store) Unsubscribe(ctx context.Context, name string) error {
 	return nil
 }
 
-// heartbeat is how often the server says that a fetch still waits. Two of them
-// missing end it: a server that was restarted does not know of it any more.
-const heartbeat = 2 * time.Second
-
 type consumer struct {
 	jetstream.Consumer
 	store *Store
-}
-
-// Fetch implements [broker.Consumer].
-func (c *consumer) Fetch(ctx context.Context, window broker.Window, wait time.Duration, handle func(broker.Delivery)) (more bool, err error) {
-	begin := time.Now()
-	expires, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	opts := []jetstream.FetchOpt{
-		// The first says when the server is to end the fetch, the second what ends it
-		// here. Were both one, all that the server has sent and that is not read by
-		// then were thrown away, on a busy machine again and again, and each time is
-		// an attempt.
-		jetstream.FetchContext(expires), jetstream.FetchContext(ctx),
-		jetstream.FetchMaxBytes(window.Bytes),
-	}
-	if wait > 4*heartbeat {
-		opts = append(opts, jetstream.FetchHeartbeat(heartbeat))
-	}
-	batch, err := c.Consumer.Fetch(window.Events, opts...)
-	if err != nil {
-		return false, translate(err)
-	}
-	n := 0
-	for msg := range batch.Messages() {
-		d, err := newDelivery(msg)
-		if err != nil {
-			return false, fmt.Errorf("%w: %w", broker.ErrUnavailable, err) // it comes again
-		}
-		n++
-		handle(d)
-	}
-	if err := batch.Error(); err != nil {
-		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-			return false, nil
-		}
-		return false, translate(err)
-	}
-	// The library does not tell why a fetch ended without an error. The server
-	// ends it for lack of events at nine tenths of the wait or later.
-	return n < window.Events && ctx.Err() == nil && time.Since(begin) < wait*8/10, nil
 }
 
 // Info implements [broker.Consumer].
@@ -216,20 +173,20 @@ func firstOf(ctx context.Context, stream jetstream.Stream, from uint64, filters 
 }
 
 type delivery struct {
-	msg        jetstream.Msg
-	meta       *jetstream.MsgMetadata
+	msg        *nats.Msg
+	meta       *nats.MsgMetadata
 	event      event.Event
 	unreadable *broker.Unreadable
 }
 
-func newDelivery(msg jetstream.Msg) (*delivery, error) {
+func newDelivery(msg *nats.Msg) (*delivery, error) {
 	meta, err := msg.Metadata()
 	if err != nil {
 		return nil, err
 	}
 	d := &delivery{msg: msg, meta: meta}
-	if d.event, err = decode(msg.Headers(), msg.Data()); err != nil {
-		d.unreadable = &broker.Unreadable{Raw: broker.Raw{Header: msg.Headers(), Data: msg.Data()}, Err: err}
+	if d.event, err = decode(msg.Header, msg.Data); err != nil {
+		d.unreadable = &broker.Unreadable{Raw: broker.Raw{Header: msg.Header, Data: msg.Data}, Err: err}
 	}
 	return d, nil
 }
@@ -239,7 +196,7 @@ func (d *delivery) Unreadable() *broker.Unreadable { return d.unreadable }
 func (d *delivery) Sequence() uint64               { return d.meta.Sequence.Stream }
 func (d *delivery) Stored() time.Time              { return d.meta.Timestamp }
 func (d *delivery) Attempt() int                   { return int(d.meta.NumDelivered) }
-func (d *delivery) Replay() string                 { return d.msg.Headers().Get(headerReplay) }
+func (d *delivery) Replay() string                 { return d.msg.Header.Get(headerReplay) }
 func (d *delivery) Ack() error                     { return translate(d.msg.Ack()) }
 func (d *delivery) Extend() error                  { return translate(d.msg.InProgress()) }
 
