@@ -1,6 +1,8 @@
 package cluster
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -50,7 +52,11 @@ func (c *cluster) pushProbe(t *testing.T) {
 	_, err := c.run(t, "", "go", "build", "-trimpath", "-o", program, "./e2e/cluster/testdata/probe")
 	require.NoError(t, err)
 	require.NoError(t, os.Chmod(program, 0o755))
-	_, err = c.run(t, "", "hack/cluster/run", "push", program, c.registry+"/lambdamesh-e2e/probe:1")
+	content, err := os.ReadFile(program)
+	require.NoError(t, err)
+	// By its content: nodes keep what they have pulled under a name.
+	c.probeImage = fmt.Sprintf("/lambdamesh-e2e/probe:%x", sha256.Sum256(content))[:48]
+	_, err = c.run(t, "", "hack/cluster/run", "push", program, c.registry+c.probeImage)
 	require.NoError(t, err)
 }
 

@@ -52,6 +52,8 @@ type cluster struct {
 	// cluster` ask the cluster's own for ghcr.io, so that the installation there
 	// names its images as everywhere.
 	images string
+	// probeImage is the probe's below a registry.
+	probeImage string
 	// installed says that there is something to look at.
 	installed bool
 
@@ -262,7 +264,18 @@ type result struct {
 	Body   string
 	Header http.Header
 	Error  string
+	End    string
 }
+
+// How a probe's request ends. Who ends it in one of the first ways was reached and
+// refuses; the others tell nothing of the one it was for.
+const (
+	answered   = "answered"
+	closed     = "closed"      // the peer took the connection and ended it
+	alert      = "alert"       // of TLS
+	noListener = "no listener" // the host is there, and nobody at the port
+	timeout    = "timeout"
+)
 
 // from makes a request in the pod of a probe.
 func (c *cluster) from(t testing.TB, namespace, pod string, what call) result {

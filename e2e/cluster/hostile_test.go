@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
 const forgedCert = "By=spiffe://cluster.local/ns/hostile/sa/open;URI=spiffe://cluster.local/ns/lambdamesh-system/sa/eventbus"
@@ -129,7 +131,7 @@ func hear(t *testing.T, body string) told {
 
 func testHostilePods(t *testing.T, c *cluster) {
 	pod := c.pod(t, "hostile", "lambdamesh.dev/lambda", "open").Status.PodIP
-	const open, closed = "http://open.hostile.svc/", "http://closed.hostile.svc/"
+	const open, closedLambda = "http://open.hostile.svc/", "http://closed.hostile.svc/"
 	identity := "spiffe://cluster.local/ns/lambdamesh-system/sa/gateway"
 
 	t.Run("who is named may call, as who it is", func(t *testing.T) {
@@ -145,32 +147,63 @@ func testHostilePods(t *testing.T, c *cluster) {
 		require.Equal(t, "spiffe://cluster.local/ns/attack/sa/guest", heard.Caller.Identity, "%+v", heard)
 		require.Equal(t, "lambda", heard.Caller.Kind)
 	})
+	// Where nobody may get to, everybody can: what is refused below is refused by who
+	// is there. Where the network has fences of its own, they come first.
+	at := func(port, path string) string { return "http://" + net.JoinHostPort(pod, port) + path }
+	fenced := false
+	t.Run("there is a way", func(t *testing.T) {
+		fenced = c.from(t, "attack", "outsider", call{URL: at("8081", "/healthz")}).End == timeout
+		t.Logf("network policies are enforced: %t", fenced)
+		for _, from := range []string{"outsider", "insider", "guest"} {
+			if r := c.from(t, "attack", from, call{URL: at("8081", "/healthz")}); !fenced {
+				require.Equal(t, http.StatusOK, r.Status, "%s: %+v", from, r)
+			}
+		}
+	})
+	require.True(t, !fenced || c.name == "", "the network of `make cluster` enforces no policies")
 	for name, test := range map[string]struct {
-		pod  string
-		call call
+		pod    string
+		call   call
+		end    string
+		status int
 	}{
-		"not named, through its sidecar":                {"insider", call{URL: open, Proxy: true}},
-		"not named, as an event":                        {"insider", call{Method: http.MethodPost, URL: open, Header: forged(), Proxy: true}},
-		"named elsewhere, through its sidecar":          {"guest", call{URL: closed, Proxy: true}},
-		"with a sidecar and past it, to the Service":    {"guest", call{URL: open}},
-		"with a sidecar and past it, to the pod":        {"guest", call{URL: "http://" + net.JoinHostPort(pod, "15006") + "/"}},
-		"another Host than the one it asks for":         {"insider", call{URL: open, Header: map[string]string{"Host": "eventbus.lambdamesh-system.svc"}, Proxy: true}},
-		"no sidecar, to the Service":                    {"outsider", call{URL: open}},
-		"no sidecar, to the sidecar's port":             {"outsider", call{URL: "http://" + net.JoinHostPort(pod, "15006") + "/"}},
-		"no sidecar, TLS without a certificate":         {"outsider", call{URL: "https://" + net.JoinHostPort(pod, "15006") + "/"}},
-		"no sidecar, a certificate with a made-up name": {"outsider", call{URL: "https://" + net.JoinHostPort(pod, "15006") + "/", Identity: identity}},
-		"no sidecar, past the sidecar":                  {"outsider", call{URL: "http://" + net.JoinHostPort(pod, "8080") + "/"}},
-		"no sidecar, by another's way out":              {"outsider", call{URL: "http://" + net.JoinHostPort(pod, "15001") + "/"}},
-		"no sidecar, the proxy's own administration":    {"outsider", call{URL: "http://" + net.JoinHostPort(pod, "15000") + "/config_dump"}},
-		"no sidecar, an invocation at the admin port":   {"outsider", call{Method: http.MethodPost, URL: "http://" + net.JoinHostPort(pod, "8081") + "/", Header: forged(), Body: "{}"}},
+		// Its own sidecar knows only whom it may call.
+		"not named, through its sidecar":        {"insider", call{URL: open, Proxy: true}, answered, http.StatusNotFound},
+		"not named, as an event":                {"insider", call{Method: http.MethodPost, URL: open, Header: forged(), Proxy: true}, answered, http.StatusNotFound},
+		"named elsewhere, through its sidecar":  {"guest", call{URL: closedLambda, Proxy: true}, answered, http.StatusNotFound},
+		"another Host than the one it asks for": {"insider", call{URL: open, Header: map[string]string{"Host": "eventbus.lambdamesh-system.svc"}, Proxy: true}, answered, http.StatusNotFound},
+		// The other one's wants TLS, and a certificate of the mesh.
+		"with a sidecar and past it, to the Service":    {"guest", call{URL: open}, closed, 0},
+		"with a sidecar and past it, to the pod":        {"guest", call{URL: at("15006", "/")}, closed, 0},
+		"no sidecar, to the Service":                    {"outsider", call{URL: open}, closed, 0},
+		"no sidecar, to the sidecar's port":             {"outsider", call{URL: at("15006", "/")}, closed, 0},
+		"no sidecar, TLS without a certificate":         {"outsider", call{URL: "https://" + net.JoinHostPort(pod, "15006") + "/"}, alert, 0},
+		"no sidecar, a certificate with a made-up name": {"outsider", call{URL: "https://" + net.JoinHostPort(pod, "15006") + "/", Identity: identity}, alert, 0},
+		// There is no port past it.
+		"no sidecar, past the sidecar":                {"outsider", call{URL: at("8080", "/")}, noListener, 0},
+		"no sidecar, by another's way out":            {"outsider", call{URL: at("15001", "/")}, noListener, 0},
+		"no sidecar, the proxy's own administration":  {"outsider", call{URL: at("15000", "/config_dump")}, noListener, 0},
+		"no sidecar, an invocation at the admin port": {"outsider", call{Method: http.MethodPost, URL: at("8081", "/"), Header: forged(), Body: "{}"}, answered, http.StatusNotFound},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := c.from(t, "attack", test.pod, test.call)
-			t.Logf("%d %s %s", r.Status, r.Error, r.Body)
-			require.NotEqual(t, http.StatusOK, r.Status, "%+v", r)
+			t.Logf("%s: %d %s %s", r.End, r.Status, r.Error, r.Body)
+			if fenced && r.End == timeout {
+				require.NotEqual(t, answered, test.end, "%+v", r)
+				return // it did not get as far as that
+			}
+			require.Equal(t, test.end, r.End, "%+v", r)
+			require.Equal(t, test.status, r.Status, "%+v", r)
 			require.NotContains(t, r.Body, "isEvent", "the lambda answered: %+v", r)
+			if test.call.Proxy {
+				require.Contains(t, r.Body, "this workload may not reach that host")
+			}
 		})
 	}
+	t.Run("and the way is still there", func(t *testing.T) {
+		r := c.from(t, "attack", "guest", call{URL: open, Proxy: true})
+		require.Equal(t, http.StatusOK, r.Status, "%+v", r)
+	})
 }
 
 func testHostileBus(t *testing.T, c *cluster) {
@@ -199,26 +232,33 @@ func testHostileBus(t *testing.T, c *cluster) {
 			return nil
 		})
 	})
+	const public = "https://eventbus-public.lambdamesh-system.svc/publish"
+	t.Run("everybody with a token of its own may, and gets there", func(t *testing.T) {
+		token := c.token(t, nil, "attack", "outsider", v1alpha1.EventBusTokenAudience)
+		r := c.from(t, "attack", "outsider", call{Method: http.MethodPost, URL: public, Header: as("/attack/outsider", "Authorization", "Bearer "+token), Body: "{}"})
+		require.Equal(t, http.StatusAccepted, r.Status, "%+v", r)
+	})
 	for name, test := range map[string]struct {
-		pod  string
-		call call
+		pod    string
+		call   call
+		end    string
+		status int
 	}{
-		"a member in another's name":              {"insider", call{URL: service, Header: as("/shop/last-order"), Proxy: true}},
-		"a member in an application's name":       {"insider", call{URL: service, Header: as("commerce"), Proxy: true}},
-		"a member with another's certificate":     {"insider", call{URL: service, Header: as("/shop/last-order", "X-Forwarded-Client-Cert", "URI=spiffe://cluster.local/ns/shop/sa/last-order"), Proxy: true}},
-		"no sidecar":                              {"outsider", call{URL: service, Header: as("/attack/outsider")}},
-		"no sidecar, to the sidecar's port":       {"outsider", call{URL: "https://" + net.JoinHostPort(bus, "15006") + "/publish", Header: as("/attack/outsider"), Identity: "spiffe://cluster.local/ns/attack/sa/outsider"}},
-		"the public port without a token":         {"outsider", call{URL: "https://eventbus-public.lambdamesh-system.svc/publish", Header: as("/attack/outsider")}},
-		"the public port, a certificate's header": {"outsider", call{URL: "https://eventbus-public.lambdamesh-system.svc/publish", Header: as("/shop/last-order", "X-Forwarded-Client-Cert", "URI=spiffe://cluster.local/ns/shop/sa/last-order")}},
-		"the public port, a made-up token":        {"outsider", call{URL: "https://eventbus-public.lambdamesh-system.svc/publish", Header: as("/attack/outsider", "Authorization", "Bearer made.up.token")}},
+		"a member in another's name":              {"insider", call{URL: service, Header: as("/shop/last-order"), Proxy: true}, answered, http.StatusForbidden},
+		"a member in an application's name":       {"insider", call{URL: service, Header: as("commerce"), Proxy: true}, answered, http.StatusForbidden},
+		"a member with another's certificate":     {"insider", call{URL: service, Header: as("/shop/last-order", "X-Forwarded-Client-Cert", "URI=spiffe://cluster.local/ns/shop/sa/last-order"), Proxy: true}, answered, http.StatusForbidden},
+		"no sidecar":                              {"outsider", call{URL: service, Header: as("/attack/outsider")}, closed, 0},
+		"no sidecar, to the sidecar's port":       {"outsider", call{URL: "https://" + net.JoinHostPort(bus, "15006") + "/publish", Header: as("/attack/outsider"), Identity: "spiffe://cluster.local/ns/attack/sa/outsider"}, alert, 0},
+		"the public port without a token":         {"outsider", call{URL: public, Header: as("/attack/outsider")}, answered, http.StatusUnauthorized},
+		"the public port, a certificate's header": {"outsider", call{URL: public, Header: as("/shop/last-order", "X-Forwarded-Client-Cert", "URI=spiffe://cluster.local/ns/shop/sa/last-order")}, answered, http.StatusUnauthorized},
+		"the public port, a made-up token":        {"outsider", call{URL: public, Header: as("/attack/outsider", "Authorization", "Bearer made.up.token")}, answered, http.StatusUnauthorized},
 	} {
 		t.Run(name, func(t *testing.T) {
 			test.call.Method, test.call.Body = http.MethodPost, "{}"
 			r := c.from(t, "attack", test.pod, test.call)
-			require.NotContains(t, []int{http.StatusOK, http.StatusAccepted}, r.Status, "%+v", r)
-			if strings.Contains(test.call.URL, "eventbus-public") {
-				require.Equal(t, http.StatusUnauthorized, r.Status, "it is refused, and not for want of a way: %+v", r)
-			}
+			t.Logf("%s: %d %s %s", r.End, r.Status, r.Error, r.Body)
+			require.Equal(t, test.end, r.End, "%+v", r)
+			require.Equal(t, test.status, r.Status, "%+v", r)
 		})
 	}
 }

@@ -29,10 +29,10 @@ spec:
   securityContext: {runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, fsGroup: 65532, seccompProfile: {type: RuntimeDefault}}
 %[5]s  containers:
     - name: probe
-      image: %[6]s/lambdamesh-e2e/probe:1%[4]s
+      image: %[6]s%[4]s
       readinessProbe: {httpGet: {path: /healthz, port: 8081}, periodSeconds: 1}
       securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
-`, namespace, name, labels, env, more, c.images)
+`, namespace, name, labels, env, more, c.images+c.probeImage)
 }
 
 // namespaces admits only what the restricted pod security standard allows.

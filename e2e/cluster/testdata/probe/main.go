@@ -23,6 +23,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -137,12 +138,14 @@ type result struct {
 	Body   string
 	Header http.Header
 	Error  string
+	// End is how it ended: answered, or what became of the connection.
+	End string
 }
 
 func (c call) do(ctx context.Context) result {
 	client, err := c.client()
 	if err != nil {
-		return result{Error: err.Error()}
+		return failed(err)
 	}
 	defer client.CloseIdleConnections()
 	return c.send(ctx, client)
@@ -173,7 +176,7 @@ func (c call) client() (*http.Client, error) {
 func (c call) send(ctx context.Context, client *http.Client) result {
 	request, err := http.NewRequestWithContext(ctx, or(c.Method, http.MethodGet), c.URL, strings.NewReader(c.Body))
 	if err != nil {
-		return result{Error: err.Error()}
+		return failed(err)
 	}
 	for name, value := range c.Header {
 		request.Header.Set(name, value)
@@ -183,13 +186,31 @@ func (c call) send(ctx context.Context, client *http.Client) result {
 	}
 	response, err := client.Do(request)
 	if err != nil {
-		return result{Error: err.Error()}
+		return failed(err)
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
-	r := result{Status: response.StatusCode, Body: string(body), Header: response.Header}
+	r := result{Status: response.StatusCode, Body: string(body), Header: response.Header, End: "answered"}
 	if err != nil {
 		r.Error = err.Error()
+	}
+	return r
+}
+
+// failed tells apart who was there and refused, and where nobody was: a peer that
+// answers with a reset, ends the connection or sends a TLS alert was reached.
+func failed(err error) result {
+	r := result{Error: err.Error(), End: "no way"}
+	var timeout interface{ Timeout() bool }
+	switch {
+	case strings.Contains(r.Error, "remote error: tls:"):
+		r.End = "alert"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		r.End = "no listener"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		r.End = "closed"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		r.End = "timeout"
 	}
 	return r
 }
