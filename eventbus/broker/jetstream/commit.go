@@ -81,9 +81,16 @@ func (s *Store) commitLoop(ctx context.Context) {
 	for {
 		select {
 		case <-s.queue.wake:
+		case <-s.renew:
+			s.reconnect(ctx)
 		case <-ctx.Done():
 		}
 		for ctx.Err() == nil {
+			select {
+			case <-s.renew:
+				s.reconnect(ctx)
+			default:
+			}
 			group := s.queue.take()
 			if group == nil {
 				break

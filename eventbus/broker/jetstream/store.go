@@ -132,6 +132,7 @@ type Store struct {
 	failing atomic.Pointer[error]
 
 	reconnected chan struct{}
+	renew       chan struct{} // the credentials have changed
 	full        chan struct{} // something was refused for lack of space
 	doubt       chan struct{} // whether events can be stored
 	holder      string        // the consumer that keeps old events; of the trim loop
@@ -157,6 +158,7 @@ func New(config Config) (*Store, error) {
 		ready:       make(chan struct{}),
 		queue:       newQueue(),
 		reconnected: make(chan struct{}, 1),
+		renew:       make(chan struct{}, 1),
 		full:        make(chan struct{}, 1),
 		doubt:       make(chan struct{}, 1),
 	}, nil
@@ -202,6 +204,7 @@ func (s *Store) Run(ctx context.Context) error {
 	loops.Go(func() { s.commitLoop(ctx) })
 	loops.Go(func() { s.trimLoop(ctx) })
 	loops.Go(func() { s.probeLoop(ctx) })
+	loops.Go(func() { s.renewLoop(ctx) })
 	defer loops.Wait()
 
 	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(s.config.PublishTimeout), jetstream.WithDefaultTimeout(s.config.PublishTimeout))

@@ -1,6 +1,7 @@
 package natsclient
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -61,6 +62,30 @@ func (a Access) Options(log *slog.Logger) []nats.Option {
 		options = append(options, nats.ClientCert(a.CertFile, a.KeyFile))
 	}
 	return options
+}
+
+// Fingerprint changes with what a connection shows to NATS: the user, the password
+// or the credentials in the files. It is empty where there are none, or while one
+// cannot be read.
+func (a Access) Fingerprint() string {
+	sum := sha256.New()
+	named := false
+	for _, file := range []string{a.CredentialsFile, a.UserFile, a.PasswordFile} {
+		if file == "" {
+			continue
+		}
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			return ""
+		}
+		named = true
+		fmt.Fprintf(sum, "%d\n", len(raw))
+		sum.Write(raw)
+	}
+	if !named {
+		return ""
+	}
+	return string(sum.Sum(nil))
 }
 
 // read returns the file's line. Without it the server refuses the connection,
