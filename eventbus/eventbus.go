@@ -270,7 +270,8 @@ func New(config Config) (*Bus, error) {
 	var reviews *tokens.Reviews
 	var parts []component.Component
 	if config.REST != nil {
-		if err := controller.Register(mgr, b.dispatcher, config.Targets, changes, config.UnownedSources == UnownedOpen); err != nil {
+		consumers, _ := b.store.(controller.Consumers) // nil where the broker does not list them
+		if err := controller.Register(mgr, b.dispatcher, consumers, config.Targets, changes, config.UnownedSources == UnownedOpen); err != nil {
 			return nil, err
 		}
 		if config.UnownedSources == UnownedRefused {

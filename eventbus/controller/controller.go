@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -12,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -28,8 +30,9 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/reconcile"
 )
 
-// Finalizer keeps a Subscription until its durable consumer is deleted.
-const Finalizer = v1alpha1.Group + "/event-consumer"
+// finalizer is what older versions kept a Subscription with until its consumer was
+// deleted. Where no event bus was, it was kept for ever.
+const finalizer = v1alpha1.Group + "/event-consumer"
 
 // Reasons of conditions that only this controller gives.
 const (
@@ -86,18 +89,23 @@ type Reconciler struct {
 	bases      bases
 	// openSources: every namespace may read a source that nobody owns.
 	openSources bool
+
+	mu sync.Mutex
+	// uids are those of the Subscriptions that have been looked at, by name: one that
+	// is gone does not say whose consumer goes with it.
+	uids map[types.NamespacedName]types.UID
 }
 
 // Register adds the controller to a manager. openSources lets every namespace
 // read sources that nobody owns.
-func Register(mgr ctrl.Manager, dispatcher Dispatcher, policy URLPolicy, changes Changes, openSources bool) error {
+func Register(mgr ctrl.Manager, dispatcher Dispatcher, consumers Consumers, policy URLPolicy, changes Changes, openSources bool) error {
 	if err := IndexAddresses(context.Background(), mgr.GetFieldIndexer()); err != nil {
 		return fmt.Errorf("subscription controller: %w", err)
 	}
 	if err := mgr.GetFieldIndexer().IndexField(context.Background(), &v1alpha1.Subscription{}, bySink, sinks); err != nil {
 		return fmt.Errorf("subscription controller: %w", err)
 	}
-	r := &Reconciler{client: mgr.GetClient(), dispatcher: dispatcher, policy: policy, openSources: openSources}
+	r := &Reconciler{client: mgr.GetClient(), dispatcher: dispatcher, policy: policy, openSources: openSources, uids: map[types.NamespacedName]types.UID{}}
 	skipNameValidation := true // several buses may live in one test process
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("subscription").
@@ -113,6 +121,12 @@ func Register(mgr ctrl.Manager, dispatcher Dispatcher, policy URLPolicy, changes
 		WithOptions(controller.Options{MaxConcurrentReconciles: 4, SkipNameValidation: &skipNameValidation}).
 		Complete(r)
 	if err != nil {
+		return fmt.Errorf("subscription controller: %w", err)
+	}
+	if consumers == nil {
+		return nil // its broker does not say what it keeps
+	}
+	if err := mgr.Add(&sweeper{reader: mgr.GetAPIReader(), consumers: consumers, dispatcher: dispatcher}); err != nil {
 		return fmt.Errorf("subscription controller: %w", err)
 	}
 	return nil
@@ -194,22 +208,25 @@ func (r *Reconciler) requests(ctx context.Context, which ...client.ListOption) [
 // Reconcile brings the dispatcher and the status of one Subscription up to date.
 func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
 	var sub v1alpha1.Subscription
-	if err := r.client.Get(ctx, request.NamespacedName, &sub); err != nil {
-		return ctrl.Result{}, client.IgnoreNotFound(err)
+	if err := r.client.Get(ctx, request.NamespacedName, &sub); apierrors.IsNotFound(err) {
+		return ctrl.Result{}, r.forget(ctx, request.NamespacedName, "")
+	} else if err != nil {
+		return ctrl.Result{}, fmt.Errorf("read subscription %s: %w", request, err)
 	}
-	if !sub.DeletionTimestamp.IsZero() {
-		return ctrl.Result{}, r.finalize(ctx, &sub)
+	// One of this name may have gone and come again meanwhile.
+	if err := r.forget(ctx, request.NamespacedName, sub.UID); err != nil {
+		return ctrl.Result{}, err
 	}
-	if !controllerutil.ContainsFinalizer(&sub, Finalizer) {
-		before := sub.DeepCopy()
-		controllerutil.AddFinalizer(&sub, Finalizer)
-		if err := r.client.Patch(ctx, &sub, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
-			if apierrors.IsNotFound(err) {
-				return ctrl.Result{}, nil
-			}
-			return ctrl.Result{}, fmt.Errorf("add a finalizer to subscription %s: %w", request, err)
+	if !sub.DeletionTimestamp.IsZero() { // kept by somebody's finalizer
+		if err := r.remove(ctx, request.NamespacedName, sub.UID); err != nil {
+			return ctrl.Result{}, err
 		}
+		return ctrl.Result{}, r.release(ctx, &sub)
 	}
+	if err := r.release(ctx, &sub); err != nil {
+		return ctrl.Result{}, err
+	}
+	r.remember(request.NamespacedName, sub.UID)
 
 	before := sub.DeepCopy()
 	result, err := r.dispatch(ctx, &sub)
@@ -233,18 +250,48 @@ func (r *Reconciler) writeStatus(ctx context.Context, before, sub *v1alpha1.Subs
 	return nil
 }
 
-// finalize deletes the consumer, and with it the backlog.
-func (r *Reconciler) finalize(ctx context.Context, sub *v1alpha1.Subscription) error {
-	if !controllerutil.ContainsFinalizer(sub, Finalizer) {
+func (r *Reconciler) remember(name types.NamespacedName, uid types.UID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.uids[name] = uid
+}
+
+// forget removes the consumer of the Subscription that had the name, unless that is
+// the one that has it now.
+func (r *Reconciler) forget(ctx context.Context, name types.NamespacedName, now types.UID) error {
+	r.mu.Lock()
+	uid, known := r.uids[name]
+	r.mu.Unlock()
+	if !known || uid == now {
 		return nil
 	}
-	if err := r.dispatcher.Remove(ctx, string(sub.UID)); err != nil {
-		return fmt.Errorf("delete the consumer of subscription %s/%s: %w", sub.Namespace, sub.Name, err)
+	return r.remove(ctx, name, uid)
+}
+
+// remove deletes a consumer, and with it the backlog.
+func (r *Reconciler) remove(ctx context.Context, name types.NamespacedName, uid types.UID) error {
+	if err := r.dispatcher.Remove(ctx, string(uid)); err != nil {
+		return fmt.Errorf("delete the consumer of subscription %s: %w", name, err)
 	}
-	r.bases.forget(sub.UID)
+	r.bases.forget(uid)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.uids[name] == uid {
+		delete(r.uids, name)
+	}
+	return nil
+}
+
+// release takes away what an older version kept the Subscription with.
+func (r *Reconciler) release(ctx context.Context, sub *v1alpha1.Subscription) error {
 	before := sub.DeepCopy()
-	controllerutil.RemoveFinalizer(sub, Finalizer)
-	return client.IgnoreNotFound(r.client.Patch(ctx, sub, client.MergeFrom(before)))
+	if !controllerutil.RemoveFinalizer(sub, finalizer) {
+		return nil
+	}
+	if err := r.client.Patch(ctx, sub, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+		return client.IgnoreNotFound(fmt.Errorf("release subscription %s/%s: %w", sub.Namespace, sub.Name, err))
+	}
+	return nil
 }
 
 // dispatch tells the dispatcher what to push, and sets the conditions.

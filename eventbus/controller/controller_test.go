@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/eventbus"
 	"github.com/lambdamesh/lambdamesh/eventbus/broker"
 	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
+	"github.com/lambdamesh/lambdamesh/eventbus/controller"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
 	"github.com/lambdamesh/lambdamesh/manifests"
@@ -426,12 +428,68 @@ func TestDeletingASubscriptionDeletesItsConsumerOnly(t *testing.T) {
 			return fmt.Errorf("still there: %w", err)
 		}
 		return nil
-	}, "the finalizer is removed")
+	}, "it is not kept")
+	testkit.Eventually(t, patience, func() error {
+		if uids := w.consumers(); slices.Contains(uids, string(gone.UID)) {
+			return fmt.Errorf("among %v", uids)
+		}
+		return nil
+	}, "its consumer stays")
+	require.Contains(t, w.consumers(), string(stays.UID))
 	_, err := w.bus.Dispatcher().Info(t.Context(), string(gone.UID))
 	require.ErrorIs(t, err, broker.ErrNotFound)
 	w.publish(source, "order.created.v1", "1")
 	require.Equal(t, "1", w.nextPush().id)
 	require.Empty(t, w.pushed)
+}
+
+// consumers of the event store.
+func (w *world) consumers() []string {
+	w.t.Helper()
+	lister, ok := w.bus.Store().(controller.Consumers)
+	require.True(w.t, ok)
+	uids, err := lister.Consumers(w.t.Context())
+	require.NoError(w.t, err)
+	return uids
+}
+
+// One with the same name is another one, with a backlog of its own.
+func TestASubscriptionThatComesAgainBeginsAnew(t *testing.T) {
+	w := newWorld(t)
+	source := "/" + w.ns + "/cart"
+	first := subscription("orders", source, func(s *v1alpha1.SubscriptionSpec) { s.Paused = true })
+	w.create(service("orders", 8080), first)
+	w.expect(first, v1alpha1.ConditionSubscribed, metav1.ConditionTrue, "Subscribed")
+	w.publish(source, "order.created.v1", "1")
+	require.NoError(t, w.client.Delete(t.Context(), first))
+	second := subscription("orders", source, nil)
+	w.create(second)
+	w.expect(second, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady)
+	w.publish(source, "order.created.v1", "2")
+	require.Equal(t, "2", w.nextPush().id)
+	testkit.Eventually(t, patience, func() error {
+		if uids := w.consumers(); slices.Contains(uids, string(first.UID)) {
+			return fmt.Errorf("among %v", uids)
+		}
+		return nil
+	}, "the consumer of the first one stays")
+}
+
+func TestWithoutAnEventBusASubscriptionCanBeDeleted(t *testing.T) {
+	w := newWorld(t)
+	old := subscription("old", "/"+w.ns+"/cart", nil)
+	old.Finalizers = []string{"lambdamesh.dev/event-consumer"} // as an older version left it
+	sub := subscription("orders", "/"+w.ns+"/cart", nil)
+	w.create(service("orders", 8080), sub, old)
+	for _, s := range []*v1alpha1.Subscription{sub, old} {
+		w.expect(s, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady)
+	}
+	w.stop()
+	for _, s := range []*v1alpha1.Subscription{sub, old} {
+		require.NoError(t, w.client.Delete(t.Context(), s))
+		err := w.client.Get(t.Context(), client.ObjectKeyFromObject(s), s)
+		require.True(t, apierrors.IsNotFound(err), "%v: %v", s.Finalizers, err)
+	}
 }
 
 func TestARestartKeepsCountersAndBacklog(t *testing.T) {

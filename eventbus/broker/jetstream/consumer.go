@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -87,6 +88,26 @@ func (s *Store) Consumer(ctx context.Context, name string) (broker.Consumer, err
 		return nil, fmt.Errorf("consumer %s: %w", name, translate(err))
 	}
 	return &consumer{Consumer: c, store: s}, nil
+}
+
+// Consumers are the names of those that Subscribe has made: UUIDs, which no other
+// reader of the stream is named by.
+func (s *Store) Consumers(ctx context.Context) ([]string, error) {
+	l, err := s.connected()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	all := l.events.ConsumerNames(ctx)
+	for name := range all.Name() {
+		if uuid.Validate(name) == nil {
+			names = append(names, name)
+		}
+	}
+	if err := all.Err(); err != nil {
+		return nil, fmt.Errorf("list consumers: %w", translate(err))
+	}
+	return names, nil
 }
 
 // Unsubscribe deletes the consumer and with it its position. One that is not
