@@ -31,3 +31,5 @@ if ! CGO_ENABLED=0 go build -v -buildvcs=false -ldflags "$1" -o bin/ ./cmd/... 2
 	grep -v -e '^[^ #]*$' -e '^go: downloading' "$log" >&2 || true
 	exit 1
 fi
+# kubectl finds its plugins by their names: `kubectl lambdamesh`.
+ln -sf lambdamesh bin/kubectl-lambdamesh

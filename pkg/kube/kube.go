@@ -36,12 +36,23 @@ func Scheme() (*runtime.Scheme, error) {
 	return s, nil
 }
 
-// RESTConfig returns how to reach the API server: the kubeconfig file given,
-// else $KUBECONFIG and ~/.kube/config, else the pod's service account. Clients
-// made from it are not rate limited on their side: the API server's priority
-// and fairness does that, and does it fairly.
-func RESTConfig(kubeconfig string) (*rest.Config, error) {
-	cfg, err := restConfig(kubeconfig)
+// Config says which API server: of a kubeconfig, and of a context in it.
+type Config struct {
+	// File is a kubeconfig; "": $KUBECONFIG, else ~/.kube/config, else, without a
+	// Context, the pod's service account.
+	File string
+	// Context in it; "": its current one.
+	Context string
+}
+
+// RESTConfig is [Config.REST] for a kubeconfig's current context.
+func RESTConfig(kubeconfig string) (*rest.Config, error) { return Config{File: kubeconfig}.REST() }
+
+// REST returns how to reach the API server. Clients made from it are not rate
+// limited on their side: the API server's priority and fairness does that, and does
+// it fairly.
+func (c Config) REST() (*rest.Config, error) {
+	cfg, err := c.rest()
 	if err != nil {
 		return nil, err
 	}
@@ -49,8 +60,8 @@ func RESTConfig(kubeconfig string) (*rest.Config, error) {
 	return cfg, nil
 }
 
-func restConfig(kubeconfig string) (*rest.Config, error) {
-	if kubeconfig == "" && os.Getenv(clientcmd.RecommendedConfigPathEnvVar) == "" {
+func (c Config) rest() (*rest.Config, error) {
+	if c == (Config{}) && os.Getenv(clientcmd.RecommendedConfigPathEnvVar) == "" {
 		cfg, err := rest.InClusterConfig()
 		if err == nil {
 			return cfg, nil
@@ -59,25 +70,24 @@ func restConfig(kubeconfig string) (*rest.Config, error) {
 			return nil, fmt.Errorf("use the pod's service account: %w", err)
 		}
 	}
-	cfg, err := loader(kubeconfig).ClientConfig()
+	cfg, err := c.loader().ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("find the API server (pass --kubeconfig, set KUBECONFIG, or run in a pod): %w", err)
 	}
 	return cfg, nil
 }
 
-// Namespace returns the one that the kubeconfig's current context names, else
-// "default". The kubeconfig is found as for [RESTConfig].
-func Namespace(kubeconfig string) (string, error) {
-	namespace, _, err := loader(kubeconfig).Namespace()
+// Namespace returns the one that the context names, else "default".
+func (c Config) Namespace() (string, error) {
+	namespace, _, err := c.loader().Namespace()
 	if err != nil {
 		return "", fmt.Errorf("find the context's namespace: %w", err)
 	}
 	return namespace, nil
 }
 
-func loader(kubeconfig string) clientcmd.ClientConfig {
+func (c Config) loader() clientcmd.ClientConfig {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = kubeconfig
-	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{})
+	rules.ExplicitPath = c.File
+	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: c.Context})
 }

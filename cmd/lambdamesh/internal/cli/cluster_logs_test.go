@@ -80,7 +80,7 @@ func TestLogsOnAClusterAreThoseOfOneLambda(t *testing.T) {
 		"another namespace":       {[]string{"-n", "test"}, ExitOK, "both-1 in test\n" + strings.ReplaceAll(waiting, "shop/", "test/")},
 		"before the last restart": {[]string{"--previous"}, ExitOK, "both-1 crashes\n" + waiting},
 		"what contradicts itself": {[]string{"-p", "-f"}, ExitUsage, "lambdamesh: --previous is of containers that write no more: leave out --follow\n"},
-		"nothing there":           {[]string{"-n", "empty"}, ExitFailure, "lambdamesh: lambda \"both\" has no pods in namespace empty: pass -n NAMESPACE, or see `lambdamesh status`\n"},
+		"nothing there":           {[]string{"-n", "empty"}, ExitFailure, "lambdamesh: lambda \"both\" has no pods in namespace empty: pass -n NAMESPACE, or see `lambdamesh status -A`\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out strings.Builder

@@ -23,7 +23,6 @@ import (
 	"github.com/lambdamesh/lambdamesh/cmd/lambdamesh/internal/dev"
 	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
-	"github.com/lambdamesh/lambdamesh/pkg/kube"
 )
 
 // followInterval is how often files are looked at for more; people read slower.
@@ -49,14 +48,23 @@ func newLogsCommand(g *globals) *cobra.Command {
 			if o.previous && o.follow {
 				return usagef("--previous is of containers that write no more: leave out --follow")
 			}
-			if g.local() {
-				return localLogs(cmd.Context(), filepath.Join(g.dataDir, dev.LambdaLogsDir), args[0], o, cmd.OutOrStdout())
+			t := g.target()
+			if t.local() {
+				if err := t.check(); err != nil {
+					return err
+				}
+				if own, err := t.namespace(""); err == nil && o.namespace == "" {
+					if _, err := logDir(filepath.Join(t.dataDir, dev.LambdaLogsDir), args[0], own); err == nil {
+						o.namespace = own
+					}
+				}
+				return localLogs(cmd.Context(), filepath.Join(t.dataDir, dev.LambdaLogsDir), args[0], o, cmd.OutOrStdout())
 			}
-			return clusterLogs(cmd.Context(), g, args[0], o, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return clusterLogs(cmd.Context(), t, args[0], o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	f := cmd.Flags()
-	f.StringVarP(&o.namespace, "namespace", "n", "", "the lambda's namespace (default: the context's; in a local mesh the only one that has a lambda of that name)")
+	f.StringVarP(&o.namespace, "namespace", "n", "", "the lambda's namespace (default: the context's; in a local mesh, where that has none, the only one with a lambda of that name)")
 	f.BoolVarP(&o.follow, "follow", "f", false, "go on printing what comes")
 	f.BoolVarP(&o.previous, "previous", "p", false, "in a cluster, what the container before the last restart wrote; a local mesh prints it anyway")
 	f.IntVar(&o.tail, "tail", 100, "how many lines of each replica to begin with; -1 for all")
@@ -113,7 +121,7 @@ func logDir(root, lambda, namespace string) (string, error) {
 	case err != nil:
 		return "", fmt.Errorf("look for logs in %s: %w", root, err)
 	case len(dirs) == 0:
-		return "", fmt.Errorf("no lambda %q has run here yet: see `lambdamesh status`", lambda)
+		return "", fmt.Errorf("no lambda %q has run here yet: see `lambdamesh status -A`", lambda)
 	case len(dirs) > 1:
 		return "", usagef("several namespaces have a lambda %q: pass -n NAMESPACE", lambda)
 	}
@@ -173,8 +181,8 @@ func printFrom(w io.Writer, path string, offset int64, tail int, prefix bool) (i
 
 // clusterLogs prints the logs of the lambda's pods: of its own container, not of
 // a sidecar's.
-func clusterLogs(ctx context.Context, g *globals, lambda string, o logsOptions, w, stderr io.Writer) error {
-	cfg, err := g.restConfig()
+func clusterLogs(ctx context.Context, t target, lambda string, o logsOptions, w, stderr io.Writer) error {
+	cfg, err := t.restConfig()
 	if err != nil {
 		return err
 	}
@@ -182,10 +190,8 @@ func clusterLogs(ctx context.Context, g *globals, lambda string, o logsOptions, 
 	if err != nil {
 		return fmt.Errorf("connect to the API server %s: %w", cfg.Host, err)
 	}
-	if o.namespace == "" {
-		if o.namespace, err = kube.Namespace(g.kubeconfig); err != nil {
-			return err
-		}
+	if o.namespace, err = t.namespace(o.namespace); err != nil {
+		return err
 	}
 	pods, err := clientset.CoreV1().Pods(o.namespace).List(ctx, metav1.ListOptions{
 		LabelSelector: labels.SelectorFromSet(labels.Set{v1alpha1.LabelLambda: lambda}).String(),
@@ -194,7 +200,7 @@ func clusterLogs(ctx context.Context, g *globals, lambda string, o logsOptions, 
 		return fmt.Errorf("list the pods of lambda %s/%s: %w", o.namespace, lambda, err)
 	}
 	if len(pods.Items) == 0 {
-		return fmt.Errorf("lambda %q has no pods in namespace %s: pass -n NAMESPACE, or see `lambdamesh status`", lambda, o.namespace)
+		return fmt.Errorf("lambda %q has no pods in namespace %s: pass -n NAMESPACE, or see `lambdamesh status -A`", lambda, o.namespace)
 	}
 	lines := make(chan string)
 	// A pod without a log, because its image cannot be pulled or it has not crashed

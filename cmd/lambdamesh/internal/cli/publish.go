@@ -20,7 +20,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
-	"github.com/lambdamesh/lambdamesh/pkg/kube"
 )
 
 // maxAnswer bounds what is read of an answer.
@@ -57,7 +56,7 @@ server, which must let you do that (pods/portforward in lambdamesh-system), or a
 its --url.`,
 		Example: `  lambdamesh publish --source commerce --type order.created.v1 --data '{"orderCode":"4711"}'
   lambdamesh publish --source commerce --type invoice.sent.v1 --data @invoice.json
-  lambdamesh publish --kubeconfig ~/.kube/config --service-account shop/adapter --source /shop/adapter --type stock.counted.v1
+  lambdamesh publish --context production --service-account shop/adapter --source /shop/adapter --type stock.counted.v1
   lambdamesh publish --url https://eventbus.example.com --ca ca.crt --token-file token --source commerce --type order.created.v1`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -125,12 +124,14 @@ func (o *publishOptions) bus(ctx context.Context, g *globals) (*http.Client, err
 		}
 		client.Transport = &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}}
 		return client, nil
-	case g.local() || g.kubeconfig == "" && g.dataDirGiven():
-		e, err := g.endpoints()
+	}
+	t := g.target()
+	if t.local() {
+		e, err := t.endpoints()
 		o.url = e.EventBus
 		return client, err
 	}
-	cfg, err := g.restConfig()
+	cfg, err := t.restConfig()
 	if err != nil {
 		return nil, err
 	}
@@ -158,20 +159,19 @@ func (o *publishOptions) token(ctx context.Context, g *globals) (string, error) 
 	case o.serviceAccount == "":
 		return "", nil
 	}
+	t := g.target()
 	namespace, name, ok := strings.Cut(o.serviceAccount, "/")
 	if !ok {
-		namespace, name = o.namespace, o.serviceAccount
-		if namespace == "" {
-			var err error
-			if namespace, err = kube.Namespace(g.kubeconfig); err != nil {
-				return "", err
-			}
+		var err error
+		if namespace, err = t.namespace(o.namespace); err != nil {
+			return "", err
 		}
+		name = o.serviceAccount
 	}
 	if namespace == "" || name == "" {
 		return "", usagef("--service-account %q: write NAME or NAMESPACE/NAME", o.serviceAccount)
 	}
-	cfg, err := g.restConfig()
+	cfg, err := t.restConfig()
 	if err != nil {
 		return "", err
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -59,23 +61,29 @@ Begin with:
 
   lambdamesh dev --apply examples/commerce
 
-It starts everything on this machine. The other commands talk to it, or, with
---kubeconfig, to a cluster.`,
+It starts everything on this machine. The other commands talk to the cluster that
+--kubeconfig or --context names, else to that of an exported KUBECONFIG, else to the
+local mesh that runs with --data-dir, else to kubectl's default. Where there is a
+namespace to choose it is that of -n, else the context's.
+
+The same program named kubectl-lambdamesh is kubectl's plugin: kubectl lambdamesh.
+
+Exit codes: 0, it is done; 1, it failed; 2, the command line is wrong.`,
 		Version:           version,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 		Args:              noArgs,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	if strings.HasPrefix(filepath.Base(os.Args[0]), "kubectl-") {
+		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl lambdamesh"}
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w (see `%s --help`)", err, cmd.CommandPath())
 	})
 	flags := root.PersistentFlags()
-	flags.StringVar(&g.dataDir, "data-dir", defaultDataDir(), "`directory` where lambdamesh dev keeps its data (LAMBDAMESH_DATA_DIR)")
-	flags.StringVar(&g.kubeconfig, "kubeconfig", "", "`file` of the cluster to talk to instead of the local mesh")
-	g.dataDirGiven = func() bool { return flags.Changed("data-dir") || os.Getenv("LAMBDAMESH_DATA_DIR") != "" }
+	g.register(flags)
 	root.AddCommand(
 		newDevCommand(g),
 		newStatusCommand(g),

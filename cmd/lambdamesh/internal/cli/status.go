@@ -29,23 +29,39 @@ type objectStatus struct {
 func newStatusCommand(g *globals) *cobra.Command {
 	var out output
 	var namespace string
+	var everywhere bool
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show every lambda, rule, subscription and application, and what is wrong with it",
+		Long: `status shows what there is in a namespace; with -A in all of them, and the
+applications, which are in none.`,
 		Example: `  lambdamesh status
+  lambdamesh status -A
   lambdamesh status -n shop -o json`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := out.validate(); err != nil {
 				return err
 			}
-			c, err := g.client()
+			if everywhere && namespace != "" {
+				return usagef("give -n or -A, not both")
+			}
+			t := g.target()
+			c, err := t.client()
 			if err != nil {
 				return err
+			}
+			if !everywhere {
+				if namespace, err = t.namespace(namespace); err != nil {
+					return err
+				}
 			}
 			all, err := collectStatus(cmd.Context(), c, namespace)
 			if err != nil {
 				return err
+			}
+			if len(all) == 0 && !everywhere {
+				fmt.Fprintf(cmd.ErrOrStderr(), "lambdamesh: nothing in namespace %s: pass -n NAMESPACE, or -A for all\n", namespace)
 			}
 			rows := make([][]string, 0, len(all))
 			for _, s := range all {
@@ -54,7 +70,8 @@ func newStatusCommand(g *globals) *cobra.Command {
 			return out.print(cmd.OutOrStdout(), all, []string{"KIND", "NAMESPACE", "NAME", "READY", "DETAIL", "AGE", "MESSAGE"}, rows)
 		},
 	}
-	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only this namespace (default: all)")
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "`namespace` to show (default: the context's)")
+	cmd.Flags().BoolVarP(&everywhere, "all-namespaces", "A", false, "show all namespaces, and applications")
 	out.register(cmd)
 	return cmd
 }
