@@ -9,6 +9,7 @@ import (
 
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/lambdamesh/lambdamesh/cmd/controlplane/internal/authority"
 	"github.com/lambdamesh/lambdamesh/cmd/controlplane/internal/install"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
@@ -26,31 +27,50 @@ const (
 // Secrets: twice the time in which they are renewed.
 const serverTTL = 90 * 24 * time.Hour
 
-// addInstall has the leader keep what --make-secret and --default-gateway-domain
-// name.
-func addInstall(ctx context.Context, p *parts) error {
-	if len(p.secrets) == 0 && p.domain == "" {
+// minOverlap is what kubelets take to bring a changed Secret to its pods.
+const minOverlap = 2 * time.Minute
+
+// openAuthority opens the mesh's CA, where anything is signed by it, and has it
+// kept as its Secret says.
+func (p *parts) openAuthority(ctx context.Context) error {
+	if p.mesh != "envoy" && len(p.secrets) == 0 {
 		return nil
+	}
+	if p.overlap < minOverlap {
+		return fmt.Errorf("--rotation-overlap %s: at least %s, which it takes until pods have seen a Secret that changed", p.overlap, minOverlap)
 	}
 	clients, err := kubernetes.NewForConfig(p.manager.GetConfig())
 	if err != nil {
 		return fmt.Errorf("connect to the API server: %w", err)
 	}
-	authority, err := ca.Open(ctx, ca.Secret(clients.CoreV1().Secrets(p.namespace), ca.SecretName), ca.Config{LeafTTL: serverTTL})
+	p.authority, err = ca.Open(ctx, ca.Secret(clients.CoreV1().Secrets(p.namespace), ca.SecretName), ca.Config{})
 	if err != nil {
 		return err
 	}
+	return authority.Add(p.manager, authority.Config{Namespace: p.namespace, CA: p.authority, Overlap: p.overlap, Log: p.log})
+}
+
+// addInstall has the leader keep what --make-secret and --default-gateway-domain
+// name.
+func addInstall(p *parts) error {
+	if len(p.secrets) == 0 && p.domain == "" {
+		return nil
+	}
 	config := install.Config{
-		Namespace: p.namespace, Root: authority.Root(), Certificates: map[string][]string{}, Watched: []string{ca.SecretName},
-		Log: p.log, Registry: p.registry,
-		Sign: func(secret string, names ...string) (install.Certificate, error) {
-			issue := authority.IssueServer
+		Namespace: p.namespace, Certificates: map[string][]string{}, Watched: []string{ca.SecretName},
+		Overlap: p.overlap, Log: p.log, Registry: p.registry,
+	}
+	if p.authority != nil {
+		signer := p.authority.Lasting(serverTTL)
+		config.Root, config.Changed = signer.Root, signer.Changed
+		config.Sign = func(secret string, names ...string) (install.Certificate, error) {
+			issue := signer.IssueServer
 			if secret == natsTLSSecret {
-				issue = authority.IssuePeer // its servers call each other
+				issue = signer.IssuePeer // its servers call each other
 			}
 			leaf, err := issue(names...)
 			return install.Certificate{ChainPEM: leaf.ChainPEM, KeyPEM: leaf.KeyPEM}, err
-		},
+		}
 	}
 	known := map[string][]string{
 		natsTLSSecret:     append(serviceNames("nats", p.namespace), headlessNames("nats-headless", p.namespace)...),

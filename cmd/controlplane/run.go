@@ -56,6 +56,7 @@ type options struct {
 	limits         map[string]int
 	domain         string
 	secrets        []string
+	overlap        time.Duration
 	images         build.Mounts
 	buildDir       string
 	sidecars       sidecarOptions
@@ -72,6 +73,8 @@ type parts struct {
 	meshConfig types.NamespacedName
 	log        *slog.Logger
 	registry   *prometheus.Registry
+	// authority of the mesh; nil where nothing is signed.
+	authority *ca.CA
 	// sidecar of lambdas' pods; nil where Istio injects one.
 	sidecar *sidecar.Config
 }
@@ -109,6 +112,9 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 			Limits:                limits, Targets: policy,
 		},
 	}
+	if err := p.openAuthority(ctx); err != nil {
+		return err
+	}
 	output, servers, err := newMesh(ctx, p)
 	if err != nil {
 		return err
@@ -135,7 +141,7 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 	}); err != nil {
 		return err
 	}
-	if err := addInstall(ctx, p); err != nil {
+	if err := addInstall(p); err != nil {
 		return err
 	}
 	adminListener, err := httpserver.Listen(ctx, o.adminAddress, "--admin-address")
@@ -214,10 +220,6 @@ func envoyMesh(ctx context.Context, p *parts) (meshoutput.Output, []component.Co
 	if err != nil {
 		return nil, nil, fmt.Errorf("connect to the API server: %w", err)
 	}
-	authority, err := ca.Open(ctx, ca.Secret(clients.CoreV1().Secrets(p.namespace), ca.SecretName), ca.Config{})
-	if err != nil {
-		return nil, nil, err
-	}
 	names := p.xdsServerNames
 	if len(names) == 0 {
 		service := "controlplane." + p.namespace
@@ -233,7 +235,7 @@ func envoyMesh(ctx context.Context, p *parts) (meshoutput.Output, []component.Co
 	}
 	output, err := envoyoutput.New(envoyoutput.Config{
 		ADS: ads.Config{
-			Listener: listener, CA: authority, ServerNames: names, TrustDomain: p.trustDomain,
+			Listener: listener, CA: p.authority, ServerNames: names, TrustDomain: p.trustDomain,
 			Authenticator: ads.TokenReview(clients.AuthenticationV1().TokenReviews()), Log: p.log, Registry: p.registry,
 		},
 		Cache: p.manager.GetCache(), Reader: p.manager.GetAPIReader(), GatewayServiceAccount: p.settings.GatewayServiceAccount,
@@ -242,7 +244,7 @@ func envoyMesh(ctx context.Context, p *parts) (meshoutput.Output, []component.Co
 	if err != nil {
 		return nil, nil, errors.Join(err, listener.Close())
 	}
-	servers, err := addMembers(ctx, p, authority, names)
+	servers, err := addMembers(ctx, p, names)
 	if err != nil {
 		return nil, nil, errors.Join(err, listener.Close())
 	}

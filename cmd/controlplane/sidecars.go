@@ -10,7 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
-	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	"github.com/lambdamesh/lambdamesh/meshconfig/members"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
@@ -59,23 +58,23 @@ func (o *sidecarOptions) config() (*sidecar.Config, error) {
 
 // addMembers has pods given what they need to be members, and returns what serves
 // for that. names are those of the control plane's certificates.
-func addMembers(ctx context.Context, p *parts, authority *ca.CA, names []string) ([]component.Component, error) {
+func addMembers(ctx context.Context, p *parts, names []string) ([]component.Component, error) {
 	address := p.sidecars.xdsAddress
 	if address == "" {
 		address = "controlplane." + p.namespace + ".svc:15010"
 	}
-	maps := members.ConfigMaps{Root: authority.Root(), XDSAddress: address, SystemNamespace: p.namespace}
+	maps := members.ConfigMaps{CA: p.authority, XDSAddress: address, SystemNamespace: p.namespace}
 	if err := maps.Add(p.manager); err != nil || p.sidecars.webhookAddress == "" {
 		return nil, err
 	}
-	if err := members.AddTrust(p.manager, authority.Root()); err != nil {
+	if err := members.AddTrust(p.manager, p.authority); err != nil {
 		return nil, err
 	}
 	listener, err := httpserver.Listen(ctx, p.sidecars.webhookAddress, "--webhook-address")
 	if err != nil {
 		return nil, err
 	}
-	server, err := members.Webhook{Listener: listener, CA: authority, ServerNames: names, Sidecar: *p.sidecar, Log: p.log}.Server(p.manager)
+	server, err := members.Webhook{Listener: listener, CA: p.authority, ServerNames: names, Sidecar: *p.sidecar, Log: p.log}.Server(p.manager)
 	if err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}

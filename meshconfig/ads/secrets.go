@@ -19,15 +19,21 @@ type secrets struct {
 	leaf  ca.Leaf
 	made  map[string]item
 	retry time.Time
+	// changed is closed when other roots are in force than those that made is of;
+	// stale tells that they are.
+	changed <-chan struct{}
+	stale   bool
 }
 
 // items returns the secrets, with a new certificate when half of the life of
-// the last one is over.
+// the last one is over, and when the roots have changed.
 func (s *secrets) items() (map[string]item, error) {
 	now := s.now()
-	if s.made != nil && (now.Before(s.leaf.RenewAt()) || now.Before(s.retry)) {
+	s.look()
+	if s.made != nil && (now.Before(s.leaf.RenewAt()) && !s.stale || now.Before(s.retry)) {
 		return s.made, nil
 	}
+	s.changed = s.ca.Changed()
 	leaf, err := s.ca.Issue(s.identity)
 	if err != nil {
 		s.retry = now.Add(time.Minute)
@@ -54,8 +60,17 @@ func (s *secrets) items() (map[string]item, error) {
 		}
 		made[secret.GetName()] = it
 	}
-	s.leaf, s.made = leaf, made
+	s.leaf, s.made, s.stale = leaf, made, false
 	return made, nil
+}
+
+// look notes whether other roots are in force.
+func (s *secrets) look() {
+	select {
+	case <-s.changed: // nil, and so never, until some were made
+		s.stale, s.changed = true, nil
+	default:
+	}
 }
 
 // untilRenewal is how long until items returns something new.
@@ -64,6 +79,9 @@ func (s *secrets) untilRenewal() time.Duration {
 		return time.Minute
 	}
 	at := s.leaf.RenewAt()
+	if s.stale {
+		at = s.now()
+	}
 	if s.retry.After(at) {
 		at = s.retry
 	}

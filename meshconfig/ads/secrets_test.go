@@ -49,3 +49,35 @@ func TestAnOldCertificateIsKeptWhenNoneCanBeIssued(t *testing.T) {
 	_, err = s.items()
 	require.Error(t, err, "an expired one is not served")
 }
+
+func TestSecretsAreOfTheRootsInForce(t *testing.T) {
+	now := time.Now()
+	clock := func() time.Time { return now }
+	first, err := ca.NewRoot(now)
+	require.NoError(t, err)
+	next, err := ca.NewRoot(now)
+	require.NoError(t, err)
+	authority, err := ca.New(first, ca.Config{Now: clock})
+	require.NoError(t, err)
+	s := &secrets{ca: authority, identity: "spiffe://cluster.local/ns/a/sa/b", now: clock}
+	made, err := s.items()
+	require.NoError(t, err)
+	for _, roots := range []ca.Roots{{Issuer: first, Next: next}, {Issuer: next, Previous: first.CertPEM}, {Issuer: next}} {
+		require.NoError(t, authority.Set(roots))
+		select {
+		case <-s.changed:
+		default:
+			t.Fatal("a stream would not hear of it")
+		}
+		s.look()
+		require.LessOrEqual(t, s.untilRenewal(), time.Second)
+		changed, err := s.items()
+		require.NoError(t, err)
+		require.NotEqual(t, made[SecretRoot].hash, changed[SecretRoot].hash)
+		require.NotEqual(t, made[SecretWorkload].hash, changed[SecretWorkload].hash)
+		made = changed
+		same, err := s.items()
+		require.NoError(t, err)
+		require.Equal(t, made, same)
+	}
+}

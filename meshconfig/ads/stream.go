@@ -85,6 +85,8 @@ func (s *stream) run(first *discoveryv3.DiscoveryRequest, stopping <-chan struct
 			}
 		case <-s.wake:
 		case <-renew.C:
+		case <-s.secrets.changed:
+			s.secrets.look()
 		case <-s.gone.Done():
 			return status.Errorf(codes.PermissionDenied, "the node %q is no longer known", s.nodeID)
 		case <-stopping:

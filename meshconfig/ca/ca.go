@@ -1,12 +1,12 @@
 package ca
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,6 +25,8 @@ const (
 	DefaultRootTTL = 10 * 365 * 24 * time.Hour
 	// DefaultLeafTTL is how long an issued certificate lives.
 	DefaultLeafTTL = 24 * time.Hour
+	// organization is in the names of the roots that are made here.
+	organization = "Lambdamesh"
 	// backdate allows for clocks of peers that are behind ours.
 	backdate = time.Minute
 )
@@ -38,10 +41,19 @@ type Config struct {
 
 // CA signs workload certificates. It is safe for concurrent use.
 type CA struct {
+	// roots are shared by all that Lasting returns.
+	roots  *atomic.Pointer[roots]
+	config Config
+}
+
+// roots are what a CA signs with and is verified by, as it is now.
+type roots struct {
 	cert    *x509.Certificate
 	key     crypto.Signer
-	rootPEM []byte
-	config  Config
+	certPEM []byte
+	bundle  []byte
+	pool    *x509.CertPool
+	changed chan struct{} // closed when these are no longer in force
 }
 
 // Leaf is an issued certificate with its key.
@@ -57,11 +69,6 @@ type Leaf struct {
 // RenewAt is when to replace the leaf: half of its life.
 func (l Leaf) RenewAt() time.Time { return l.NotBefore.Add(l.NotAfter.Sub(l.NotBefore) / 2) }
 
-// Pair is a CA certificate and its key in PEM, as a Storage keeps it.
-type Pair struct {
-	CertPEM, KeyPEM []byte
-}
-
 // NewRoot makes a new self-signed root.
 func NewRoot(now time.Time) (Pair, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -73,8 +80,10 @@ func NewRoot(now time.Time) (Pair, error) {
 		return Pair{}, err
 	}
 	template := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               pkix.Name{Organization: []string{"Lambdamesh"}, CommonName: "Lambdamesh mesh root"},
+		SerialNumber: serial,
+		// Two roots are trusted at a time while one is replaced: who looks them up by
+		// their names finds one.
+		Subject:               pkix.Name{Organization: []string{organization}, CommonName: fmt.Sprintf("Lambdamesh mesh root %x", serial.Bytes()[:4])},
 		NotBefore:             now.Add(-backdate),
 		NotAfter:              now.Add(DefaultRootTTL),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
@@ -102,24 +111,49 @@ func New(root Pair, config Config) (*CA, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
-	pair, err := tls.X509KeyPair(root.CertPEM, root.KeyPEM)
-	if err != nil {
-		return nil, fmt.Errorf("read the mesh CA: %w", err)
+	c := &CA{roots: &atomic.Pointer[roots]{}, config: config}
+	if err := c.Set(Roots{Issuer: root}); err != nil {
+		return nil, err
 	}
-	cert := pair.Leaf
-	if !cert.IsCA {
-		return nil, errors.New("read the mesh CA: the certificate is not a CA certificate (basicConstraints CA:TRUE is missing)")
-	}
-	if now := config.Now(); now.After(cert.NotAfter) {
-		return nil, fmt.Errorf("read the mesh CA: the certificate expired at %s; remove it to have a new one created", cert.NotAfter)
-	}
-	signer, ok := pair.PrivateKey.(crypto.Signer)
-	if !ok {
-		return nil, fmt.Errorf("read the mesh CA: the key (%T) cannot sign", pair.PrivateKey)
-	}
-	rootPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
-	return &CA{cert: cert, key: signer, rootPEM: rootPEM, config: config}, nil
+	return c, nil
 }
+
+// Lasting returns a CA with the same roots, also when they change, whose
+// certificates live for another while.
+func (c *CA) Lasting(ttl time.Duration) *CA {
+	other := *c
+	other.config.LeafTTL = ttl
+	return &other
+}
+
+// Set puts other roots in force. What cannot sign is refused as New does, and the
+// roots stay as they are.
+func (c *CA) Set(stored Roots) error {
+	cert, key, err := stored.Issuer.parse()
+	if err != nil {
+		return fmt.Errorf("read the mesh CA: %w", err)
+	}
+	if now := c.config.Now(); now.After(cert.NotAfter) {
+		return fmt.Errorf("read the mesh CA: the certificate expired at %s; remove it to have a new one created", cert.NotAfter)
+	}
+	next := &roots{
+		cert: cert, key: key, certPEM: encodeCert(cert), bundle: stored.bundle(),
+		pool: x509.NewCertPool(), changed: make(chan struct{}),
+	}
+	next.pool.AppendCertsFromPEM(next.bundle)
+	last := c.roots.Load()
+	if last != nil && bytes.Equal(last.certPEM, next.certPEM) && bytes.Equal(last.bundle, next.bundle) {
+		return nil
+	}
+	if last = c.roots.Swap(next); last != nil {
+		close(last.changed)
+	}
+	return nil
+}
+
+// Changed is closed when the roots change that are in force now: what was issued
+// until then is to be issued anew, and who verifies is to be told.
+func (c *CA) Changed() <-chan struct{} { return c.roots.Load().changed }
 
 // Open makes a CA of the root in storage, which it creates when there is none.
 // When several processes do so at once, all end with the same root.
@@ -128,32 +162,33 @@ func Open(ctx context.Context, storage Storage, config Config) (*CA, error) {
 	if config.Now != nil {
 		now = config.Now
 	}
-	root, err := storage.Load(ctx)
+	stored, err := storage.Load(ctx)
 	if errors.Is(err, ErrNotFound) {
-		if root, err = NewRoot(now()); err != nil {
+		if stored.Issuer, err = NewRoot(now()); err != nil {
 			return nil, err
 		}
-		if err = storage.Create(ctx, root); errors.Is(err, ErrExists) {
+		if err = storage.Create(ctx, stored.Issuer); errors.Is(err, ErrExists) {
 			// Another process was faster: its root is the mesh's.
-			root, err = storage.Load(ctx)
+			stored, err = storage.Load(ctx)
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	return New(root, config)
+	c, err := New(stored.Issuer, config)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.Set(stored)
 }
 
-// Root returns the root certificate in PEM: what peers verify against.
-func (c *CA) Root() []byte { return c.rootPEM }
+// Root returns in PEM what peers verify against: the certificate of the root, and
+// while it is replaced that of the other one too.
+func (c *CA) Root() []byte { return c.roots.Load().bundle }
 
-// Pool returns the root as a certificate pool, for clients of servers whose
+// Pool returns Root as a certificate pool, for clients of servers whose
 // certificate this CA issued.
-func (c *CA) Pool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(c.cert)
-	return pool
-}
+func (c *CA) Pool() *x509.CertPool { return c.roots.Load().pool.Clone() }
 
 // Roots is Pool for who asks at each connection.
 func (c *CA) Roots() (*x509.CertPool, error) { return c.Pool(), nil }
@@ -206,15 +241,15 @@ func (c *CA) issue(template *x509.Certificate) (Leaf, error) {
 	if template.SerialNumber, err = newSerial(); err != nil {
 		return Leaf{}, err
 	}
-	now := c.config.Now()
+	now, root := c.config.Now(), c.roots.Load()
 	template.NotBefore = now.Add(-backdate)
 	template.NotAfter = now.Add(c.config.LeafTTL)
-	if template.NotAfter.After(c.cert.NotAfter) {
-		template.NotAfter = c.cert.NotAfter
+	if template.NotAfter.After(root.cert.NotAfter) {
+		template.NotAfter = root.cert.NotAfter
 	}
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.BasicConstraintsValid = true
-	der, err := x509.CreateCertificate(rand.Reader, template, c.cert, key.Public(), c.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, root.cert, key.Public(), root.key)
 	if err != nil {
 		return Leaf{}, fmt.Errorf("sign a certificate: %w", err)
 	}
@@ -222,8 +257,12 @@ func (c *CA) issue(template *x509.Certificate) (Leaf, error) {
 	if err != nil {
 		return Leaf{}, err
 	}
-	chain := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), c.rootPEM...)
+	chain := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), root.certPEM...)
 	return Leaf{ChainPEM: chain, KeyPEM: keyPEM, NotBefore: template.NotBefore, NotAfter: template.NotAfter}, nil
+}
+
+func encodeCert(cert *x509.Certificate) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
 }
 
 func encodeKey(key crypto.PrivateKey) ([]byte, error) {

@@ -2,8 +2,14 @@ package ca_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
 	"os"
 	"path/filepath"
 	"sync"
@@ -160,4 +166,124 @@ func TestBrokenRootsAreRefused(t *testing.T) {
 	require.NoError(t, err)
 	_, err = ca.New(old, ca.Config{})
 	require.ErrorContains(t, err, "expired")
+}
+
+// parsesTo verifies a leaf by roots, as a peer would who knows only these.
+func verifies(t *testing.T, leaf ca.Leaf, rootsPEM []byte, at time.Time) error {
+	t.Helper()
+	pool := x509.NewCertPool()
+	require.True(t, pool.AppendCertsFromPEM(rootsPEM))
+	_, err := parse(t, leaf).Verify(x509.VerifyOptions{Roots: pool, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	return err
+}
+
+// At no time does anybody sign whom somebody does not trust who has seen the step
+// before, nor is what was signed in the step before no longer trusted.
+func TestARootIsReplacedWhileBothAreTrusted(t *testing.T) {
+	now := time.Now()
+	storage := ca.Secret(&secrets{stored: map[string]*corev1.Secret{}}, ca.SecretName)
+	authority, err := ca.Open(t.Context(), storage, ca.Config{Now: func() time.Time { return now }})
+	require.NoError(t, err)
+	roots, err := storage.Load(t.Context())
+	require.NoError(t, err)
+	const overlap = 24 * time.Hour
+	server := authority.ServerCertificate("xds.test")
+	long := authority.Lasting(90 * 24 * time.Hour)
+
+	same, step, wait, err := roots.Advance(now, false, overlap)
+	require.NoError(t, err)
+	require.Empty(t, step)
+	require.Equal(t, roots, same)
+	require.InDelta(t, 8*365*24, wait.Hours(), 24, "a fifth of its life is left then")
+
+	knownBefore := authority.Root()
+	signedBefore, err := authority.Issue(identity)
+	require.NoError(t, err)
+	signedAt := now
+	for i, want := range []ca.Step{ca.StepTrust, ca.StepSign, ca.StepDone} {
+		if i > 0 {
+			early, none, left, err := roots.Advance(now.Add(overlap-time.Hour), true, overlap)
+			require.NoError(t, err)
+			require.Empty(t, none, "before everybody has learned of the step before, also when it is asked for again")
+			require.Equal(t, time.Hour, left)
+			require.Equal(t, roots, early)
+			now = now.Add(overlap)
+		}
+		changed := authority.Changed()
+		roots, step, _, err = roots.Advance(now, i == 0, overlap)
+		require.NoError(t, err)
+		require.Equal(t, want, step)
+		// As others read it.
+		secret := &corev1.Secret{}
+		roots.Into(secret)
+		roots = ca.FromSecret(secret)
+		now = now.Truncate(time.Second)
+		require.NoError(t, authority.Set(roots))
+		select {
+		case <-changed:
+		default:
+			t.Fatal("nobody is told")
+		}
+		require.NoError(t, authority.Set(roots))
+		leaf, err := authority.Issue(identity)
+		require.NoError(t, err)
+		require.NoError(t, verifies(t, leaf, knownBefore, now), "%s: who has not seen it yet trusts whom it lets sign", want)
+		if want != ca.StepDone {
+			require.NoError(t, verifies(t, signedBefore, authority.Root(), signedAt), "%s: what was signed before is trusted", want)
+		} else {
+			require.Error(t, verifies(t, signedBefore, authority.Root(), signedAt))
+		}
+		made, err := server(nil)
+		require.NoError(t, err)
+		served, err := x509.ParseCertificate(made.Certificate[0])
+		require.NoError(t, err)
+		require.Equal(t, parse(t, leaf).AuthorityKeyId, served.AuthorityKeyId)
+		lasting, err := long.IssueServer("nats.test")
+		require.NoError(t, err)
+		require.Equal(t, served.AuthorityKeyId, parse(t, lasting).AuthorityKeyId)
+		require.InDelta(t, 90*24, lasting.NotAfter.Sub(now).Hours(), 1)
+		knownBefore = authority.Root()
+		if want == ca.StepTrust {
+			signedBefore, signedAt = leaf, now
+		}
+	}
+	require.Equal(t, ca.Roots{Issuer: roots.Issuer}, roots)
+}
+
+func TestARootIsReplacedBeforeItExpiresUnlessItWasBroughtAlong(t *testing.T) {
+	now := time.Now()
+	pair, err := ca.NewRoot(now)
+	require.NoError(t, err)
+	_, step, _, err := ca.Roots{Issuer: pair}.Advance(now.Add(9*365*24*time.Hour), false, time.Hour)
+	require.NoError(t, err)
+	require.Equal(t, ca.StepTrust, step)
+
+	theirs := ca.Roots{Issuer: broughtAlong(t)}
+	_, step, _, err = theirs.Advance(now.Add(50*365*24*time.Hour), false, time.Hour)
+	require.NoError(t, err)
+	require.Empty(t, step)
+	theirs.Next = pair
+	next, step, _, err := theirs.Advance(now, false, time.Hour)
+	require.NoError(t, err)
+	require.Equal(t, ca.StepTrust, step, "somebody has put a next one there")
+	require.Equal(t, now, next.Since)
+	theirs.Next = ca.Pair{CertPEM: []byte("no certificate"), KeyPEM: pair.KeyPEM}
+	_, _, _, err = theirs.Advance(now, false, time.Hour)
+	require.ErrorContains(t, err, "read the next mesh CA")
+}
+
+// broughtAlong is somebody's own authority.
+func broughtAlong(t *testing.T) ca.Pair {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "corp"}, NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	require.NoError(t, err)
+	raw, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	return ca.Pair{CertPEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), KeyPEM: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})}
 }

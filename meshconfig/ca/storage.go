@@ -9,10 +9,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
 var (
@@ -22,10 +25,10 @@ var (
 	ErrExists = errors.New("a mesh CA is stored already")
 )
 
-// Storage keeps the root of a mesh.
+// Storage keeps the roots of a mesh.
 type Storage interface {
 	// Load returns what is stored, or an error that is ErrNotFound.
-	Load(ctx context.Context) (Pair, error)
+	Load(ctx context.Context) (Roots, error)
 	// Create stores the root, or returns an error that is ErrExists and leaves
 	// what is stored alone.
 	Create(ctx context.Context, root Pair) error
@@ -43,14 +46,14 @@ func Directory(path string) Storage { return directory(path) }
 
 type directory string
 
-func (d directory) Load(context.Context) (Pair, error) {
+func (d directory) Load(context.Context) (Roots, error) {
 	name := filepath.Join(string(d), rootFile)
 	data, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return Pair{}, ErrNotFound
+		return Roots{}, ErrNotFound
 	}
 	if err != nil {
-		return Pair{}, fmt.Errorf("read the mesh CA: %w", err)
+		return Roots{}, fmt.Errorf("read the mesh CA: %w", err)
 	}
 	var root Pair
 	for {
@@ -65,9 +68,9 @@ func (d directory) Load(context.Context) (Pair, error) {
 		}
 	}
 	if root.CertPEM == nil || root.KeyPEM == nil {
-		return Pair{}, fmt.Errorf("read the mesh CA: %s does not hold a key and a certificate in PEM; remove the file to have a new one created", name)
+		return Roots{}, fmt.Errorf("read the mesh CA: %s does not hold a key and a certificate in PEM; remove the file to have a new one created", name)
 	}
-	return root, nil
+	return Roots{Issuer: root}, nil
 }
 
 func (d directory) Create(_ context.Context, root Pair) error {
@@ -110,7 +113,51 @@ type SecretClient interface {
 	Create(ctx context.Context, secret *corev1.Secret, options metav1.CreateOptions) (*corev1.Secret, error)
 }
 
-// Secret keeps the root in a Kubernetes Secret of type kubernetes.io/tls, which
+// Keys of the Secret besides those of its type, and the annotation that says since
+// when they are as they are (RFC 3339).
+const (
+	nextCertKey     = "next.crt"
+	nextKeyKey      = "next.key"
+	previousCertKey = "previous.crt"
+
+	annotationSince = v1alpha1.Group + "/rotating-since"
+)
+
+// FromSecret are the roots in a Secret.
+func FromSecret(object *corev1.Secret) Roots {
+	since, err := time.Parse(time.RFC3339, object.Annotations[annotationSince])
+	if err != nil {
+		since = time.Time{}
+	}
+	return Roots{
+		Issuer:   Pair{CertPEM: object.Data[corev1.TLSCertKey], KeyPEM: object.Data[corev1.TLSPrivateKeyKey]},
+		Next:     Pair{CertPEM: object.Data[nextCertKey], KeyPEM: object.Data[nextKeyKey]},
+		Previous: object.Data[previousCertKey],
+		Since:    since,
+	}
+}
+
+// Into writes the roots into a Secret.
+func (r Roots) Into(object *corev1.Secret) {
+	if object.Data == nil {
+		object.Data = map[string][]byte{}
+	}
+	for key, value := range map[string][]byte{
+		corev1.TLSCertKey: r.Issuer.CertPEM, corev1.TLSPrivateKeyKey: r.Issuer.KeyPEM,
+		nextCertKey: r.Next.CertPEM, nextKeyKey: r.Next.KeyPEM, previousCertKey: r.Previous,
+	} {
+		if object.Data[key] = value; len(value) == 0 {
+			delete(object.Data, key)
+		}
+	}
+	if r.Since.IsZero() {
+		delete(object.Annotations, annotationSince)
+	} else {
+		metav1.SetMetaDataAnnotation(&object.ObjectMeta, annotationSince, r.Since.UTC().Format(time.RFC3339))
+	}
+}
+
+// Secret keeps the roots in a Kubernetes Secret of type kubernetes.io/tls, which
 // the API server creates at most once.
 func Secret(client SecretClient, name string) Storage { return secret{client: client, name: name} }
 
@@ -119,15 +166,15 @@ type secret struct {
 	name   string
 }
 
-func (s secret) Load(ctx context.Context) (Pair, error) {
+func (s secret) Load(ctx context.Context) (Roots, error) {
 	object, err := s.client.Get(ctx, s.name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return Pair{}, ErrNotFound
+		return Roots{}, ErrNotFound
 	}
 	if err != nil {
-		return Pair{}, fmt.Errorf("read the mesh CA from Secret %s: %w", s.name, err)
+		return Roots{}, fmt.Errorf("read the mesh CA from Secret %s: %w", s.name, err)
 	}
-	return Pair{CertPEM: object.Data[corev1.TLSCertKey], KeyPEM: object.Data[corev1.TLSPrivateKeyKey]}, nil
+	return FromSecret(object), nil
 }
 
 func (s secret) Create(ctx context.Context, root Pair) error {

@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
 	"github.com/lambdamesh/lambdamesh/pkg/sidecar"
@@ -43,8 +44,8 @@ var files embed.FS //nolint:gochecknoglobals // what go:embed needs
 
 // ConfigMaps says what the ConfigMap of a namespace holds, and where one is.
 type ConfigMaps struct {
-	// Root is the mesh's CA in PEM. Required.
-	Root []byte
+	// CA of the mesh, by whose roots members verify each other. Required by Add.
+	CA *ca.CA
 	// XDSAddress is the host:port of the ADS server for pods of any namespace;
 	// its certificate must name the host. Required.
 	XDSAddress string
@@ -62,7 +63,10 @@ func (c ConfigMaps) Data() (map[string]string, error) {
 		"@ADMIN_PORT@", strconv.Itoa(sidecar.AdminPort), "@READY_PORT@", strconv.Itoa(sidecar.ReadyPort),
 		"@XDS_HOST@", host, "@XDS_PORT@", port, "@DIR@", sidecar.MeshDir,
 	)
-	data := map[string]string{sidecar.CAFile: string(c.Root)}
+	data := map[string]string{}
+	if c.CA != nil {
+		data[sidecar.CAFile] = string(c.CA.Root())
+	}
 	for _, name := range []string{sidecar.BootstrapFile, sidecar.SecretFile} {
 		text, err := files.ReadFile(name)
 		if err != nil {
@@ -76,29 +80,25 @@ func (c ConfigMaps) Data() (map[string]string, error) {
 // Add has the leader keep the ConfigMaps. The manager's cache holds pods, and the
 // ConfigMaps that are ours.
 func (c ConfigMaps) Add(mgr ctrl.Manager) error {
-	if len(c.Root) == 0 || c.SystemNamespace == "" {
-		return errors.New("configure the mesh's ConfigMaps: Root and SystemNamespace are required")
+	if c.CA == nil || c.SystemNamespace == "" {
+		return errors.New("configure the mesh's ConfigMaps: CA and SystemNamespace are required")
 	}
-	data, err := c.Data()
-	if err != nil {
+	if _, err := c.Data(); err != nil {
 		return fmt.Errorf("configure the mesh's ConfigMaps: %w", err)
 	}
-	r := &configMaps{client: mgr.GetClient(), reader: mgr.GetAPIReader(), events: mgr.GetEventRecorder(fieldManager), system: c.SystemNamespace, data: data}
+	r := &configMaps{client: mgr.GetClient(), reader: mgr.GetAPIReader(), events: mgr.GetEventRecorder(fieldManager), system: c.SystemNamespace, config: c}
 	namespace := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 		return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: o.GetNamespace(), Name: v1alpha1.ConfigMapMesh}}}
 	})
 	// Only that one comes and goes counts: how many there are does not.
 	comesAndGoes := builder.WithPredicates(predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }})
 	named := builder.WithPredicates(predicate.NewPredicateFuncs(func(o client.Object) bool { return o.GetName() == v1alpha1.ConfigMapMesh }))
-	err = ctrl.NewControllerManagedBy(mgr).
+	err := ctrl.NewControllerManagedBy(mgr).
 		Named("mesh-configmap").
 		For(&corev1.ConfigMap{}, named).
 		Watches(&v1alpha1.Lambda{}, namespace, comesAndGoes).
 		Watches(&corev1.Pod{}, namespace, comesAndGoes, builder.WithPredicates(predicate.NewPredicateFuncs(asks))).
-		WatchesRawSource(source.Func(func(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
-			queue.Add(reconcile.Request{NamespacedName: types.NamespacedName{Namespace: c.SystemNamespace, Name: v1alpha1.ConfigMapMesh}})
-			return nil
-		})).
+		WatchesRawSource(whenChanged(c.CA, r.all)).
 		WithOptions(controller.Options{SkipNameValidation: new(true)}).
 		Complete(r)
 	if err != nil {
@@ -112,17 +112,56 @@ type configMaps struct {
 	reader client.Reader
 	events events.EventRecorder
 	system string
-	data   map[string]string
+	config ConfigMaps
+}
+
+// whenChanged asks for requests at the start and whenever other roots are in force.
+func whenChanged(authority *ca.CA, requests func(context.Context) []reconcile.Request) source.Source {
+	return source.Func(func(ctx context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+		go func() {
+			for {
+				changed := authority.Changed()
+				for _, request := range requests(ctx) {
+					queue.Add(request)
+				}
+				select {
+				case <-changed:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}()
+		return nil
+	})
+}
+
+// all ConfigMaps that there are, and that of the system.
+func (r *configMaps) all(ctx context.Context) []reconcile.Request {
+	requests := []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: r.system, Name: v1alpha1.ConfigMapMesh}}}
+	var list corev1.ConfigMapList
+	if err := r.client.List(ctx, &list); err != nil {
+		ctrl.LoggerFrom(ctx).Error(err, "listing the mesh's ConfigMaps failed")
+	}
+	for i := range list.Items {
+		if list.Items[i].Name == v1alpha1.ConfigMapMesh {
+			requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
+		}
+	}
+	return requests
 }
 
 // Reconcile implements reconcile.Reconciler.
 func (r *configMaps) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
+	data, err := r.config.Data()
+	if err != nil {
+		return reconcile.Result{}, err
+	}
 	object := &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: v1alpha1.ConfigMapMesh, Namespace: request.Namespace,
 			Labels: map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy},
 		},
-		Data: r.data,
+		Data: data,
 	}
 	wanted, err := r.wanted(ctx, request.Namespace)
 	if err != nil {

@@ -102,12 +102,14 @@ func ConfigureCache(options *cache.Options) {
 
 // AddTrust has the leader tell the API server what the webhook is verified by.
 // The manager's cache options should have been through [ConfigureCache].
-func AddTrust(mgr ctrl.Manager, root []byte) error {
+func AddTrust(mgr ctrl.Manager, authority *ca.CA) error {
+	configuration := reconcile.Request{NamespacedName: client.ObjectKey{Name: WebhookConfiguration}}
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("mesh-webhook").
 		For(&admissionregistrationv1.MutatingWebhookConfiguration{}, builder.WithPredicates(predicate.NewPredicateFuncs(func(o client.Object) bool { return o.GetName() == WebhookConfiguration }))).
+		WatchesRawSource(whenChanged(authority, func(context.Context) []reconcile.Request { return []reconcile.Request{configuration} })).
 		WithOptions(controller.Options{SkipNameValidation: new(true)}).
-		Complete(&trust{client: mgr.GetClient(), root: root})
+		Complete(&trust{client: mgr.GetClient(), ca: authority})
 	if err != nil {
 		return fmt.Errorf("add the controller of the webhook's certificate: %w", err)
 	}
@@ -116,7 +118,7 @@ func AddTrust(mgr ctrl.Manager, root []byte) error {
 
 type trust struct {
 	client client.Client
-	root   []byte
+	ca     *ca.CA
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -127,7 +129,7 @@ func (t *trust) Reconcile(ctx context.Context, request reconcile.Request) (recon
 	}
 	changed := object.DeepCopy()
 	for i := range changed.Webhooks {
-		changed.Webhooks[i].ClientConfig.CABundle = t.root
+		changed.Webhooks[i].ClientConfig.CABundle = t.ca.Root()
 	}
 	// By the name of each webhook, so that what an installation writes stays.
 	patch := client.StrategicMergeFrom(object)

@@ -91,6 +91,9 @@ const (
 	// AnnotationDomain on a networking.istio.io/v1 Gateway completes host
 	// labels of APIRules ("last-order" becomes "last-order.<domain>").
 	AnnotationDomain = Group + "/domain"
+	// AnnotationRotate on a Secret that the installation made, with any value, has
+	// what is in it replaced.
+	AnnotationRotate = Group + "/rotate"
 	// AnnotationAppAddress on a pod with a sidecar tells where its application
 	// listens, "127.0.0.1:8080" or "unix:/var/run/lambdamesh/app/<name>"; unset:
 	// what EnvListen says there.

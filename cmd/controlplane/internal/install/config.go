@@ -18,10 +18,16 @@ type Certificate struct {
 type Config struct {
 	// Namespace of all of it. Required.
 	Namespace string
-	// Sign makes the certificate of a Secret, for these names. Required.
+	// Sign makes the certificate of a Secret, for these names. Required with
+	// Certificates.
 	Sign func(secret string, names ...string) (Certificate, error)
-	// Root is the certificate (PEM) that verifies what Sign makes. Required.
-	Root []byte
+	// Root are the certificates (PEM) that verify what Sign makes, now; Changed is
+	// closed when they are others, or another one signs. Required with Certificates.
+	Root    func() []byte
+	Changed func() <-chan struct{}
+	// Overlap is how long each step of replacing the credentials lasts. Required with
+	// Credentials.
+	Overlap time.Duration
 	// Certificates are the Secrets to keep, with the names in each certificate.
 	Certificates map[string][]string
 	// Watched are further Secrets whose certificates' expiry is told: those that
@@ -57,8 +63,11 @@ func (c Config) Validate() error {
 	if c.Namespace == "" {
 		errs = append(errs, errors.New("install: the namespace is not set"))
 	}
-	if c.Sign == nil || len(c.Root) == 0 {
+	if len(c.Certificates) > 0 && (c.Sign == nil || c.Root == nil || c.Changed == nil) {
 		errs = append(errs, errors.New("install: there is nobody to sign certificates"))
+	}
+	if c.Credentials != "" && c.Overlap <= 0 {
+		errs = append(errs, errors.New("install: without an overlap new credentials would reach one side before the other"))
 	}
 	for name, names := range c.Certificates {
 		if len(names) == 0 {

@@ -90,10 +90,23 @@ func Add(manager ctrl.Manager, config Config) error {
 		WithOptions(controller.Options{SkipNameValidation: new(true)}).
 		WatchesMetadata(&corev1.Secret{}, asRequest(secretKind), builder.WithPredicates(m.among(secretKind, all))).
 		// What is not there sends no event.
-		WatchesRawSource(source.Func(func(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
-			for _, request := range all {
-				queue.Add(request)
-			}
+		WatchesRawSource(source.Func(func(ctx context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+			go func() {
+				for {
+					var changed <-chan struct{} // nil, and so never, without certificates
+					if m.config.Changed != nil {
+						changed = m.config.Changed()
+					}
+					for _, request := range all {
+						queue.Add(request)
+					}
+					select {
+					case <-changed:
+					case <-ctx.Done():
+						return
+					}
+				}
+			}()
 			return nil
 		}))
 	if config.Gateway != nil {
@@ -194,22 +207,36 @@ func (m *maker) keepSecret(ctx context.Context, name string) (time.Duration, err
 		m.judge(secret)
 	case isCertificate:
 		reason, _ := m.outdated(secret.Data, names)
+		if _, asked := secret.Annotations[v1alpha1.AnnotationRotate]; asked {
+			reason = "somebody asked for it"
+		}
 		if reason == "" {
 			break
 		}
 		if secret.Data, err = create(); err != nil {
 			return 0, fmt.Errorf("renew Secret %s: %w", name, err)
 		}
-		if err := sign(secret, secret.Data); err != nil {
+		if err := m.renew(ctx, secret); err != nil {
 			return 0, err
 		}
-		// In the version that was read: a change by somebody else wins.
-		if err := m.client.Update(ctx, secret); err != nil {
-			return 0, fmt.Errorf("renew Secret %s: %w", name, err)
-		}
 		m.say(secret, "Renewed", "made anew, because "+reason)
+	default:
+		return m.rotateCredentials(ctx, secret)
 	}
 	return m.tellExpiry(secret, names), nil
+}
+
+// renew writes a Secret of ours with new content.
+func (m *maker) renew(ctx context.Context, secret *corev1.Secret) error {
+	delete(secret.Annotations, v1alpha1.AnnotationRotate)
+	if err := sign(secret, secret.Data); err != nil {
+		return err
+	}
+	// In the version that was read: a change by somebody else wins.
+	if err := m.client.Update(ctx, secret); err != nil {
+		return fmt.Errorf("renew Secret %s: %w", secret.Name, err)
+	}
+	return nil
 }
 
 // tellExpiry sets the metric and returns how long the Secret may be left alone.

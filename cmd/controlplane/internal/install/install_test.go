@@ -5,9 +5,11 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -31,7 +33,11 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
-const patience = time.Minute
+const (
+	patience = time.Minute
+	// overlap of each step when credentials are replaced.
+	overlap = time.Hour
+)
 
 // installation is a namespace in which replicas of the control plane work.
 type installation struct {
@@ -101,7 +107,7 @@ func (i *installation) replica(domain string) (metrics *prometheus.Registry, sto
 	metrics = prometheus.NewRegistry()
 	authority := i.authority
 	require.NoError(i, install.Add(manager, install.Config{
-		Namespace: i.namespace, Root: authority.Root(),
+		Namespace: i.namespace, Root: authority.Root, Changed: authority.Changed, Overlap: overlap,
 		Sign: func(_ string, names ...string) (install.Certificate, error) {
 			leaf, err := authority.IssueServer(names...)
 			return install.Certificate{ChainPEM: leaf.ChainPEM, KeyPEM: leaf.KeyPEM}, err
@@ -227,7 +233,7 @@ func TestReplicasAtOnceMakeEverythingOnce(t *testing.T) {
 	})
 	credentials := i.await("nats", present)
 	require.Len(t, credentials.Data["password"], 64)
-	require.Equal(t, fmt.Sprintf("user: \"eventbus\"\npassword: %q\n", credentials.Data["password"]), string(credentials.Data["client.conf"]))
+	require.Equal(t, fmt.Sprintf("users: [\n  {user: %q, password: %q}\n]\n", credentials.Data["user"], credentials.Data["password"]), string(credentials.Data["client.conf"]))
 
 	var gateway networkingv1.Gateway
 	testkit.Eventually(t, patience, func() error {
@@ -351,4 +357,95 @@ func mustRoot(t *testing.T, at time.Time) ca.Pair {
 	root, err := ca.NewRoot(at)
 	require.NoError(t, err)
 	return root
+}
+
+// At each step whoever has seen only the step before, NATS or the event bus, is
+// understood by the other.
+func TestCredentialsAreReplacedWhileBothAreGood(t *testing.T) {
+	for name, ask := range map[string]func(*installation){
+		"asked for": func(i *installation) { i.annotate("nats", v1alpha1.AnnotationRotate, "now") },
+		"old": func(i *installation) {
+			i.pass(91 * 24 * time.Hour)
+			i.touch("nats")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i := newInstallation(t)
+			i.replica("shop.example")
+			steps := []*corev1.Secret{i.await("nats", present)}
+			ask(i)
+			for range 3 {
+				last := steps[len(steps)-1]
+				steps = append(steps, i.await("nats", func(s *corev1.Secret) error {
+					if string(s.Data["client.conf"]) == string(last.Data["client.conf"]) && string(s.Data["user"]) == string(last.Data["user"]) {
+						return errors.New("nothing has changed")
+					}
+					return nil
+				}))
+				require.NotContains(t, steps[len(steps)-1].Annotations, v1alpha1.AnnotationRotate)
+				i.pass(overlap)
+				i.touch("nats")
+			}
+			lets := func(nats, bus *corev1.Secret) bool {
+				return strings.Contains(string(nats.Data["client.conf"]), fmt.Sprintf("{user: %q, password: %q}", bus.Data["user"], bus.Data["password"]))
+			}
+			for n := 1; n < len(steps); n++ {
+				require.True(t, lets(steps[n-1], steps[n]), "step %d: the event bus is ahead of NATS", n)
+				require.True(t, lets(steps[n], steps[n-1]), "step %d: NATS is ahead of the event bus", n)
+			}
+			require.False(t, lets(steps[3], steps[0]), "the first ones are good no more")
+			require.Len(t, steps[3].Data, 3)
+			require.NotContains(t, i.logged(), string(steps[3].Data["password"]))
+		})
+	}
+}
+
+func TestACertificateIsMadeAnewWhenItIsAskedFor(t *testing.T) {
+	i := newInstallation(t)
+	i.replica("shop.example")
+	first := i.await("gateway-tls", i.certificateFor("hello.shop.example"))
+	i.annotate("gateway-tls", v1alpha1.AnnotationRotate, "")
+	i.await("gateway-tls", func(s *corev1.Secret) error {
+		if bytes.Equal(s.Data[corev1.TLSCertKey], first.Data[corev1.TLSCertKey]) {
+			return errors.New("the old one")
+		}
+		require.NotContains(t, s.Annotations, v1alpha1.AnnotationRotate)
+		return i.certificateFor("hello.shop.example")(s)
+	})
+}
+
+func TestCertificatesFollowTheAuthority(t *testing.T) {
+	i := newInstallation(t)
+	first, next := mustRoot(t, time.Now()), mustRoot(t, time.Now())
+	var err error
+	i.authority, err = ca.New(first, ca.Config{LeafTTL: 90 * 24 * time.Hour, Now: i.now})
+	require.NoError(t, err)
+	i.replica("shop.example")
+	last := i.await("nats-tls", i.certificateFor("nats.svc"))
+	for _, roots := range []ca.Roots{{Issuer: first, Next: next}, {Issuer: next, Previous: first.CertPEM}, {Issuer: next}} {
+		require.NoError(t, i.authority.Set(roots))
+		for _, name := range []string{"nats-tls", "gateway-tls"} {
+			i.await(name, func(s *corev1.Secret) error {
+				if !bytes.Equal(s.Data["ca.crt"], i.authority.Root()) {
+					return errors.New("others are trusted")
+				}
+				return nil
+			})
+		}
+		last = i.await("nats-tls", i.certificateFor("nats.svc"))
+	}
+	block, _ := pem.Decode(last.Data[corev1.TLSCertKey])
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	require.NoError(t, err)
+	_, err = leaf.Verify(x509.VerifyOptions{Roots: i.authority.Pool(), DNSName: "nats.svc", CurrentTime: i.now()})
+	require.NoError(t, err)
+}
+
+func (i *installation) annotate(name, key, value string) {
+	i.Helper()
+	secret, err := i.secret(name)
+	require.NoError(i, err)
+	patch := client.MergeFrom(secret.DeepCopy())
+	metav1.SetMetaDataAnnotation(&secret.ObjectMeta, key, value)
+	require.NoError(i, i.Patch(i.Context(), secret, patch))
 }

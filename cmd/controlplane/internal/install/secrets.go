@@ -2,10 +2,8 @@ package install
 
 import (
 	"bytes"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -13,42 +11,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
 // caKey of a Secret holds what verifies its certificate.
 const caKey = "ca.crt"
-
-// Keys of the Secret with NATS's credentials. The last one is what nats.conf
-// includes: the user and the password.
-const (
-	userKey     = "user"
-	passwordKey = "password"
-	clientKey   = "client.conf"
-)
-
-// natsUser is the event bus.
-const natsUser = "eventbus"
-
-// credentials of NATS: once made they stay. Removing the Secret makes others.
-func credentials() (map[string][]byte, error) {
-	secret, err := password()
-	if err != nil {
-		return nil, err
-	}
-	return map[string][]byte{
-		userKey:     []byte(natsUser),
-		passwordKey: []byte(secret),
-		clientKey:   fmt.Appendf(nil, "user: %q\npassword: %q\n", natsUser, secret),
-	}, nil
-}
-
-func password() (string, error) {
-	raw := make([]byte, 32)
-	if _, err := rand.Read(raw); err != nil {
-		return "", fmt.Errorf("draw a password: %w", err)
-	}
-	return hex.EncodeToString(raw), nil
-}
 
 // certificate makes the data of a Secret of type kubernetes.io/tls.
 func (m *maker) certificate(secret string, names []string) (map[string][]byte, error) {
@@ -56,7 +24,7 @@ func (m *maker) certificate(secret string, names []string) (map[string][]byte, e
 	if err != nil {
 		return nil, err
 	}
-	return map[string][]byte{corev1.TLSCertKey: made.ChainPEM, corev1.TLSPrivateKeyKey: made.KeyPEM, caKey: m.config.Root}, nil
+	return map[string][]byte{corev1.TLSCertKey: made.ChainPEM, corev1.TLSPrivateKeyKey: made.KeyPEM, caKey: m.config.Root()}, nil
 }
 
 // parse returns the certificate in data, with its key or without.
@@ -95,8 +63,8 @@ func (m *maker) outdated(data map[string][]byte, names []string) (reason string,
 		return "half of its life is over", until
 	case !slices.Equal(inIt, wanted):
 		return "it is for other names", until
-	case !bytes.Equal(data[caKey], m.config.Root):
-		return "another authority has signed it", until
+	case !bytes.Equal(data[caKey], m.config.Root()):
+		return "another authority signs, or is trusted too", until
 	}
 	return "", until
 }
@@ -122,7 +90,7 @@ func (m *maker) judge(secret *corev1.Secret) {
 		// Everything verifies by an authority: without it, or by another one, no
 		// member of the mesh talks to any other until all have started again.
 		mend = "everything in the mesh verifies by it: keep the Secret, and plan for all of the mesh to start again with a new one"
-		renewal = "an authority is not renewed by itself; do not delete the Secret: with another one all of the mesh has to start again"
+		renewal = "an authority that was brought along is not renewed by itself: write the next one into next.crt and next.key of the Secret, or annotate it with " + v1alpha1.AnnotationRotate + " to have one made"
 	}
 	certificate, err := parse(secret.Data)
 	if err != nil {
