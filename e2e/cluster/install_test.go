@@ -64,9 +64,17 @@ func testInstall(t *testing.T, c *cluster) {
 		require.Equal(t, before, c.podUIDs(t))
 	})
 	t.Run("status of the mesh", func(t *testing.T) {
+		for _, args := range [][]string{{"status", "-A"}, {"status", "-n", "hello"}} {
+			out, err := c.cli(t, args...)
+			require.NoError(t, err)
+			require.Contains(t, out, "hello")
+		}
 		out, err := c.cli(t, "status")
 		require.NoError(t, err)
-		require.Contains(t, out, "hello")
+		require.NotRegexp(t, `(?m)^Lambda `, out, "it is of the context's namespace")
+		out, err = c.kubectl(t, "", "lambdamesh", "status", "-A", "-o", "json")
+		require.NoError(t, err)
+		require.Contains(t, out, `"name": "hello"`)
 	})
 }
 

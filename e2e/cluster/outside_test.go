@@ -58,6 +58,9 @@ metadata: {name: publisher, namespace: outside}
 		out, err := c.cli(t, "publish", "--service-account", "outside/publisher", "--source", "/outside/publisher", "--type", "test.v1", "--id", "by-command", "--data", "{}")
 		require.NoError(t, err)
 		require.Contains(t, out, "stored")
+		out, err = c.cli(t, "publish", "-n", "outside", "--service-account", "publisher", "--source", "/outside/publisher", "--type", "test.v1", "-o", "json")
+		require.NoError(t, err)
+		require.Contains(t, out, `"sequence"`)
 	})
 }
 
