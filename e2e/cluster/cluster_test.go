@@ -27,6 +27,7 @@ func TestCluster(t *testing.T) {
 		{"demo", testDemo},
 		{"hostile", testHostile},
 		{"outside", testOutside},
+		{"rotate", testRotate},
 		{"failures", testFailures},
 		{"kill", testKill},
 		{"uninstall", testUninstall},

@@ -54,6 +54,8 @@ type cluster struct {
 	images string
 	// probeImage is the probe's below a registry.
 	probeImage string
+	// before is what there was before the first installation.
+	before map[string]bool
 	// installed says that there is something to look at.
 	installed bool
 
@@ -239,6 +241,24 @@ func (c *cluster) browser(ctx context.Context, at string) (*http.Client, error) 
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c.gateways[at], nil
+}
+
+// trusting verifies servers by what members of the mesh trust at that moment.
+func (c *cluster) trusting(name string) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12, ServerName: name,
+		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection does it
+		VerifyConnection: func(state tls.ConnectionState) error {
+			var config corev1.ConfigMap
+			if err := c.client.Get(context.Background(), client.ObjectKey{Namespace: system, Name: "lambdamesh-mesh"}, &config); err != nil {
+				return err
+			}
+			roots := x509.NewCertPool()
+			roots.AppendCertsFromPEM([]byte(config.Data["ca.crt"]))
+			_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, DNSName: state.ServerName})
+			return err
+		},
+	}
 }
 
 func (c *cluster) send(client *http.Client, req *http.Request) (response, error) {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -47,6 +48,7 @@ export function main(event, context) {
 }`
 
 func testInstall(t *testing.T, c *cluster) {
+	c.before = c.inventory(t)
 	began := time.Now()
 	c.helm(t, append([]string{"install", "lambdamesh", "manifests/charts/lambdamesh"}, c.values(t)...)...)
 	t.Logf("helm install returned after %s", since(began))
@@ -177,21 +179,96 @@ func testIdle(t *testing.T, c *cluster) {
 	require.LessOrEqual(t, total, uint64(maxIdle), "all parts, idle")
 }
 
-// testUninstall: what stays is what the notes of the chart name, and a second
-// installation takes it up again.
-func testUninstall(t *testing.T, c *cluster) {
-	c.helm(t, "uninstall", "lambdamesh", "--wait", "--timeout", patience.String())
-	eventually(t, patience, func() error {
-		left, err := c.kubectl(t, "", "get", "deployments,statefulsets,pods,services,roles,rolebindings,networkpolicies", "-n", system, "-o", "name")
-		if err == nil && left != "" {
-			err = fmt.Errorf("left: %s", left)
+// inventory are the objects of the cluster, but those that come and go by
+// themselves and those of namespaces that the tests made.
+func (c *cluster) inventory(t *testing.T) map[string]bool {
+	t.Helper()
+	kinds := c.mustKubectl(t, "", "api-resources", "--verbs=list,delete", "-o", "name")
+	var list []string
+	for kind := range strings.FieldsSeq(kinds) {
+		if !strings.HasPrefix(kind, "events") && !strings.HasPrefix(kind, "endpoint") && kind != "ipaddresses.networking.k8s.io" {
+			list = append(list, kind)
 		}
-		return err
-	})
-	left := c.mustKubectl(t, "", "get", "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings", "-o", "name")
-	require.NotContains(t, left, "k8s.io/lambdamesh")
+	}
+	out := c.mustKubectl(t, "", "get", strings.Join(list, ","), "-A", "--ignore-not-found",
+		"-o", `go-template={{range .items}}{{.metadata.namespace}} {{.kind}} {{.metadata.name}}{{"\n"}}{{end}}`)
+	found := map[string]bool{}
+	for line := range strings.Lines(out) {
+		line = strings.TrimSpace(strings.ReplaceAll(line, "<no value>", "-"))
+		namespace, _, _ := strings.Cut(line, " ")
+		if namespace == "-" || namespace == system || strings.HasPrefix(namespace, "kube-") || namespace == "default" {
+			found[line] = true
+		}
+	}
+	require.NotEmpty(t, found)
+	return found
+}
+
+// kept is what the notes of the chart say that stays after helm uninstall, and what
+// Kubernetes makes in every namespace.
+var kept = regexp.MustCompile(`^(- (CustomResourceDefinition \S+|Namespace (lambdamesh-system|hello|commerce|shop|hostile|attack|outside|failures|kill|rotate)|PersistentVolume \S+|Application \S+)` + //nolint:gochecknoglobals // a constant
+	`|lambdamesh-system (Secret (lambdamesh-ca|nats|nats-tls|eventbus-tls|gateway-tls|connector-\S+|commerce\S*)|ConfigMap (lambdamesh-mesh|kube-root-ca.crt)|ServiceAccount default|PersistentVolumeClaim data-nats-\d|Gateway gateway|Lease \S+))$`)
+
+// testUninstall: what stays is what the notes of the chart name. Nobody waits for
+// what is gone, and a second installation takes up what is there.
+func testUninstall(t *testing.T, c *cluster) {
+	c.apply(t, namespaces("hello")+subscription("hello", "orphan", "/hello/default")+subscription("hello", "stays", "/hello/default"))
+	c.waitFor(t, "hello", "subscription/orphan", "Subscribed")
+	c.waitFor(t, "hello", "subscription/stays", "Subscribed")
+	orphan := c.mustKubectl(t, "", "get", "subscription", "orphan", "-n", "hello", "-o", "jsonpath={.metadata.uid}")
+	stays := c.mustKubectl(t, "", "get", "subscription", "stays", "-n", "hello", "-o", "jsonpath={.metadata.uid}")
+	c.uninstall(t)
 	require.NotEmpty(t, c.mustKubectl(t, "", "get", "lambda", "hello", "-n", "hello", "-o", "name"), "users' objects stay")
 	require.NotEmpty(t, c.mustKubectl(t, "", "get", "pvc", "-n", system, "-o", "name"), "stored events stay")
+	c.mustKubectl(t, "", "delete", "subscription", "orphan", "-n", "hello", "--timeout=30s")
+	c.mustKubectl(t, "", "create", "namespace", "goes")
+	c.apply(t, subscription("goes", "with-it", "/goes/default"))
+	c.mustKubectl(t, "", "delete", "namespace", "goes", "--timeout="+patience.String())
+
+	t.Run("a second installation", func(t *testing.T) {
+		began := time.Now()
+		c.helm(t, append([]string{"install", "lambdamesh", "manifests/charts/lambdamesh"}, c.values(t)...)...)
+		c.firstAnswer(t, began)
+		c.awaitInstalled(t)
+		c.noRestarts(t, system)
+		eventually(t, patience, func() error {
+			consumers := ""
+			for _, pod := range []string{"nats-0", "nats-1", "nats-2"} {
+				data, err := c.clients.CoreV1().RESTClient().Get().Namespace(system).Resource("pods").Name(pod+":8222").SubResource("proxy").Suffix("jsz").
+					Param("streams", "true").Param("consumers", "true").Do(t.Context()).Raw()
+				if err != nil {
+					return err
+				}
+				consumers += string(data)
+			}
+			if !strings.Contains(consumers, stays) {
+				return fmt.Errorf("the backlog of a Subscription that stayed is gone")
+			}
+			if strings.Contains(consumers, orphan) {
+				return fmt.Errorf("the backlog of a Subscription that was deleted meanwhile is still there")
+			}
+			return nil
+		})
+	})
+	c.uninstall(t)
+}
+
+// uninstall runs helm's, and looks at what it leaves.
+func (c *cluster) uninstall(t *testing.T) {
+	t.Helper()
+	c.helm(t, "uninstall", "lambdamesh", "--wait", "--timeout", patience.String())
+	eventually(t, patience, func() error {
+		var left []string
+		for object := range c.inventory(t) {
+			if !c.before[object] && !kept.MatchString(object) {
+				left = append(left, object)
+			}
+		}
+		if len(left) > 0 {
+			return fmt.Errorf("left: %s", strings.Join(left, ", "))
+		}
+		return nil
+	})
 }
 
 // testOverlay installs with kubectl alone, on a cluster that helm has left.
@@ -209,7 +286,6 @@ func testOverlay(t *testing.T, c *cluster) {
 	c.mustKubectl(t, "", "apply", "-k", overlay)
 	c.awaitInstalled(t)
 	require.Equal(t, before, c.podUIDs(t), "the second run changes nothing")
-	c.mustKubectl(t, "", "delete", "--timeout="+patience.String(), "subscriptions.lambdamesh.dev", "--all", "-A")
 	c.mustKubectl(t, "", "delete", "--timeout="+patience.String(), "-k", overlay)
 	for _, what := range []string{"namespaces", "clusterroles", "clusterrolebindings", "crds"} {
 		require.NotRegexp(t, `/lambdamesh|\.lambdamesh\.dev`, c.mustKubectl(t, "", "get", what, "-o", "name"))
@@ -222,9 +298,8 @@ func (c *cluster) remove(t *testing.T) {
 	if c.name != "" {
 		return // the cluster goes with all that is in it
 	}
-	_, _ = c.kubectl(t, "", "delete", "--timeout="+patience.String(), "subscriptions.lambdamesh.dev", "--all", "-A")
 	_, _ = c.run(t, "", "hack/tools/run", "helm", "uninstall", "lambdamesh", "--ignore-not-found")
-	_, _ = c.kubectl(t, "", "delete", "namespace", "--ignore-not-found", "--timeout="+patience.String(), system, "hello", "commerce", "shop", "hostile", "attack", "outside", "failures", "kill")
+	_, _ = c.kubectl(t, "", "delete", "namespace", "--ignore-not-found", "--timeout="+patience.String(), system, "hello", "commerce", "shop", "hostile", "attack", "outside", "failures", "kill", "rotate")
 	crds, _ := c.kubectl(t, "", "get", "crds", "-o", "name")
 	for crd := range strings.FieldsSeq(crds) {
 		if strings.HasSuffix(crd, ".lambdamesh.dev") {

@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"net/http"
 	"strings"
@@ -99,7 +98,7 @@ func (c *cluster) publisher(t *testing.T, node string) *publisher {
 	return &publisher{
 		c: c, url: "https://" + c.nodePort(t, "eventbus-public", "https", node) + "/publish",
 		client: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-			TLSClientConfig:     &tls.Config{RootCAs: c.root(t), ServerName: "eventbus-public." + system + ".svc", MinVersion: tls.VersionTLS13},
+			TLSClientConfig:     c.trusting("eventbus-public." + system + ".svc"),
 			MaxIdleConnsPerHost: 16,
 		}},
 	}
