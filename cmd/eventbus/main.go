@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/lambdamesh/lambdamesh/eventbus"
 	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
@@ -152,6 +153,7 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 	if err != nil {
 		return err
 	}
+	ctrllog.SetLogger(telemetry.Logr(log)) // what watches the certificate writes there
 	o.config.Log = log
 	o.config.Stan.URL, o.config.Stan.Access = o.config.JetStream.URL, o.config.JetStream.Access
 	o.config.Stan.DedupWindow = o.config.JetStream.DedupWindow
