@@ -224,11 +224,11 @@ func TestNamespacesWithMembersHaveWhatTheirProxiesReadFirst(t *testing.T) {
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "envoy.yaml"))
 	require.NoError(t, err)
-	understood, err := bootstrap.Read(text, nil)
+	understood, err := bootstrap.Read(text, nil, false)
 	require.NoError(t, err)
 	require.Equal(t, &bootstrap.Bootstrap{
 		Admin:     "127.0.0.1:15000",
-		Listeners: []bootstrap.Listener{{Name: "ready", Address: "0.0.0.0:15021", Paths: []string{"/ready", "/stats/prometheus"}}},
+		Listeners: []bootstrap.Listener{{Name: "ready", Address: "0.0.0.0:15021", Routes: []bootstrap.Route{{Path: "/ready"}, {Path: "/stats/prometheus"}}}},
 		ControlPlane: bootstrap.ControlPlane{
 			Address: "controlplane.lambdamesh-system.svc:15010", ServerName: "controlplane.lambdamesh-system.svc",
 			CAFile: filepath.Join(dir, "ca.crt"), TokenFile: filepath.Join(dir, "token"),

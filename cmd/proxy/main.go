@@ -36,13 +36,16 @@ func command(lookupEnv func(string) (string, bool)) *cobra.Command {
 		Use:   "proxy",
 		Short: "Be a gateway or a sidecar of the mesh, with Envoy's command line and bootstrap",
 		Long: `proxy does what an Envoy with the same bootstrap does: it shows its token to the
-control plane and is given everything else over ADS. What of a bootstrap it does
-not do it refuses by name; Envoy's other flags are unknown to it.
+control plane, or asks an agent beside it to, and is given everything else over
+ADS. What of a bootstrap it does not do it refuses by name; Envoy's other flags
+are unknown to it.
 
 The admin address, and listeners of the bootstrap that lead to it, answer /ready
 (200 when the first configuration is served, 503 while it drains) and
-/stats/prometheus. SIGTERM drains: requests in flight are finished within
---drain-time-s.
+/stats/prometheus. For Istio's agent the admin address answers GET /stats too,
+with its state and how many configurations came, and POST
+/drain_listeners?graceful, which lets answers end connections. SIGTERM drains:
+requests in flight are finished within --drain-time-s.
 
 Every flag can be set by an environment variable too: ` + envPrefix + `LOG_LEVEL for
 --log-level.`,
@@ -62,6 +65,13 @@ Every flag can be set by an environment variable too: ` + envPrefix + `LOG_LEVEL
 	f.StringVar(&o.node, "service-node", "", "node id, which says what the control plane serves: gateway~<namespace>~<name>~<instance> or pod~<namespace>~<name>")
 	f.Uint32Var(&o.drainSeconds, "drain-time-s", 600, "how many seconds requests may take to end when the proxy stops or a listener goes")
 	f.IntVar(&o.concurrency, "concurrency", 0, "how many threads work at once (default: as many as there is CPU)")
+	f.StringVar(&o.drainStrategy, "drain-strategy", "gradual", "gradual or immediate; connections end with their next answer, which is the latter")
+	f.StringVar(&o.ipVersion, "local-address-ip-version", "v4", "v4 or v6; addresses are those of the bootstrap")
+	f.StringVar(&o.componentLevels, "component-log-level", "", "of Envoy's components; has no effect here")
+	f.Uint32Var(&o.flushInterval, "file-flush-interval-msec", 10000, "of Envoy's access logs; has no effect here")
+	f.BoolVar(&o.noHotRestart, "disable-hot-restart", true, "there is none here")
+	f.BoolVar(&o.allowUnknown, "allow-unknown-static-fields", false, "fields that Envoy's API does not have (yet) are ignored in the bootstrap; those that it has and the proxy does not do are refused all the same")
+	f.BoolVar(&o.skipDeprecated, "skip-deprecated-logs", false, "of Envoy's log; has no effect here")
 	f.StringVarP(&o.logLevel, "log-level", "l", "info", "trace, debug, info, warning, error, critical or off")
 	f.StringVar(&o.logFormat, "log-format", "json", "json or text")
 	return cmd

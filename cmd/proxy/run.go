@@ -9,11 +9,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
-	"slices"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/proxy"
 	"github.com/lambdamesh/lambdamesh/meshconfig/proxy/bootstrap"
@@ -29,11 +25,32 @@ type options struct {
 	drainSeconds           uint32
 	concurrency            int
 	logLevel, logFormat    string
+
+	// What of Envoy's command line Istio's agent sets besides.
+	drainStrategy, ipVersion, componentLevels  string
+	flushInterval                              uint32
+	noHotRestart, allowUnknown, skipDeprecated bool
+}
+
+// validate refuses values that would mean something else to an Envoy.
+func (o *options) validate() error {
+	switch {
+	case o.drainStrategy != "gradual" && o.drainStrategy != "immediate":
+		return fmt.Errorf("--drain-strategy %q: write gradual or immediate", o.drainStrategy)
+	case o.ipVersion != "v4" && o.ipVersion != "v6":
+		return fmt.Errorf("--local-address-ip-version %q: write v4 or v6", o.ipVersion)
+	case !o.noHotRestart:
+		return errors.New("--disable-hot-restart=false: there is no hot restart")
+	}
+	return nil
 }
 
 func run(ctx context.Context, stderr io.Writer, o *options) error {
 	log, err := o.logger(stderr)
 	if err != nil {
+		return err
+	}
+	if err := o.validate(); err != nil {
 		return err
 	}
 	settings, err := o.bootstrap()
@@ -45,11 +62,14 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 	}
 	registry := telemetry.Registry()
 	drain := time.Duration(o.drainSeconds) * time.Second
-	dataPlane, err := proxy.New(proxy.Config{
-		NodeID: settings.NodeID, ADSAddress: settings.ControlPlane.Address, ADSServerName: settings.ControlPlane.ServerName,
-		RootCAs: settings.ControlPlane.RootCAs, Token: settings.ControlPlane.Token,
-		DrainTimeout: max(drain, time.Millisecond), Log: log, Registry: registry,
-	})
+	config := proxy.Config{
+		NodeID: settings.NodeID, NodeMetadata: settings.Metadata, NodeLocality: settings.Locality, ADSAddress: settings.ControlPlane.Address,
+		SecretServers: settings.SecretServers, DrainTimeout: max(drain, time.Millisecond), Log: log, Registry: registry,
+	}
+	if control := &settings.ControlPlane; !control.Agent() {
+		config.ADSServerName, config.RootCAs, config.Token = control.ServerName, control.RootCAs, control.Token
+	}
+	dataPlane, err := proxy.New(config)
 	if err != nil {
 		return err
 	}
@@ -57,14 +77,23 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 
 	// The proxy comes last: while it drains, those who ask are told.
 	var parts []component.Component
-	for _, l := range adminListeners(settings) {
+	admin := adminHandler(ready(ctx, dataPlane), registry)
+	listeners := settings.Listeners
+	if settings.Admin != "" {
+		listeners = append([]bootstrap.Listener{{Name: "admin", Address: settings.Admin}}, listeners...)
+	}
+	for i, l := range listeners {
+		handler := routes(l.Routes, admin, log)
+		if i == 0 && settings.Admin != "" {
+			handler = agentHandler(ctx, admin, dataPlane)
+		}
 		listener, err := httpserver.Listen(ctx, l.Address, "")
 		if err != nil {
 			return fmt.Errorf("listener %s of the bootstrap: %w", l.Name, err)
 		}
 		log.Info("a listener of the bootstrap serves", "listener", l.Name, "address", listener.Addr().String())
 		parts = append(parts, httpserver.New(httpserver.Config{
-			Name: l.Name, Listener: listener, Handler: adminHandler(l.Paths, ready(ctx, dataPlane), registry), Log: log,
+			Name: l.Name, Listener: listener, Handler: handler, Log: log,
 		}))
 	}
 	parts = append(parts, draining{dataPlane, drain})
@@ -84,7 +113,7 @@ func (o *options) bootstrap() (*bootstrap.Bootstrap, error) {
 		}
 		file, more, source = text, []byte(o.configYAML), o.configPath
 	}
-	b, err := bootstrap.Read(file, more)
+	b, err := bootstrap.Read(file, more, o.allowUnknown)
 	if err != nil {
 		return nil, fmt.Errorf("the bootstrap %s: %w", source, err)
 	}
@@ -98,27 +127,6 @@ func (o *options) bootstrap() (*bootstrap.Bootstrap, error) {
 		return nil, errors.New("pass --service-node with the node id")
 	}
 	return b, nil
-}
-
-// adminListeners are the admin interface and those that lead there.
-func adminListeners(b *bootstrap.Bootstrap) []bootstrap.Listener {
-	if b.Admin == "" {
-		return b.Listeners
-	}
-	admin := bootstrap.Listener{Name: "admin", Address: b.Admin, Paths: []string{bootstrap.PathReady, bootstrap.PathMetrics}}
-	return append([]bootstrap.Listener{admin}, b.Listeners...)
-}
-
-func adminHandler(paths []string, ready http.HandlerFunc, registry *prometheus.Registry) http.Handler {
-	mux := http.NewServeMux()
-	if slices.Contains(paths, bootstrap.PathReady) {
-		mux.HandleFunc("GET "+bootstrap.PathReady, ready)
-	}
-	if slices.Contains(paths, bootstrap.PathMetrics) {
-		mux.Handle("GET "+bootstrap.PathMetrics, promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	}
-	mux.HandleFunc("/", httpserver.NotFound)
-	return mux
 }
 
 // ready answers as Envoy's /ready does. ctx ends when the proxy is told to stop.

@@ -39,7 +39,10 @@
 // sets), rbac, cors and router; routes by path, headers and query to clusters,
 // weighted clusters, redirects and direct responses, with timeouts, retries and
 // rewrites; clusters of type EDS, STATIC and DNS with round robin, least request
-// and random, circuit breakers, and transport sockets chosen by endpoint.
+// and random, circuit breakers, and transport sockets chosen by endpoint. The ADS
+// server may be an agent of this machine, Istio's for example, and certificates may
+// come from further SDS servers on Unix sockets. Nothing is redirected here, so that
+// clusters of type ORIGINAL_DST have no endpoint.
 //
 // # Where it differs, on purpose
 //
@@ -59,6 +62,8 @@
 //     connecting.
 //   - It is no Envoy and says so: Server is lambdamesh unless server_name is set.
 //   - X-Forwarded-Client-Cert holds Hash, URI, Subject and DNS, and no By.
+//   - A path with a fragment is refused, also where Envoy is told to cut it off.
+//   - A list of revoked certificates is refused unless it is empty.
 //   - Local replies to gRPC requests are plain HTTP.
 //   - Access logs, tracing and statistics of Envoy are accepted and not written
 //     (strict/inert.go has the list of extensions).

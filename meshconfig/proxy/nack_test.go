@@ -77,7 +77,7 @@ func TestUnsupportedConfigurationIsRefused(t *testing.T) {
 		"response flags":     {manager(`local_reply_config: {mappers: [{filter: {response_flag_filter: {}}}]}`), []string{"mappers[0].filter"}},
 		"gRPC access log":    {manager(`access_log: [{name: x}]`), []string{"access_log"}},
 
-		"original destination": {clusters("name: x\ntype: ORIGINAL_DST\nlb_policy: CLUSTER_PROVIDED"), []string{`Cluster "x"`, "ORIGINAL_DST"}},
+		"original destination": {clusters("name: x\ntype: ORIGINAL_DST\nlb_policy: CLUSTER_PROVIDED\noriginal_dst_lb_config: {use_http_header: true}"), []string{`Cluster "x"`, "original_dst_lb_config"}},
 		"ring hash":            {clusters("name: x\ntype: STATIC\nlb_policy: RING_HASH\nload_assignment: {cluster_name: x}"), []string{"RING_HASH"}},
 		"health checks":        {clusters("name: x\ntype: STATIC\nload_assignment: {cluster_name: x}\nhealth_checks: [{timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1, tcp_health_check: {}}]"), []string{"health_checks"}},
 		"locality weights":     {clusters("name: x\ntype: STATIC\nload_assignment: {cluster_name: x}\ncommon_lb_config: {locality_weighted_lb_config: {}}"), []string{"locality_weighted_lb_config"}},

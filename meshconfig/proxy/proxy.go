@@ -3,6 +3,8 @@ package proxy
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/proxy/client"
 	"github.com/lambdamesh/lambdamesh/meshconfig/proxy/serve"
@@ -24,9 +26,11 @@ func New(config Config) (*Proxy, error) {
 	log := config.Log.With("component", "proxy", "node", config.NodeID)
 	server := serve.New(serve.Config{
 		NodeID: config.NodeID, Listen: config.Listen, DrainTimeout: config.DrainTimeout, Log: log, Registry: config.Registry,
+		SecretServers: slices.Sorted(maps.Keys(config.SecretServers)),
 	})
 	client := client.New(client.Config{
 		NodeID: config.NodeID, Address: config.ADSAddress, ServerName: config.ADSServerName, RootCAs: config.RootCAs, Token: config.Token,
+		NodeMetadata: config.NodeMetadata, NodeLocality: config.NodeLocality, SecretServers: config.SecretServers,
 		Log: log, Registry: config.Registry,
 	}, server)
 	return &Proxy{config: config, server: server, client: client}, nil
@@ -41,6 +45,15 @@ func (p *Proxy) Ready() <-chan struct{} { return p.server.Ready() }
 
 // ActiveRequests is how many requests are under way.
 func (p *Proxy) ActiveRequests() int { return p.server.Active() }
+
+// Updates are how many responses of the control plane with a type of resource
+// came: Cluster, Listener, Secret...
+func (p *Proxy) Updates(kind string) client.Updates { return p.client.Updates(kind) }
+
+// Drain asks clients to go: every answer ends its connection, as Envoy's
+// drain_listeners?graceful&skip_exit does. Connections are still taken. With
+// inboundOnly the answers of other listeners end none. It lasts until Run ends.
+func (p *Proxy) Drain(inboundOnly bool) { p.server.Drain(inboundOnly) }
 
 // Run serves until ctx ends, then lets requests under way finish within
 // DrainTimeout; it implements component.Component. Without a control plane it

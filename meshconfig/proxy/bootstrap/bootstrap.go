@@ -12,10 +12,13 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	compressorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/compressor/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3" // a type that a bootstrap names
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 	"sigs.k8s.io/yaml"
 )
 
@@ -29,38 +32,54 @@ const (
 type Bootstrap struct {
 	// NodeID and Cluster of the node; the command line may say them instead.
 	NodeID, Cluster string
+	// Metadata and Locality of the node, which the control plane is told; nil: none.
+	Metadata *structpb.Struct
+	Locality *corev3.Locality
 	// Admin is where the admin interface listens, host:port; empty: nowhere.
 	Admin string
 	// Listeners that are not the control plane's.
 	Listeners []Listener
 	// ControlPlane where everything else comes from.
 	ControlPlane ControlPlane
+	// SecretServers are the SDS servers beside the control plane that certificates
+	// may be taken from: unix:PATH by the name of the cluster.
+	SecretServers map[string]string
 }
 
-// Listener leads paths to the admin interface.
+// Listener leads paths to the admin interface and to ports of this machine.
 type Listener struct {
 	Name string
 	// Address is host:port.
 	Address string
-	// Paths of the admin interface that it serves; every other is 404.
-	Paths []string
+	// Routes are tried in order; every other path is 404.
+	Routes []Route
+}
+
+// Route of a Listener.
+type Route struct {
+	// Path, and with Prefix whatever begins with it.
+	Path   string
+	Prefix bool
+	// Upstream is a host:port on loopback that answers; empty: the admin interface.
+	Upstream string
 }
 
 // Read reads a bootstrap; overlay, which may be empty, is merged into it as
-// Envoy merges --config-yaml.
-func Read(file, overlay []byte) (*Bootstrap, error) {
-	message, err := parse(file)
+// Envoy merges --config-yaml. With allowUnknown fields that Envoy's API does not
+// have are ignored, as with its --allow-unknown-static-fields.
+func Read(file, overlay []byte, allowUnknown bool) (*Bootstrap, error) {
+	message, err := parse(file, allowUnknown)
 	if err != nil {
 		return nil, err
 	}
 	if len(overlay) > 0 {
-		more, err := parse(overlay)
+		more, err := parse(overlay, allowUnknown)
 		if err != nil {
 			return nil, fmt.Errorf("the overlay: %w", err)
 		}
 		proto.Merge(message, more)
 	}
-	if err := checkFields(message.ProtoReflect()); err != nil {
+	if err := errors.Join(checkFields(message.ProtoReflect()), checkInert(message)); err != nil {
 		return nil, err
 	}
 	if err := message.ValidateAll(); err != nil {
@@ -69,13 +88,13 @@ func Read(file, overlay []byte) (*Bootstrap, error) {
 	return compile(message)
 }
 
-func parse(text []byte) (*bootstrapv3.Bootstrap, error) {
+func parse(text []byte, allowUnknown bool) (*bootstrapv3.Bootstrap, error) {
 	json, err := yaml.YAMLToJSONStrict(text)
 	if err != nil {
 		return nil, err
 	}
 	message := &bootstrapv3.Bootstrap{}
-	if err := protojson.Unmarshal(json, message); err != nil {
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: allowUnknown}).Unmarshal(json, message); err != nil {
 		return nil, fmt.Errorf("it is no envoy.config.bootstrap.v3.Bootstrap: %w", err)
 	}
 	return message, nil
@@ -83,7 +102,10 @@ func parse(text []byte) (*bootstrapv3.Bootstrap, error) {
 
 // compile reads what checkFields has let through.
 func compile(m *bootstrapv3.Bootstrap) (*Bootstrap, error) {
-	b := &Bootstrap{NodeID: m.GetNode().GetId(), Cluster: m.GetNode().GetCluster()}
+	b := &Bootstrap{
+		NodeID: m.GetNode().GetId(), Cluster: m.GetNode().GetCluster(),
+		Metadata: m.GetNode().GetMetadata(), Locality: m.GetNode().GetLocality(),
+	}
 	if m.GetAdmin() != nil {
 		b.Admin = hostPort(m.GetAdmin().GetAddress())
 		if addr, err := netip.ParseAddrPort(b.Admin); err != nil || !addr.Addr().IsLoopback() {
@@ -114,9 +136,17 @@ func compile(m *bootstrapv3.Bootstrap) (*Bootstrap, error) {
 		b.Listeners = append(b.Listeners, listener)
 	}
 	for _, c := range m.GetStaticResources().GetClusters() {
-		if !used[c.GetName()] {
-			return nil, fmt.Errorf("cluster %q: nothing that is supported uses it", c.GetName())
+		if used[c.GetName()] {
+			continue
 		}
+		socket, err := plainSocket(c)
+		if err != nil {
+			return nil, fmt.Errorf("cluster %q: nothing that is supported uses it, and it is no SDS server: %w", c.GetName(), err)
+		}
+		if b.SecretServers == nil {
+			b.SecretServers = map[string]string{}
+		}
+		b.SecretServers[c.GetName()] = socket
 	}
 	return b, nil
 }
@@ -134,6 +164,8 @@ func adsCluster(m *bootstrapv3.Bootstrap) (string, error) {
 		return "", errors.New("dynamic_resources.ads_config: exactly one of grpc_services is supported")
 	case d.GetCdsConfig().GetAds() == nil || d.GetLdsConfig().GetAds() == nil:
 		return "", errors.New("dynamic_resources: cds_config and lds_config must both be over ads")
+	case d.GetCdsConfig().GetInitialFetchTimeout().AsDuration() != 0 || d.GetLdsConfig().GetInitialFetchTimeout().AsDuration() != 0:
+		return "", errors.New("dynamic_resources: initial_fetch_timeout: only 0s is supported; the first configuration is waited for as long as it takes")
 	}
 	return config.GetGrpcServices()[0].GetEnvoyGrpc().GetClusterName(), nil
 }
@@ -149,7 +181,7 @@ func clustersByName(m *bootstrapv3.Bootstrap) (map[string]*clusterv3.Cluster, er
 	return clusters, nil
 }
 
-// listener checks that one leads to the admin address only.
+// listener checks that one leads to this machine's loopback only.
 func (b *Bootstrap) listener(l *listenerv3.Listener, clusters map[string]*clusterv3.Cluster, used map[string]bool) (Listener, error) {
 	out := Listener{Name: l.GetName(), Address: hostPort(l.GetAddress())}
 	chains := l.GetFilterChains()
@@ -160,28 +192,54 @@ func (b *Bootstrap) listener(l *listenerv3.Listener, clusters map[string]*cluste
 	if err := chains[0].GetFilters()[0].GetTypedConfig().UnmarshalTo(manager); err != nil {
 		return out, fmt.Errorf("its filter: %w", err)
 	}
-	if len(manager.GetHttpFilters()) != 1 {
-		return out, errors.New("exactly one HTTP filter, the router, is supported")
+	if manager.GetCodecType() != hcmv3.HttpConnectionManager_AUTO {
+		return out, fmt.Errorf("codec_type %s is not supported", manager.GetCodecType())
+	}
+	// Who may send something compressed need not.
+	filters := slices.DeleteFunc(slices.Clone(manager.GetHttpFilters()), func(f *hcmv3.HttpFilter) bool {
+		return f.GetTypedConfig().MessageIs(&compressorv3.Compressor{})
+	})
+	if len(filters) != 1 {
+		return out, errors.New("exactly one HTTP filter besides compressors, the router, is supported")
 	}
 	hosts := manager.GetRouteConfig().GetVirtualHosts()
 	if len(hosts) != 1 || !slices.Equal(hosts[0].GetDomains(), []string{"*"}) {
 		return out, errors.New(`exactly one virtual host, for domains ["*"], is supported`)
 	}
-	for _, route := range hosts[0].GetRoutes() {
-		path, name := route.GetMatch().GetPath(), route.GetRoute().GetCluster()
-		if path != PathReady && path != PathMetrics {
-			return out, fmt.Errorf("path %q: the admin interface has %s and %s only", path, PathReady, PathMetrics)
+	for _, r := range hosts[0].GetRoutes() {
+		route, err := b.route(r, clusters)
+		if err != nil {
+			return out, err
 		}
-		c := clusters[name]
-		if c == nil {
-			return out, fmt.Errorf("path %q: there is no cluster %q", path, name)
-		}
-		used[name] = true
-		if address, err := onlyAddress(c); err != nil || address != b.Admin || c.GetTransportSocket() != nil || len(c.GetTypedExtensionProtocolOptions()) > 0 {
-			return out, fmt.Errorf("path %q: cluster %q is not the admin address %q, the only one that is supported", path, name, b.Admin)
-		}
-		out.Paths = append(out.Paths, path)
+		used[r.GetRoute().GetCluster()] = true
+		out.Routes = append(out.Routes, route)
 	}
+	return out, nil
+}
+
+func (b *Bootstrap) route(r *routev3.Route, clusters map[string]*clusterv3.Cluster) (Route, error) {
+	out, name := Route{Path: r.GetMatch().GetPath()}, r.GetRoute().GetCluster()
+	if prefix := r.GetMatch().GetPrefix(); prefix != "" {
+		out.Path, out.Prefix = prefix, true
+	}
+	c := clusters[name]
+	if c == nil {
+		return out, fmt.Errorf("path %q: there is no cluster %q", out.Path, name)
+	}
+	address, err := onlyAddress(c)
+	if err != nil || c.GetTransportSocket() != nil || len(c.GetTypedExtensionProtocolOptions()) > 0 {
+		return out, fmt.Errorf("path %q: cluster %q is not one address in plain HTTP/1.1, the only one that is supported", out.Path, name)
+	}
+	if address == b.Admin {
+		if out.Path != PathReady && out.Path != PathMetrics {
+			return out, fmt.Errorf("path %q: listeners may lead to %s and %s of the admin interface only", out.Path, PathReady, PathMetrics)
+		}
+		return out, nil
+	}
+	if addr, err := netip.ParseAddrPort(address); err != nil || !addr.Addr().IsLoopback() || out.Path == "" || out.Path == "/" {
+		return out, fmt.Errorf("path %q: cluster %q is neither the admin address %q nor another on loopback with a path of its own, the only ones that are supported", out.Path, name, b.Admin)
+	}
+	out.Upstream = address
 	return out, nil
 }
 
@@ -194,8 +252,15 @@ func onlyAddress(c *clusterv3.Cluster) (string, error) {
 	if len(localities) != 1 || len(localities[0].GetLbEndpoints()) != 1 {
 		return "", errors.New("exactly one endpoint is supported")
 	}
-	return hostPort(localities[0].GetLbEndpoints()[0].GetEndpoint().GetAddress()), nil
+	address := localities[0].GetLbEndpoints()[0].GetEndpoint().GetAddress()
+	if pipe := address.GetPipe().GetPath(); pipe != "" {
+		return unixScheme + pipe, nil
+	}
+	return hostPort(address), nil
 }
+
+// unixScheme begins the address of a Unix socket, as gRPC writes it.
+const unixScheme = "unix:"
 
 func hostPort(a *corev3.Address) string {
 	socket := a.GetSocketAddress()

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -29,11 +30,18 @@ const maxFile = 1 << 20
 
 // ControlPlane is the ADS server and how to speak to it.
 type ControlPlane struct {
-	// Address is host:port; ServerName what its certificate must say.
-	Address, ServerName string
+	// Address is host:port, or unix:PATH of an agent on this machine that speaks to
+	// it for the proxy: then nothing else is set.
+	Address string
+	// ServerName is what its certificate must say.
+	ServerName string
 	// CAFile verifies it (PEM); TokenFile is what it is shown.
 	CAFile, TokenFile string
 }
+
+// Agent tells whether there is one: it is spoken to in plain text, and known by
+// where its socket is.
+func (c *ControlPlane) Agent() bool { return strings.HasPrefix(c.Address, unixScheme) }
 
 // RootCAs reads the CA file.
 func (c *ControlPlane) RootCAs() (*x509.CertPool, error) {
@@ -77,22 +85,54 @@ func controlPlane(c *clusterv3.Cluster) (ControlPlane, error) {
 	if out.Address, err = onlyAddress(c); err != nil {
 		return out, err
 	}
+	if out.Agent() {
+		_, err := plainSocket(c)
+		return out, err
+	}
 	if err := out.security(c); err != nil {
 		return out, err
 	}
-	packed := c.GetTypedExtensionProtocolOptions()["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]
-	if packed == nil {
-		return out, errors.New("it needs HttpProtocolOptions with http2_protocol_options and a credential injector")
-	}
-	options := &upstreamsv3.HttpProtocolOptions{}
-	if err := packed.UnmarshalTo(options); err != nil {
-		return out, fmt.Errorf("its HttpProtocolOptions: %w", err)
-	}
-	if options.GetExplicitHttpConfig().GetHttp2ProtocolOptions() == nil {
-		return out, errors.New("it needs explicit_http_config with http2_protocol_options: gRPC is HTTP/2")
+	options, err := http2Options(c)
+	if err != nil {
+		return out, err
 	}
 	out.TokenFile, err = tokenFile(options.GetHttpFilters())
 	return out, err
+}
+
+// http2Options of a cluster that speaks gRPC.
+func http2Options(c *clusterv3.Cluster) (*upstreamsv3.HttpProtocolOptions, error) {
+	packed := c.GetTypedExtensionProtocolOptions()["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]
+	if packed == nil {
+		return nil, errors.New("it needs HttpProtocolOptions with http2_protocol_options")
+	}
+	options := &upstreamsv3.HttpProtocolOptions{}
+	if err := packed.UnmarshalTo(options); err != nil {
+		return nil, fmt.Errorf("its HttpProtocolOptions: %w", err)
+	}
+	if options.GetExplicitHttpConfig().GetHttp2ProtocolOptions() == nil {
+		return nil, errors.New("it needs explicit_http_config with http2_protocol_options: gRPC is HTTP/2")
+	}
+	return options, nil
+}
+
+// plainSocket is the Unix socket of a gRPC server on this machine.
+func plainSocket(c *clusterv3.Cluster) (string, error) {
+	address, err := onlyAddress(c)
+	if err != nil {
+		return "", err
+	}
+	if !strings.HasPrefix(address, unixScheme) {
+		return "", fmt.Errorf("%s is no Unix socket", address)
+	}
+	options, err := http2Options(c)
+	if err != nil {
+		return "", err
+	}
+	if c.GetTransportSocket() != nil || len(options.GetHttpFilters()) > 0 {
+		return "", errors.New("on a Unix socket neither a transport_socket nor http_filters are supported")
+	}
+	return address, nil
 }
 
 // security reads how the control plane is verified.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -21,8 +22,10 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 )
 
 const (
@@ -40,15 +43,29 @@ type Sink interface {
 	Accept(ctx context.Context, typeURL string, list []*anypb.Any) error
 	// Wanted are the names to subscribe to, by type, because of what was accepted.
 	Wanted() map[string][]string
+	// AcceptSecrets takes secrets of another server in the same way, and
+	// WantedSecrets are their names by server.
+	AcceptSecrets(server string, list []*anypb.Any) error
+	WantedSecrets() map[string][]string
 }
 
-// Config of a Client. All fields are required but Registry.
+// UnixScheme begins the address of a Unix socket, as gRPC writes it.
+const UnixScheme = "unix:"
+
+// Config of a Client. All fields are required but where they say otherwise.
 type Config struct {
 	// NodeID is who asks.
 	NodeID string
+	// NodeMetadata and NodeLocality are told with it. Optional.
+	NodeMetadata *structpb.Struct
+	NodeLocality *corev3.Locality
 	// Address is the host:port of the ADS server, ServerName the name in its
-	// certificate.
+	// certificate. A Unix socket (unix:PATH) without RootCAs is an agent of this
+	// machine, which is spoken to in plain text and shown no token.
 	Address, ServerName string
+	// SecretServers are further servers of secrets (SDS), agents as well, by name:
+	// unix:PATH. Optional.
+	SecretServers map[string]string
 	// RootCAs returns what verifies the ADS server; it is asked for each
 	// connection.
 	RootCAs func() (*x509.CertPool, error)
@@ -66,11 +83,39 @@ type Client struct {
 	config  Config
 	sink    Sink
 	updates *prometheus.CounterVec
+
+	mu      sync.Mutex
+	results map[string]Updates // by type
+}
+
+// Updates are how many responses with a type of resource came.
+type Updates struct{ Accepted, Refused int }
+
+// Updates of a type: Cluster, Listener, Secret...
+func (c *Client) Updates(kind string) Updates {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.results[kind]
+}
+
+// count a response and what became of it.
+func (c *Client) count(kind string, refusal error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	u, result := c.results[kind], "ack"
+	if refusal == nil {
+		u.Accepted++
+	} else {
+		u.Refused++
+		result = "nack"
+	}
+	c.results[kind] = u
+	c.updates.WithLabelValues(kind, result).Inc()
 }
 
 // New makes a Client, which connects from Run on.
 func New(config Config, sink Sink) *Client {
-	c := &Client{config: config, sink: sink, updates: prometheus.NewCounterVec(prometheus.CounterOpts{
+	c := &Client{config: config, sink: sink, results: map[string]Updates{}, updates: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "lambdamesh_proxy_updates_total", Help: "Responses of the control plane, by type and result (ack, nack).",
 		ConstLabels: prometheus.Labels{"node": config.NodeID},
 	}, []string{"type", "result"})}
@@ -119,54 +164,82 @@ func (c *channel) Clone() credentials.TransportCredentials {
 	return &channel{c.TransportCredentials.Clone(), c.roots, c.name}
 }
 
-// Run keeps a stream to the control plane until ctx ends.
-func (c *Client) Run(ctx context.Context) error {
-	target := c.config.Address
-	if !strings.HasPrefix(target, "unix:") {
-		target = "passthrough:///" + target
+// connect prepares a connection; it is made when it is needed.
+func connect(address string, options ...grpc.DialOption) (*grpc.ClientConn, error) {
+	if !strings.HasPrefix(address, UnixScheme) {
+		address = "passthrough:///" + address
+		// The kernel tells when another process of this machine is gone, and Istio's
+		// agent takes pings for an attack.
+		options = append(options, grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}))
 	}
-	client, err := grpc.NewClient(target,
-		grpc.WithTransportCredentials(newChannel(&c.config)),
-		grpc.WithPerRPCCredentials(token(c.config.Token)),
+	return grpc.NewClient(address, append(options,
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: minBackoff, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
 			MinConnectTimeout: 5 * time.Second,
 		}),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.WithDisableServiceConfig(),
-	)
+	)...)
+}
+
+// Run keeps streams to the control plane, and to the other servers of secrets,
+// until ctx ends.
+func (c *Client) Run(ctx context.Context) error {
+	options := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+	if c.config.RootCAs != nil || !strings.HasPrefix(c.config.Address, UnixScheme) {
+		options = []grpc.DialOption{grpc.WithTransportCredentials(newChannel(&c.config)), grpc.WithPerRPCCredentials(token(c.config.Token))}
+	}
+	connection, err := connect(c.config.Address, options...)
 	if err != nil {
 		return fmt.Errorf("prepare the connection to the control plane at %s: %w", c.config.Address, err)
 	}
-	defer func() { _ = client.Close() }()
+	defer func() { _ = connection.Close() }()
+	secrets, err := newSecretStreams(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer secrets.close()
+	s := &session{client: c, secrets: secrets, versions: map[string]string{}}
+	c.repeat(ctx, "the control plane", func() (bool, error) { return s.run(ctx, connection) })
+	return nil
+}
 
-	s := &session{client: c, versions: map[string]string{}}
+// repeat opens streams to a server, one after another, until ctx ends. A stream
+// says whether it made progress.
+func (c *Client) repeat(ctx context.Context, server string, stream func() (progress bool, err error)) {
 	wait := minBackoff
 	for {
 		started := time.Now()
-		progress, err := s.run(ctx, client)
+		progress, err := stream()
 		if ctx.Err() != nil {
-			return nil
+			return
 		}
 		if progress || time.Since(started) > time.Minute {
 			wait = minBackoff
 		}
-		c.config.Log.Warn("the stream to the control plane ended; the last good configuration stays", "error", err, "againIn", wait)
+		c.config.Log.Warn("the stream to "+server+" ended; the last good configuration stays", "error", err, "againIn", wait)
 		timer := time.NewTimer(wait/2 + rand.N(wait))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return nil
+			return
 		}
 		wait = min(2*wait, maxBackoff)
+	}
+}
+
+// node is how the client says who it is.
+func (c *Client) node() *corev3.Node {
+	return &corev3.Node{
+		Id: c.config.NodeID, UserAgentName: "lambdamesh-proxy", Metadata: c.config.NodeMetadata, Locality: c.config.NodeLocality,
 	}
 }
 
 // session is what outlives a stream: the versions that were accepted.
 type session struct {
 	client   *Client
+	secrets  *secretStreams
 	versions map[string]string
 	stream   discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesClient
 	nonces   map[string]string
@@ -218,7 +291,7 @@ func (s *session) request(typeURL string, names []string, problem error) error {
 	}
 	if !s.sent {
 		s.sent = true
-		req.Node = &corev3.Node{Id: s.client.config.NodeID, UserAgentName: "lambdamesh-proxy"}
+		req.Node = s.client.node()
 	}
 	if problem != nil {
 		req.ErrorDetail = &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: problem.Error()}
@@ -231,12 +304,12 @@ func (s *session) take(ctx context.Context, resp *discoveryv3.DiscoveryResponse)
 	c, typeURL := s.client, resp.GetTypeUrl()
 	s.nonces[typeURL] = resp.GetNonce()
 	kind := typeURL[strings.LastIndexByte(typeURL, '.')+1:]
-	if err := c.sink.Accept(ctx, typeURL, resp.GetResources()); err != nil {
-		c.updates.WithLabelValues(kind, "nack").Inc()
+	err := c.sink.Accept(ctx, typeURL, resp.GetResources())
+	c.count(kind, err)
+	if err != nil {
 		c.config.Log.Error("refused a configuration; the last good one stays", "type", kind, "version", resp.GetVersionInfo(), "error", err)
 		return s.request(typeURL, s.names[typeURL], err)
 	}
-	c.updates.WithLabelValues(kind, "ack").Inc()
 	s.versions[typeURL] = resp.GetVersionInfo()
 	// New subscriptions first: the server then knows, when it sees that clusters
 	// are acknowledged, which endpoints to send before routes.
@@ -248,6 +321,7 @@ func (s *session) take(ctx context.Context, resp *discoveryv3.DiscoveryResponse)
 
 // subscribe asks for what clusters and listeners name, where that changed.
 func (s *session) subscribe() error {
+	s.secrets.follow(s.client.sink.WantedSecrets())
 	wanted := s.client.sink.Wanted()
 	for _, typeURL := range []string{resource.SecretType, resource.EndpointType, resource.RouteType} {
 		names := wanted[typeURL]

@@ -30,6 +30,7 @@ type Cluster struct {
 	Choices        int
 	Protocol       protocol
 	IdleTimeout    time.Duration
+	Source         net.IP // that TCP connections come from; nil: any
 
 	MaxConnections, MaxPending, MaxRequests, MaxRetries int64
 }
@@ -79,7 +80,7 @@ func compileCluster(c *clusterv3.Cluster) (*Cluster, error) {
 		"lb_policy", "load_assignment", "circuit_breakers", "typed_extension_protocol_options", "dns_refresh_rate", "respect_dns_ttl",
 		"dns_lookup_family", "outlier_detection", "common_lb_config", "transport_socket", "transport_socket_matches", "metadata",
 		"upstream_connection_options", "filters", "wait_for_warm_on_init", "ignore_health_on_host_removal", "least_request_lb_config",
-		"track_cluster_stats", "dns_jitter", "dns_failure_refresh_rate", "close_connections_on_host_health_failure", "http2_protocol_options"); err != nil {
+		"track_cluster_stats", "dns_jitter", "dns_failure_refresh_rate", "close_connections_on_host_health_failure", "http2_protocol_options", "upstream_bind_config"); err != nil {
 		return nil, err
 	}
 	k := &Cluster{
@@ -103,6 +104,12 @@ func compileCluster(c *clusterv3.Cluster) (*Cluster, error) {
 		var err error
 		if k.Endpoints, err = compileEndpoints(at+".load_assignment", c.GetLoadAssignment()); err != nil {
 			return nil, err
+		}
+	case clusterv3.Cluster_ORIGINAL_DST:
+		// Where a redirected connection was going. None is here, so that there is no
+		// endpoint, as in Envoy, for any other.
+		if k.LB == clusterv3.Cluster_CLUSTER_PROVIDED {
+			k.LB = clusterv3.Cluster_ROUND_ROBIN
 		}
 	default:
 		return nil, fmt.Errorf("%s: type %s is not supported", at, c.GetType())
@@ -129,6 +136,9 @@ func compileCluster(c *clusterv3.Cluster) (*Cluster, error) {
 			return nil, fmt.Errorf("%s.filters[%s]: %s is not supported", at, f.GetName(), f.GetTypedConfig().GetTypeUrl())
 		}
 	}
+	if err := k.compileSource(at+".upstream_bind_config", c.GetUpstreamBindConfig()); err != nil {
+		return nil, err
+	}
 	if err := k.compileSockets(at, c); err != nil {
 		return nil, err
 	}
@@ -136,6 +146,24 @@ func compileCluster(c *clusterv3.Cluster) (*Cluster, error) {
 		return nil, err
 	}
 	return k, k.compileLimits(at, c.GetCircuitBreakers())
+}
+
+// compileSource reads the address that connections come from.
+func (k *Cluster) compileSource(at string, b *corev3.BindConfig) error {
+	if b == nil {
+		return nil
+	}
+	if err := strict.Allow(at, b, "source_address"); err != nil {
+		return err
+	}
+	if err := strict.Allow(at+".source_address", b.GetSourceAddress(), "address", "port_value"); err != nil {
+		return err
+	}
+	k.Source = net.ParseIP(b.GetSourceAddress().GetAddress())
+	if k.Source == nil || b.GetSourceAddress().GetPortValue() != 0 {
+		return fmt.Errorf("%s: only an IP address with port 0 is supported", at)
+	}
+	return nil
 }
 
 func (k *Cluster) compileSockets(at string, c *clusterv3.Cluster) error {

@@ -17,6 +17,7 @@ import (
 
 // HCM is a compiled HttpConnectionManager.
 type HCM struct {
+	Inbound   bool        // the listener's direction
 	RouteName string      // of RDS
 	Routes    *RouteTable // inline
 	Filters   []filters.Entry

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -93,6 +94,7 @@ func compileListener(l *listenerv3.Listener) (*Listener, error) {
 		return nil, fmt.Errorf("%s: has no filter chain", at)
 	}
 	for _, chain := range c.Chains {
+		chain.HCM.Inbound = l.GetTrafficDirection() == corev3.TrafficDirection_INBOUND
 		if (chain.TLS == nil) != (c.Chains[0].TLS == nil) {
 			return nil, fmt.Errorf("%s: filter chains with and without TLS on one listener are not supported", at)
 		}
@@ -108,8 +110,12 @@ func (c *Listener) addChain(at string, f *listenerv3.FilterChain) error {
 		return err
 	}
 	match := f.GetFilterChainMatch()
-	if err := strict.Allow(at+".filter_chain_match", match, "server_names", "transport_protocol", "application_protocols"); err != nil {
+	if err := strict.Allow(at+".filter_chain_match", match, "server_names", "transport_protocol", "application_protocols", "destination_port"); err != nil {
 		return err
+	}
+	if port := match.GetDestinationPort(); port != nil && (c.Network != "tcp" || !strings.HasSuffix(c.Addr, fmt.Sprintf(":%d", port.GetValue()))) {
+		// Connections come to the listener's own port; none is redirected here.
+		return fmt.Errorf("%s.filter_chain_match: destination_port %d is not the listener's, the only one that is supported", at, port.GetValue())
 	}
 	chain := &Chain{Timeout: strict.Duration(f.GetTransportSocketConnectTimeout(), 0)}
 	if chain.Timeout == 0 {
@@ -147,7 +153,7 @@ func (c *Listener) addChain(at string, f *listenerv3.FilterChain) error {
 		if chain.HCM != nil {
 			return fmt.Errorf("%s: there is another connection manager before", where)
 		}
-		if details := h.GetSetCurrentClientCertDetails(); details != nil && chain.TLS == nil {
+		if details := h.GetSetCurrentClientCertDetails(); details != nil && !chain.asksClients() {
 			// Nobody shows a certificate here. istiod asks for it all the same.
 			details.Cert, details.Chain = false, false
 		}
@@ -196,6 +202,11 @@ func (c *Listener) addChain(at string, f *listenerv3.FilterChain) error {
 		c.byName[name] = chain
 	}
 	return nil
+}
+
+// asksClients tells whether clients are asked for a certificate.
+func (c *Chain) asksClients() bool {
+	return c.TLS != nil && (c.TLS.Validation != nil || c.TLS.ValidationSecret != "")
 }
 
 func (c *Chain) compileTLS(at string, d *tlsv3.DownstreamTlsContext) error {

@@ -29,11 +29,19 @@ type Resources struct {
 
 	Raw       map[string]map[string]string // type, name -> serialized, to know what did not change
 	SecretGen int
+
+	servers map[string]bool // of secrets, besides the control plane
 }
 
-// NewResources are none.
-func NewResources() *Resources {
+// NewResources are none. Secrets may come from the servers, by name, besides the
+// control plane.
+func NewResources(servers []string) *Resources {
+	known := map[string]bool{}
+	for _, server := range servers {
+		known[server] = true
+	}
 	return &Resources{
+		servers:  known,
 		Clusters: map[string]*Cluster{}, Endpoints: map[string][]*Endpoint{}, Listeners: map[string]*Listener{},
 		Routes: map[string]*RouteTable{}, Secrets: map[string]*Secret{}, Raw: map[string]map[string]string{},
 	}
@@ -44,14 +52,28 @@ func NewResources() *Resources {
 func (r *Resources) Accept(typeURL string, list []*anypb.Any) error {
 	switch typeURL {
 	case resource.ClusterType:
-		return take(r, typeURL, list, &r.Clusters, true, func() *clusterv3.Cluster { return &clusterv3.Cluster{} }, compileCluster)
+		return take(r, typeURL, list, &r.Clusters, true, func() *clusterv3.Cluster { return &clusterv3.Cluster{} },
+			func(c *clusterv3.Cluster) (*Cluster, error) {
+				k, err := compileCluster(c)
+				for i := 0; err == nil && i < len(k.Sockets); i++ {
+					err = r.known(fmt.Sprintf("Cluster %q", c.GetName()), k.Sockets[i].TLS)
+				}
+				return k, err
+			})
 	case resource.EndpointType:
 		return take(r, typeURL, list, &r.Endpoints, false, func() *endpointv3.ClusterLoadAssignment { return &endpointv3.ClusterLoadAssignment{} },
 			func(a *endpointv3.ClusterLoadAssignment) ([]*Endpoint, error) {
 				return compileEndpoints(fmt.Sprintf("ClusterLoadAssignment %q", a.GetClusterName()), a)
 			})
 	case resource.ListenerType:
-		return take(r, typeURL, list, &r.Listeners, true, func() *listenerv3.Listener { return &listenerv3.Listener{} }, compileListener)
+		return take(r, typeURL, list, &r.Listeners, true, func() *listenerv3.Listener { return &listenerv3.Listener{} },
+			func(l *listenerv3.Listener) (*Listener, error) {
+				c, err := compileListener(l)
+				for i := 0; err == nil && i < len(c.Chains); i++ {
+					err = r.known(fmt.Sprintf("Listener %q", l.GetName()), c.Chains[i].TLS)
+				}
+				return c, err
+			})
 	case resource.RouteType:
 		return take(r, typeURL, list, &r.Routes, false, func() *routev3.RouteConfiguration { return &routev3.RouteConfiguration{} }, compileRouteTable)
 	case resource.SecretType:
@@ -109,8 +131,8 @@ func take[M proto.Message, T any](r *Resources, typeURL string, list []*anypb.An
 	return nil
 }
 
-// Wanted are the names to subscribe to, by type, because of what was accepted.
-func (r *Resources) Wanted() map[string][]string {
+// wanted are the names of what was accepted needs, by type.
+func (r *Resources) wanted() map[string][]string {
 	endpoints, routes, secrets := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	note := func(t *tlsContext) {
 		for _, name := range t.secretNames() {
@@ -141,7 +163,8 @@ func (r *Resources) Wanted() map[string][]string {
 }
 
 // Prune forgets what is not wanted any more.
-func (r *Resources) Prune(wanted map[string][]string) {
+func (r *Resources) Prune() {
+	wanted := r.wanted()
 	r.Endpoints = pruned(r, resource.EndpointType, r.Endpoints, wanted)
 	r.Routes = pruned(r, resource.RouteType, r.Routes, wanted)
 	r.Secrets = pruned(r, resource.SecretType, r.Secrets, wanted)

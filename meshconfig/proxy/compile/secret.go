@@ -5,9 +5,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"strings"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/proxy/request"
@@ -65,7 +68,10 @@ func compileCertificate(at string, c *tlsv3.TlsCertificate) (*tls.Certificate, e
 }
 
 func compileValidation(at string, c *tlsv3.CertificateValidationContext) (*validation, error) {
-	if err := strict.Allow(at, c, "trusted_ca", "match_typed_subject_alt_names", "match_subject_alt_names"); err != nil {
+	if err := strict.Allow(at, c, "trusted_ca", "match_typed_subject_alt_names", "match_subject_alt_names", "crl"); err != nil {
+		return nil, err
+	}
+	if err := emptyCRL(at+".crl", c.GetCrl()); err != nil {
 		return nil, err
 	}
 	v := &validation{}
@@ -105,10 +111,34 @@ func compileValidation(at string, c *tlsv3.CertificateValidationContext) (*valid
 	return v, nil
 }
 
+// emptyCRL refuses lists of revoked certificates, which are not looked at. Istio's
+// agent names a file that is empty unless its CA has one.
+func emptyCRL(at string, source *corev3.DataSource) error {
+	var content []byte
+	var err error
+	if name := source.GetFilename(); name == "" {
+		content, err = strict.Inline(at, source)
+	} else {
+		var file *os.File
+		if file, err = os.Open(name); err == nil {
+			content, err = io.ReadAll(io.LimitReader(file, 1))
+			_ = file.Close()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", at, err)
+	}
+	if len(content) > 0 {
+		return fmt.Errorf("%s: lists of revoked certificates are not supported", at)
+	}
+	return nil
+}
+
 // tlsContext is a compiled CommonTlsContext: names of secrets and what came
 // inline.
 type tlsContext struct {
 	certificateSecrets []string
+	servers            []string // of secrets, besides the control plane
 	certificates       []*tls.Certificate
 	ValidationSecret   string
 	Validation         *validation
@@ -176,7 +206,7 @@ func compileTLSContext(at string, c *tlsv3.CommonTlsContext) (*tlsContext, error
 		t.certificates = append(t.certificates, compiled)
 	}
 	for _, sds := range c.GetTlsCertificateSdsSecretConfigs() {
-		name, err := sdsName(at+".tls_certificate_sds_secret_configs", sds)
+		name, err := t.sdsName(at+".tls_certificate_sds_secret_configs", sds)
 		if err != nil {
 			return nil, err
 		}
@@ -189,7 +219,7 @@ func compileTLSContext(at string, c *tlsv3.CommonTlsContext) (*tlsContext, error
 	case *tlsv3.CommonTlsContext_ValidationContext:
 		t.Validation, err = compileValidation(at+".validation_context", v.ValidationContext)
 	case *tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig:
-		t.ValidationSecret, err = sdsName(at+".validation_context_sds_secret_config", v.ValidationContextSdsSecretConfig)
+		t.ValidationSecret, err = t.sdsName(at+".validation_context_sds_secret_config", v.ValidationContextSdsSecretConfig)
 	case *tlsv3.CommonTlsContext_CombinedValidationContext:
 		where := at + ".combined_validation_context"
 		if err := strict.Allow(where, v.CombinedValidationContext, "default_validation_context", "validation_context_sds_secret_config"); err != nil {
@@ -198,7 +228,7 @@ func compileTLSContext(at string, c *tlsv3.CommonTlsContext) (*tlsContext, error
 		if t.Validation, err = compileValidation(where+".default_validation_context", v.CombinedValidationContext.GetDefaultValidationContext()); err != nil {
 			return nil, err
 		}
-		t.ValidationSecret, err = sdsName(where+".validation_context_sds_secret_config", v.CombinedValidationContext.GetValidationContextSdsSecretConfig())
+		t.ValidationSecret, err = t.sdsName(where+".validation_context_sds_secret_config", v.CombinedValidationContext.GetValidationContextSdsSecretConfig())
 	}
 	return t, err
 }
@@ -223,18 +253,6 @@ func (t *tlsContext) ciphers(at string, params *tlsv3.TlsParameters) error {
 		t.Curves = append(t.Curves, curve)
 	}
 	return nil
-}
-
-func sdsName(at string, c *tlsv3.SdsSecretConfig) (string, error) {
-	// Istio writes an own SDS cluster of the bootstrap for "default", "ROOTCA"
-	// and file certificates; ours all come over ADS.
-	if c.GetName() == "" {
-		return "", fmt.Errorf("%s: has no name", at)
-	}
-	if c.GetSdsConfig() == nil {
-		return "", fmt.Errorf("%s[%s]: secrets of the bootstrap are not supported", at, c.GetName())
-	}
-	return c.GetName(), strict.OverADS(fmt.Sprintf("%s[%s].sds_config", at, c.GetName()), c.GetSdsConfig())
 }
 
 // secretNames are the secrets the context needs.

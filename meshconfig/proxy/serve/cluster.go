@@ -100,6 +100,9 @@ func (e errConnect) Unwrap() error { return e.error }
 func (t *transport) dial(ctx context.Context, addr string) (net.Conn, error) {
 	network, addr := compile.DialAddress(addr)
 	dialer := net.Dialer{Timeout: t.cluster.ConnectTimeout, KeepAlive: 30 * time.Second}
+	if t.cluster.Source != nil && network == "tcp" {
+		dialer.LocalAddr = &net.TCPAddr{IP: t.cluster.Source}
+	}
 	conn, err := dialer.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, errConnect{err}

@@ -361,7 +361,7 @@ func (s *chainServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if h == nil {
 		h = s.hcm.Load()
 	}
-	if s.draining.Load() {
+	if s.draining.Load() || p.leaving.Load() && (h.Inbound || !p.leavingInbound.Load()) {
 		w.Header()["Connection"] = []string{"close"}
 	}
 	c, _ := r.Context().Value(connKey{}).(*request.Conn)

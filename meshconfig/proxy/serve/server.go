@@ -17,7 +17,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/meshconfig/proxy/compile"
 )
 
-// Config of a Server. All fields are required but Registry.
+// Config of a Server. All fields are required but the last two.
 type Config struct {
 	// NodeID is who serves, for metrics.
 	NodeID string
@@ -30,6 +30,9 @@ type Config struct {
 	Log *slog.Logger
 	// Registry takes the metrics. Optional.
 	Registry prometheus.Registerer
+	// SecretServers are the names of servers, besides the control plane, that
+	// secrets may come from. Optional.
+	SecretServers []string
 }
 
 // Server serves what it was given last and accepted.
@@ -42,6 +45,8 @@ type Server struct {
 	ready   chan struct{}
 	once    sync.Once
 	serving sync.WaitGroup // accept loops and servers
+	// leaving: clients are asked to go, leavingInbound: those of inbound listeners.
+	leaving, leavingInbound atomic.Bool
 	// stopping is closed when the server drains as a whole.
 	stopping chan struct{}
 
@@ -71,7 +76,7 @@ func New(config Config) *Server {
 	srv := &Server{
 		config: config, log: config.Log, ready: make(chan struct{}),
 		missed:    missedSecrets{since: map[string]time.Time{}},
-		resources: compile.NewResources(), sockets: map[string]*socket{}, stopping: make(chan struct{}), shutdown: map[int]func(){},
+		resources: compile.NewResources(config.SecretServers), sockets: map[string]*socket{}, stopping: make(chan struct{}), shutdown: map[int]func(){},
 	}
 	srv.metrics = newMetrics(srv, config.Registry)
 	srv.state.Store(&snapshot{})
@@ -108,6 +113,33 @@ func (srv *Server) Wanted() map[string][]string {
 	srv.applying.Lock()
 	defer srv.applying.Unlock()
 	return srv.resources.Wanted()
+}
+
+// AcceptSecrets takes what another server of secrets sent, whole or not at all.
+func (srv *Server) AcceptSecrets(server string, list []*anypb.Any) error {
+	srv.applying.Lock()
+	defer srv.applying.Unlock()
+	if err := srv.resources.AcceptSecrets(server, list); err != nil {
+		return err
+	}
+	if !srv.stopped {
+		srv.apply()
+	}
+	return nil
+}
+
+// WantedSecrets are those to ask other servers for, by server.
+func (srv *Server) WantedSecrets() map[string][]string {
+	srv.applying.Lock()
+	defer srv.applying.Unlock()
+	return srv.resources.WantedSecrets()
+}
+
+// Drain lets every answer end its connection, with inboundOnly those of inbound
+// listeners. Connections are still taken.
+func (srv *Server) Drain(inboundOnly bool) {
+	srv.leavingInbound.Store(inboundOnly)
+	srv.leaving.Store(true)
 }
 
 // Stop closes the sockets and lets requests under way finish within DrainTimeout.
@@ -281,7 +313,7 @@ func (srv *Server) apply() {
 	srv.missed.end()
 	srv.applyAgain()
 	if waits == 0 {
-		r.Prune(r.Wanted())
+		r.Prune()
 	}
 	next.routes = r.Routes
 	srv.state.Store(next)
