@@ -69,15 +69,10 @@ func build(ctx context.Context, report *progress.Reporter, o options, platforms 
 	if o.only != "" {
 		b.wanted = strings.Split(o.only, ",")
 	}
-	specs, err := b.programs(ctx)
+	specs, err := b.specs(ctx, o)
 	if err != nil {
 		return source, nil, err
 	}
-	runtimeSpecs, err := b.runtimes(ctx, filepath.Join(o.cache, "debian"), o.locked)
-	if err != nil {
-		return source, nil, err
-	}
-	specs = append(specs, runtimeSpecs...)
 	var images []*oci.Image
 	for _, spec := range specs {
 		image, err := oci.Assemble(source, spec)
@@ -90,6 +85,18 @@ func build(ctx context.Context, report *progress.Reporter, o options, platforms 
 		return source, nil, fmt.Errorf("IMAGES=%s names no image", o.only)
 	}
 	return source, images, nil
+}
+
+func (b *builder) specs(ctx context.Context, o options) ([]oci.Spec, error) {
+	if o.programs != "" {
+		return b.istio(ctx, o.programs)
+	}
+	specs, err := b.programs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	runtimes, err := b.runtimes(ctx, filepath.Join(o.cache, "debian"), o.locked)
+	return append(specs, runtimes...), err
 }
 
 // describe tells the version and the commit of the checkout. Everything that

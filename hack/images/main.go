@@ -3,6 +3,7 @@
 //
 //	images build [FLAGS]            into dist/images and dist/images.tar
 //	images push [FLAGS] REGISTRY    to a registry, e.g. ghcr.io/lambdamesh
+//	images istio [FLAGS] REGISTRY   Istio's pilot and proxyv2 of --programs, for tests, to a registry
 //	images lock [FLAGS]             takes the versions that Debian has today
 package main
 
@@ -42,12 +43,13 @@ type options struct {
 	root, cache, version string
 	platforms, only      string
 	registry             string
+	programs             string // of Istio
 	locked               bool
 }
 
 func run(ctx context.Context, arguments []string, stdout, stderr io.Writer) error {
-	if len(arguments) == 0 || !slices.Contains([]string{"build", "push", "lock"}, arguments[0]) {
-		return errors.New("say what to do: build, push REGISTRY or lock")
+	if len(arguments) == 0 || !slices.Contains([]string{"build", "push", "istio", "lock"}, arguments[0]) {
+		return errors.New("say what to do: build, push REGISTRY, istio REGISTRY or lock")
 	}
 	verb := arguments[0]
 	o := options{registry: localNames}
@@ -57,14 +59,17 @@ func run(ctx context.Context, arguments []string, stdout, stderr io.Writer) erro
 	flags.StringVar(&o.version, "version", "", "what the programs print as their version, and with '-' for '+' the tag")
 	flags.StringVar(&o.platforms, "platforms", "", "comma-separated; default: this machine's architecture to build, linux/amd64,linux/arm64 to push")
 	flags.StringVar(&o.only, "images", "", "comma-separated names; default: all")
+	flags.StringVar(&o.programs, "programs", "", "of istio: the folder that hack/istio/get.sh filled")
 	flags.BoolVar(&o.locked, "locked", false, "fail when Debian no longer has a package of debian.lock; default: take today's, and say so")
 	if err := flags.Parse(arguments[1:]); err != nil {
 		return err
 	}
-	switch {
-	case verb == "push" && flags.NArg() == 1 && flags.Arg(0) != "":
+	switch pushes := verb == "push" || verb == "istio"; {
+	case verb == "istio" && o.programs == "":
+		return errors.New("--programs is missing: the folder that hack/istio/get.sh filled")
+	case pushes && flags.NArg() == 1 && flags.Arg(0) != "":
 		o.registry = strings.TrimSuffix(flags.Arg(0), "/")
-	case verb == "push":
+	case pushes:
 		return fmt.Errorf("say where to: make push REGISTRY=registry.example.com/lambdamesh")
 	case flags.NArg() > 0:
 		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
@@ -90,7 +95,7 @@ func run(ctx context.Context, arguments []string, stdout, stderr io.Writer) erro
 	if err != nil {
 		return err
 	}
-	if verb == "push" {
+	if verb != "build" {
 		pushed, err := oci.Push(ctx, report, source, images)
 		for _, reference := range pushed {
 			fmt.Fprintln(stdout, reference)
