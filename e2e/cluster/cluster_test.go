@@ -14,7 +14,7 @@ import (
 // that make what it looks at: `-run 'TestCluster/(install|demo|kill)'` is the core
 // that CI runs.
 func TestCluster(t *testing.T) {
-	c := newCluster(t)
+	c := newCluster(t, "envoy")
 	c.pushProbe(t)
 	t.Cleanup(func() { c.remove(t) })
 	for _, part := range []struct {

@@ -10,6 +10,9 @@
 // documented commands install and remove it, and nothing else. What pods have to
 // do a program in testdata/probe does for the tests.
 //
+// TestIstio is the life of one with mesh=istio, on a cluster that Istio is in
+// (hack/istio): `make e2e-cluster MESH=istio`.
+//
 // What may enter: scenarios that need pods or nodes. What the local mesh shows
 // as well belongs to the package e2e.
 package cluster

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -34,6 +35,7 @@ const (
 	kubeconfigVar = "LAMBDAMESH_E2E_CLUSTER"  // of the cluster; unset: left out
 	registryVar   = "LAMBDAMESH_E2E_REGISTRY" // host, and path if any, that this machine pushes to and nodes pull from
 	nameVar       = "LAMBDAMESH_E2E_NAME"     // of a cluster of `make cluster`, whose nodes can be killed
+	meshVar       = "LAMBDAMESH_E2E_MESH"     // who carries requests, as in the chart's values; default envoy
 	binVar        = "LAMBDAMESH_BIN"
 	requiredVar   = "LAMBDAMESH_CLUSTER_REQUIRED"
 
@@ -47,7 +49,7 @@ const (
 
 // cluster is a Kubernetes that somebody runs.
 type cluster struct {
-	kubeconfig, registry, name string
+	kubeconfig, registry, name, mesh string
 	// images is the registry by the name that nodes know it by. Those of `make
 	// cluster` ask the cluster's own for ghcr.io, so that the installation there
 	// names its images as everywhere.
@@ -66,9 +68,10 @@ type cluster struct {
 	gateways map[string]*http.Client // by address
 }
 
-func newCluster(t *testing.T) *cluster {
+// newCluster is the one to install with a mesh on, envoy or istio.
+func newCluster(t *testing.T, mesh string) *cluster {
 	t.Helper()
-	c := &cluster{kubeconfig: os.Getenv(kubeconfigVar), registry: os.Getenv(registryVar), name: os.Getenv(nameVar)}
+	c := &cluster{kubeconfig: os.Getenv(kubeconfigVar), registry: os.Getenv(registryVar), name: os.Getenv(nameVar), mesh: mesh}
 	if c.images = c.registry; c.name != "" {
 		c.images = "ghcr.io"
 	}
@@ -77,6 +80,9 @@ func newCluster(t *testing.T) *cluster {
 			t.Fatalf("a cluster is required by %s: run `make e2e-cluster`", requiredVar)
 		}
 		t.Skip("LEFT OUT: everything on real nodes: run `make e2e-cluster`")
+	}
+	if wanted := cmp.Or(os.Getenv(meshVar), "envoy"); wanted != mesh {
+		t.Skipf("LEFT OUT: the mesh %s on real nodes: this cluster is for %s; run `make e2e-cluster MESH=%s`", mesh, wanted, mesh)
 	}
 	for _, variable := range []string{registryVar, binVar} {
 		require.NotEmpty(t, os.Getenv(variable), "%s is not set: run `make e2e-cluster`", variable)

@@ -33,13 +33,8 @@ type told struct {
 	Headers map[string]any
 }
 
-// testHostile is what the mesh has to withstand once it is made of pods. Each
-// refusal stands beside the same request by who may make it.
-func testHostile(t *testing.T, c *cluster) {
-	c.apply(t, namespaces("hostile", "attack")+
-		c.probe("attack", "outsider", false, "")+c.probe("attack", "insider", true, "")+c.probe("attack", "guest", true, "")+
-		lambda("hostile", "open", "nodejs", hello, "  access: [{namespace: attack, serviceAccount: guest}]\n")+
-		lambda("hostile", "closed", "nodejs", hello, "")+`---
+// hostileRule lets everybody in to the lambda open, but for what is private.
+const hostileRule = `---
 apiVersion: lambdamesh.dev/v1alpha1
 kind: APIRule
 metadata: {name: hostile, namespace: hostile}
@@ -56,7 +51,15 @@ kind: Secret
 metadata: {name: demo-jwks, namespace: hostile}
 stringData:
   jwks.json: '{"keys": [{"kty": "EC", "use": "sig", "alg": "ES256", "kid": "demo-do-not-trust", "crv": "P-256", "x": "cJAQVjIhP74nArpUfg_VQkhmzxqADQZZAiEI70EQCOM", "y": "-3OuQ-zQf_HgwF1hIlX-Sa6NAD4OkdmBBoICY433fWA"}]}'
-`)
+`
+
+// testHostile is what the mesh has to withstand once it is made of pods. Each
+// refusal stands beside the same request by who may make it.
+func testHostile(t *testing.T, c *cluster) {
+	c.apply(t, namespaces("hostile", "attack")+
+		c.probe("attack", "outsider", false, "")+c.probe("attack", "insider", true, "")+c.probe("attack", "guest", true, "")+
+		lambda("hostile", "open", "nodejs", hello, "  access: [{namespace: attack, serviceAccount: guest}]\n")+
+		lambda("hostile", "closed", "nodejs", hello, "")+hostileRule)
 	for _, object := range []string{"lambda/open", "lambda/closed", "apirule/hostile"} {
 		c.waitFor(t, "hostile", object, "Ready")
 	}

@@ -26,6 +26,7 @@ func (c *cluster) values(t testing.TB) []string {
 	services, err := c.clients.NetworkingV1().ServiceCIDRs().Get(t.Context(), "kubernetes", metav1.GetOptions{})
 	require.NoError(t, err)
 	return []string{
+		"--set", "mesh=" + c.mesh,
 		"--set", "image.registry=" + c.images + "/lambdamesh",
 		"--set", "gateway.domain=" + domain,
 		"--set", "gateway.service.type=NodePort",
@@ -276,7 +277,7 @@ func testOverlay(t *testing.T, c *cluster) {
 	if c.name == "" {
 		t.Skip("LEFT OUT: the overlay: it names the images ghcr.io/lambdamesh, and nothing says that this cluster's nodes find them there")
 	}
-	const overlay = "manifests/overlays/envoy"
+	overlay := "manifests/overlays/" + c.mesh
 	began := time.Now()
 	c.mustKubectl(t, "", "apply", "-k", overlay)
 	c.firstAnswer(t, began)
