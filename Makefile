@@ -99,7 +99,7 @@ test-istio: kubernetes ## Test with a real istiod, built once (4 to 8 minutes) f
 	@hack/istio/test.sh $(ARGS)
 
 .PHONY: e2e-cluster
-e2e-cluster: build ## Install on a real cluster and drive it: one of its own, or KUBECONFIG= with REGISTRY=
+e2e-cluster: build ## Install on a real cluster and drive it: one of its own, or KUBECONFIG= with REGISTRY=; MESH=istio
 	@hack/e2e-cluster.sh $(ARGS)
 
 .PHONY: test-cluster
