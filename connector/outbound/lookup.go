@@ -11,7 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/utils/lru"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -194,18 +193,14 @@ func (g *Gateway) picks(ctx context.Context, selection *v1alpha1.LambdaSelection
 	if selection.Selector == nil {
 		return false, nil
 	}
-	selector, err := metav1.LabelSelectorAsSelector(selection.Selector)
-	if err != nil {
-		return false, nil //nolint:nilerr // the binding's status says so
-	}
 	lambda := &metav1.PartialObjectMetadata{}
 	lambda.SetGroupVersionKind(v1alpha1.GroupVersion().WithKind("Lambda"))
-	err = g.objects.Get(ctx, client.ObjectKey{Namespace: who.namespace, Name: who.name}, lambda, client.UnsafeDisableDeepCopy)
+	err := g.objects.Get(ctx, client.ObjectKey{Namespace: who.namespace, Name: who.name}, lambda, client.UnsafeDisableDeepCopy)
 	if apierrors.IsNotFound(err) {
 		return false, nil // a selector picks lambdas, not whoever has labels
 	}
 	if err != nil {
 		return false, fmt.Errorf("reading Lambda %s/%s: %w", who.namespace, who.name, err)
 	}
-	return selector.Matches(labels.Set(lambda.Labels)), nil
+	return selection.Picks(lambda.Name, lambda.Labels), nil
 }

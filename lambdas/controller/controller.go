@@ -100,11 +100,14 @@ func Add(mgr ctrl.Manager, config Config) error {
 	r := &reconciler{config: config, client: mgr.GetClient(), reader: mgr.GetAPIReader(), pods: pods, policies: p, builds: builds}
 	err = ctrl.NewControllerManagedBy(mgr).
 		Named("lambda").
-		For(&v1alpha1.Lambda{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		For(&v1alpha1.Lambda{}, builder.WithPredicates(predicate.Or(
+			predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, // bindings pick by labels
+		))).
 		Owns(&appsv1.Deployment{}).
 		Owns(&corev1.Service{}).
 		Owns(&corev1.ServiceAccount{}).
 		Owns(&corev1.ConfigMap{}).
+		Watches(&v1alpha1.ApplicationBinding{}, handler.EnqueueRequestsFromMapFunc(r.lambdasBeside)).
 		WatchesRawSource(ctrlsource.Kind(pods, &corev1.Pod{}, handler.TypedEnqueueRequestsFromMapFunc(lambdaOfPod), podChanges())).
 		WatchesRawSource(ctrlsource.TypedChannel(built, handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, key types.NamespacedName) []ctrl.Request {
 			return []ctrl.Request{{NamespacedName: key}}
@@ -154,7 +157,11 @@ func (r *reconciler) Reconcile(ctx context.Context, request ctrl.Request) (resul
 		reconcile.False(lambda, v1alpha1.ConditionDeployed, reason, message)
 		return ctrl.Result{}, r.observeReplicas(ctx, lambda)
 	}
-	objects := deploy.New(lambda, artifact, r.config.Deploy)
+	options := r.config.Deploy
+	if options.Applications, err = r.applications(ctx, lambda); err != nil {
+		return ctrl.Result{}, err
+	}
+	objects := deploy.New(lambda, artifact, options)
 	if taken, err := r.taken(ctx, lambda, objects); err != nil || taken != "" {
 		reconcile.False(lambda, v1alpha1.ConditionDeployed, ReasonNameTaken, taken)
 		return ctrl.Result{}, err

@@ -58,6 +58,9 @@ type Options struct {
 	// PublishURL and ConnectorURL default to the Services of the system
 	// namespace.
 	PublishURL, ConnectorURL string
+	// Applications whose APIs the lambda may call, sorted; it finds them by
+	// [v1alpha1.EnvApplicationURL].
+	Applications []string
 	// SystemNamespace of the gateway, the event bus and the connector; default
 	// [v1alpha1.SystemNamespace].
 	SystemNamespace string
@@ -272,7 +275,8 @@ func runtimeEnv(lambda *v1alpha1.Lambda, timeout time.Duration, options Options)
 		}
 		gateways = strings.Join(accounts, ",")
 	}
-	return []corev1.EnvVar{
+	connector := cmp.Or(options.ConnectorURL, "http://"+v1alpha1.ServiceConnectorOutbound+"."+system+".svc")
+	env := []corev1.EnvVar{
 		{Name: v1alpha1.EnvListen, Value: "tcp::" + strconv.Itoa(appPort)},
 		{Name: v1alpha1.EnvAdminListen, Value: "tcp::" + strconv.Itoa(adminPort)},
 		{Name: v1alpha1.EnvLambda, Value: lambda.Name},
@@ -282,7 +286,7 @@ func runtimeEnv(lambda *v1alpha1.Lambda, timeout time.Duration, options Options)
 		{Name: v1alpha1.EnvMaxBodyBytes, Value: strconv.FormatInt(limit, 10)},
 		{Name: v1alpha1.EnvSource, Value: build.SourceDir},
 		{Name: v1alpha1.EnvPublishURL, Value: cmp.Or(options.PublishURL, "http://"+v1alpha1.ServiceEventBus+"."+system+".svc/publish")},
-		{Name: v1alpha1.EnvConnectorURL, Value: cmp.Or(options.ConnectorURL, "http://"+v1alpha1.ServiceConnectorOutbound+"."+system+".svc")},
+		{Name: v1alpha1.EnvConnectorURL, Value: connector},
 		// Empty without a sidecar: then a runtime believes nobody who says who
 		// calls. It needs no knowledge of namespaces' labels or of the mesh.
 		{Name: v1alpha1.EnvSidecar, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.annotations['" + injectedAnnotation + "']"}}},
@@ -290,6 +294,13 @@ func runtimeEnv(lambda *v1alpha1.Lambda, timeout time.Duration, options Options)
 		{Name: v1alpha1.EnvSystemNamespace, Value: system},
 		{Name: v1alpha1.EnvGateways, Value: gateways},
 	}
+	for _, application := range options.Applications {
+		name := v1alpha1.EnvApplicationURL(application)
+		if !slices.ContainsFunc(lambda.Spec.Env, func(e corev1.EnvVar) bool { return e.Name == name }) { // what the user says goes before
+			env = append(env, corev1.EnvVar{Name: name, Value: connector + "/" + application})
+		}
+	}
+	return env
 }
 
 func objectMeta(lambda *v1alpha1.Lambda, name string) metav1.ObjectMeta {

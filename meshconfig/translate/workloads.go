@@ -7,8 +7,6 @@ import (
 	"strings"
 
 	istionetworking "istio.io/api/networking/v1alpha3"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
@@ -70,18 +68,7 @@ func (t *translator) addWorkloads() {
 // Which application and service it may call is the connector's business.
 func (t *translator) bound(l *v1alpha1.Lambda) bool {
 	return slices.ContainsFunc(t.bindings, func(b *v1alpha1.ApplicationBinding) bool {
-		pick := b.Spec.Lambdas
-		if b.Namespace != l.Namespace || pick == nil {
-			return false
-		}
-		if slices.Contains(pick.Names, l.Name) {
-			return true
-		}
-		if pick.Selector == nil {
-			return false
-		}
-		selector, err := metav1.LabelSelectorAsSelector(pick.Selector)
-		return err == nil && selector.Matches(labels.Set(l.Labels)) // what cannot be read picks nothing
+		return b.Namespace == l.Namespace && b.DeletionTimestamp.IsZero() && b.Spec.Lambdas.Picks(l.Name, l.Labels)
 	})
 }
 

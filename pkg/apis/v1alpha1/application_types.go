@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 )
 
 // Application is a third-party system: the APIs it offers, the events it
@@ -262,6 +263,22 @@ type LambdaSelection struct {
 	// Selector over the lambdas' labels; {} picks all.
 	// +optional
 	Selector *metav1.LabelSelector `json:"selector,omitempty"`
+}
+
+// Picks reports whether the selection holds the lambda of a name and labels. A
+// selector that cannot be read picks nobody.
+func (s *LambdaSelection) Picks(name string, of map[string]string) bool {
+	if s == nil {
+		return false
+	}
+	if slices.Contains(s.Names, name) {
+		return true
+	}
+	if s.Selector == nil {
+		return false
+	}
+	selector, err := metav1.LabelSelectorAsSelector(s.Selector)
+	return err == nil && selector.Matches(labels.Set(of))
 }
 
 // ApplicationBindingStatus is what was observed.

@@ -1,5 +1,7 @@
 package v1alpha1
 
+import "strings"
+
 // SystemNamespace is where the control plane, the event bus and the connector
 // live, in a cluster and locally.
 const SystemNamespace = "lambdamesh-system"
@@ -164,6 +166,13 @@ const (
 	EnvHTTPProxy = "HTTP_PROXY"
 	EnvNoProxy   = "NO_PROXY"
 )
+
+// EnvApplicationURL is the variable by which a bound lambda finds an application:
+// APPLICATION_<NAME>_URL, the base for <url>/<service>/<path>. A name's '-' is '_'
+// there.
+func EnvApplicationURL(application string) string {
+	return "APPLICATION_" + strings.ToUpper(strings.ReplaceAll(application, "-", "_")) + "_URL"
+}
 
 // SPIFFEID returns the identity of a service account, the URI SAN of its
 // workload certificate (SPIFFE-ID, section 2; the path is Istio's).

@@ -110,12 +110,32 @@ func collectStatus(ctx context.Context, c client.Client, namespace string) ([]ob
 		all = append(all, statusOf("Subscription", s, fmt.Sprintf("delivered %d, pending %d, dead %d", s.Status.Delivered, s.Status.Pending, s.Status.DeadLettered)))
 	}
 	for i := range applications.Items {
-		all = append(all, statusOf("Application", &applications.Items[i], ""))
+		all = append(all, statusOf("Application", &applications.Items[i], catalogAndCalls(&applications.Items[i].Status)))
 	}
 	for i := range bindings.Items {
 		all = append(all, statusOf("ApplicationBinding", &bindings.Items[i], bindings.Items[i].Spec.Application))
 	}
 	return all, nil
+}
+
+// catalogAndCalls says what an application offers, and how calls to it went.
+func catalogAndCalls(status *v1alpha1.ApplicationStatus) string {
+	detail := fmt.Sprintf("services %d, event types %d", status.Services, status.EventTypes)
+	if status.ServicesNotReady > 0 {
+		detail += fmt.Sprintf(", %d not ready", status.ServicesNotReady)
+	}
+	calls := status.Calls
+	if calls == nil {
+		return detail + ", not called yet"
+	}
+	detail += fmt.Sprintf(", calls %d, errors %d", calls.Total, calls.Errors)
+	if calls.LastCall != nil {
+		detail += ", last call " + age(calls.LastCall.Time) + " ago"
+	}
+	if calls.LastError != nil {
+		detail += ", last error " + age(calls.LastError.Time) + " ago (" + calls.LastErrorMessage + ")"
+	}
+	return detail
 }
 
 func statusOf(kind string, obj v1alpha1.Object, detail string) objectStatus {
