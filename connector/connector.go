@@ -179,8 +179,8 @@ func New(c Config) (component.Component, error) {
 	}
 	// The gateways serve when the caches are full: an empty one refuses everybody.
 	parts = append(parts, objects, controller.NewActivity(known.client, gateway.TakeActivity, c.Log), known.controllers(c, func(mgr ctrl.Manager) error {
-			return controller.Setup(mgr, controller.Config{Targets: c.Targets, Probe: gateway.Probe})
-		}),
+		return controller.Setup(mgr, controller.Config{Targets: c.Targets, Probe: gateway.Probe})
+	}),
 		httpserver.New(server("connector-outbound", c.Outbound, gateway)))
 	if c.Public != nil {
 		outside, err := c.public(known, server)

@@ -45,14 +45,14 @@ const envPrefix = "LAMBDAMESH_CONNECTOR_"
 
 // options are the flags.
 type options struct {
-	kubeconfig              string
-	outbound, public, admin string
-	certFile, keyFile       string
-	trustDomain, meshProxy  string
-	targets                 targets.Config
+	kubeconfig               string
+	outbound, public, admin  string
+	certFile, keyFile        string
+	trustDomain, meshProxy   string
+	targets                  targets.Config
 	maxConnections, maxCalls int
-	leaderElection          bool
-	log                     telemetry.LogConfig
+	leaderElection           bool
+	log                      telemetry.LogConfig
 }
 
 func command(stderr io.Writer, lookupEnv func(string) (string, bool)) *cobra.Command {
@@ -104,7 +104,7 @@ func run(ctx context.Context, o options, stderr io.Writer) error {
 	settings := connector.Config{
 		TrustDomain: o.trustDomain, MeshProxyURL: o.meshProxy, MaxConnections: o.maxConnections, MaxCallsPerLambda: o.maxCalls,
 		LeaderElection: o.leaderElection,
-		CertFile: o.certFile, KeyFile: o.keyFile, Log: log,
+		CertFile:       o.certFile, KeyFile: o.keyFile, Log: log,
 	}
 	if settings.REST, err = kube.RESTConfig(o.kubeconfig); err != nil {
 		return err
