@@ -129,17 +129,22 @@ func TestEventTypesAreRead(t *testing.T) {
 		fits, bad map[string]string // type: data
 	}{
 		"version 1": {
-			async1, map[string]string{"order.created.v1": "An order was made"},
-			map[string]string{"order.created.v1": `{"orderCode":"1"}`}, map[string]string{"order.created.v1": `{"orderCode":1}`},
+			async1,
+			map[string]string{"order.created.v1": "An order was made"},
+			map[string]string{"order.created.v1": `{"orderCode":"1"}`},
+			map[string]string{"order.created.v1": `{"orderCode":1}`},
 		},
 		"version 2": {
-			async2, map[string]string{"order.paid.v1": "Paid", "stock.changed.v1": "", "product.seen.v1": "Seen"},
+			async2,
+			map[string]string{"order.paid.v1": "Paid", "stock.changed.v1": "", "product.seen.v1": "Seen"},
 			map[string]string{"order.paid.v1": `{"lines":[{"sku":"a","$ref":"b"}],"parent":{"lines":[]}}`, "stock.changed.v1": `"x"`},
 			map[string]string{"order.paid.v1": `{"parent":{"lines":[{}]}}`, "stock.changed.v1": `{}`},
 		},
 		"version 3": {
-			async3, map[string]string{"order.returned.v1": "Returned"},
-			map[string]string{"order.returned.v1": `{"reason":1}`}, map[string]string{"order.returned.v1": `{}`},
+			async3,
+			map[string]string{"order.returned.v1": "Returned"},
+			map[string]string{"order.returned.v1": `{"reason":1}`},
+			map[string]string{"order.returned.v1": `{}`},
 		},
 		"no channels": {"asyncapi: 2.0.0\nchannels: {}", map[string]string{}, nil, nil},
 	} {

@@ -80,7 +80,7 @@ func (m *memory) fill(tb testing.TB, applications, services int, target string) 
 			service := &v1alpha1.ApplicationService{
 				ObjectMeta: metav1.ObjectMeta{
 					Name: key, UID: types.UID(key), Generation: 1, ResourceVersion: "1",
-					ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubectl", FieldsV1: &metav1.FieldsV1{Raw: make([]byte, 2<<10)}}},
+					ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubectl", FieldsV1: metav1.NewFieldsV1(strings.Repeat("x", 2<<10))}},
 				},
 				Spec: v1alpha1.ApplicationServiceSpec{Application: app, Name: name, ServiceDefinition: v1alpha1.ServiceDefinition{
 					Provider: "provider", Description: "a description of some words", Labels: map[string]string{"team": "shop"},

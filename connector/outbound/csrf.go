@@ -167,7 +167,7 @@ func (c *csrf) fetch(ctx context.Context, transport http.RoundTripper, authorize
 			return failed(errors.New("its cookies are too large"))
 		}
 		if cookie.MaxAge >= 0 {
-			s.cookies = append(s.cookies, &http.Cookie{Name: cookie.Name, Value: cookie.Value})
+			s.cookies = append(s.cookies, &http.Cookie{Name: cookie.Name, Value: cookie.Value}) //nolint:gosec // one that is sent, not set: it has no attributes
 		}
 	}
 	c.mu.Lock()

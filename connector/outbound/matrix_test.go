@@ -29,7 +29,6 @@ type protected struct {
 	sessions int    // CSRF tokens that were given
 	session  string // the one that is good
 	seen     []string
-	refuse   int // answers of 403 to a CSRF token that is not good; 0: "Required"
 }
 
 func protect(w *world, authorized func(r *http.Request) bool, csrf bool) *protected {
@@ -119,8 +118,7 @@ func TestEveryWayToAuthenticateWithAndWithoutCSRF(t *testing.T) {
 	for name := range names {
 		for _, csrf := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, CSRF %t", name, csrf), func(t *testing.T) {
-				var w *world
-				w = newWorld(t, func(a *v1alpha1.Application) {
+				w := newWorld(t, func(a *v1alpha1.Application) {
 					api := a.Spec.Services[3].API
 					api.Auth = ways(&commerce{Server: &httptest.Server{URL: strings.TrimSuffix(api.TargetURL, "/api")}})[name].auth
 					if csrf {

@@ -107,7 +107,7 @@ func (h *Handler) find(ctx context.Context, app *v1alpha1.Application, id string
 	if err != nil {
 		return nil, err
 	}
-	name := ""
+	var name string
 	if i := slices.IndexFunc(services, func(s v1alpha1.ApplicationService) bool { return idOf(&s) == id }); i >= 0 {
 		name = services[i].Name
 	} else {
@@ -397,10 +397,10 @@ func (h *Handler) secretData(ctx context.Context, name string) (map[string][]byt
 	if client.IgnoreNotFound(err) != nil {
 		return nil, fmt.Errorf("reading Secret %s: %w", name, err)
 	}
-	if err != nil || !catalog.MadeByRegistry(&secret) {
-		return nil, nil
+	if catalog.MadeByRegistry(&secret) { // not what was not found
+		return maps.Clone(secret.Data), nil
 	}
-	return maps.Clone(secret.Data), nil
+	return nil, nil
 }
 
 func (h *Handler) forget(ctx context.Context, there bool, name string) error {
