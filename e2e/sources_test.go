@@ -69,7 +69,9 @@ func TestSourcesWithDependencies(t *testing.T) {
 	} {
 		t.Setenv(name, value)
 	}
-	m := start(t, t.TempDir())
+	repository := newRepository(t)
+	t.Setenv("SSL_CERT_FILE", repository.roots)
+	m := start(t, t.TempDir(), "--allow-target", "127.0.0.1/32")
 	const namespace = "sources"
 	m.applyObjects(t, namespaceObject(namespace))
 
@@ -148,5 +150,25 @@ func TestSourcesWithDependencies(t *testing.T) {
 		m.answers(t, "pip", "/", "hello pip")
 		m.applyObjects(t, version("again", "pygreeter==1.0.0\n"))
 		m.answers(t, "pip", "/", "hello again")
+	})
+
+	t.Run("a push is live", func(t *testing.T) {
+		needs(t, "node", "git")
+		repository.push(t, map[string]string{"shop/main.ts": "export const main = (): string => 'first'\n"})
+		secret := object{"apiVersion": "v1", "kind": "Secret", "metadata": object{"namespace": namespace, "name": "git"}, "stringData": object{"username": "robot", "password": "sesame"}}
+		source := object{"source": object{"git": object{"url": repository.url, "directory": "shop", "auth": object{"type": "basic", "secretName": "git"}}}}
+		m.applyObjects(t, lambdaObject(namespace, "git", "nodejs", "", source), exposed(namespace, "git"))
+		m.sourceCondition(t, namespace, "git", "False", "Secret git does not exist in namespace sources")
+		m.applyObjects(t, secret)
+		m.awaitRoute(t, namespace, "git")
+		m.answers(t, "git", "/", "first")
+		commit := repository.push(t, map[string]string{"shop/main.ts": "import { second } from './second'\nexport const main = () => second\n", "shop/second.ts": "export const second: string = 'second'\n"})
+		m.answers(t, "git", "/", "second")
+		m.sourceCondition(t, namespace, "git", "True", "commit "+commit[:12])
+		repository.push(t, map[string]string{"shop/second.ts": "export const second = \n"})
+		m.sourceCondition(t, namespace, "git", "False", "second.ts:2:1: Unexpected end of file")
+		m.answers(t, "git", "/", "second")
+		repository.push(t, map[string]string{"shop/second.ts": "export const second = 'third'\n"})
+		m.answers(t, "git", "/", "third")
 	})
 }

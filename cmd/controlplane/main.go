@@ -77,7 +77,7 @@ for --xds-address.`,
 	f.BoolVar(&o.leaderElection, "leader-elect", true, "let one of several replicas write")
 	f.StringVar(&o.namespace, "namespace", v1alpha1.SystemNamespace, "namespace of the system: leases, the CA, event bus and connector")
 	f.StringVar(&o.trustDomain, "trust-domain", v1alpha1.DefaultTrustDomain, "trust domain of the mesh's identities")
-	f.StringSliceVar(&o.targets.Allow, "allow-target", nil, "CIDR, host or host:port that a jwksUri, a WorkloadEntry or an EndpointSlice written by hand may name besides public addresses; repeatable")
+	f.StringSliceVar(&o.targets.Allow, "allow-target", nil, "CIDR, host or host:port that a jwksUri, a git source, a WorkloadEntry or an EndpointSlice written by hand may name besides public addresses; repeatable")
 	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, allowed for a jwksUri; repeatable")
 	f.StringToIntVar(&o.limits, "limit", nil, "what APIRules may take of gateways: <apirule|namespace|gateway>.<bytes|matchers|keysets|hosts>=<number>, or another of these; repeatable (default "+translate.Limits{}.String()+")")
 	f.StringVar(&o.domain, "default-gateway-domain", "", "domain of the default Gateway, which is made for it and then yours to edit; empty: none is made")
@@ -87,6 +87,7 @@ for --xds-address.`,
 	// As `make push` tags them: a '+' may stand in versions and not in tags.
 	f.StringVar(&o.images.Tag, "runtime-image-tag", strings.ReplaceAll(version, "+", "-"), "tag of those images; <version>-<tag> for lambdas that name a version of the language")
 	f.StringVar(&o.buildDir, "build-dir", filepath.Join(os.TempDir(), "lambdamesh-builds"), "directory in which lambdas are built; what is in it can be made again")
+	f.DurationVar(&o.gitPoll, "git-poll-interval", 30*time.Second, "how often the git repositories of lambdas are asked for newer commits")
 	o.sidecars.flags(f)
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default $KUBECONFIG, or the pod's service account)")
 	f.StringVar(&o.log.Level, "log-level", "info", "debug, info, warn or error")

@@ -23,6 +23,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/lambdas/build"
 	lambdas "github.com/lambdamesh/lambdamesh/lambdas/controller"
 	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
+	"github.com/lambdamesh/lambdamesh/lambdas/source"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	mesh "github.com/lambdamesh/lambdamesh/meshconfig/controller"
@@ -59,6 +60,7 @@ type options struct {
 	overlap        time.Duration
 	images         build.Mounts
 	buildDir       string
+	gitPoll        time.Duration
 	sidecars       sidecarOptions
 	kubeconfig     string
 	log            telemetry.LogConfig
@@ -132,7 +134,11 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 		return fmt.Errorf("--build-dir: %w", err)
 	}
 	if err := lambdas.Add(manager, lambdas.Config{
-		Builder: &build.Pipeline{Toolchain: toolchain, Store: o.images}, Log: log,
+		Builder: &build.Pipeline{
+			Toolchain: toolchain, Store: o.images, Poll: o.gitPoll,
+			Git: &source.Git{Targets: policy, Secret: lambdas.Secrets(manager.GetAPIReader())},
+		},
+		Log: log,
 		Deploy: deploy.Options{
 			TrustDomain: o.trustDomain, SystemNamespace: o.namespace,
 			Gateways: []types.NamespacedName{p.settings.GatewayServiceAccount},

@@ -2,6 +2,9 @@ package build
 
 import (
 	"context"
+	"fmt"
+	"reflect"
+	"strings"
 	"sync"
 	"time"
 
@@ -50,6 +53,7 @@ type entry struct {
 	done    bool
 	result  Artifact
 	failure error
+	built   string // the note of what was built last
 }
 
 // NewQueue returns a queue; Run makes it work.
@@ -159,8 +163,9 @@ func (q *Queue) start(key types.NamespacedName, e *entry) {
 	})
 }
 
-// finish tells whether somebody waits for the result.
-func (q *Queue) finish(key types.NamespacedName, e *entry, artifact Artifact, err error) bool {
+// finish tells whether somebody waits for the result, and it is news.
+func (q *Queue) finish(key types.NamespacedName, e *entry, artifact Artifact, failure error) bool {
+	err := failure
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.running[key.Namespace]--; q.running[key.Namespace] == 0 {
@@ -172,23 +177,40 @@ func (q *Queue) finish(key types.NamespacedName, e *entry, artifact Artifact, er
 	if q.entries[key] != e || q.ctx.Err() != nil {
 		return false
 	}
-	e.done, e.result, e.failure = true, artifact, err
-	if err == nil {
+	before := *e
+	switch pause := artifact.Refresh; {
+	case err != nil && source.Passing(err):
+		if pause = max(q.backoff(e), pause); before.done && before.failure == nil {
+			// What was built is as good as before.
+			artifact, err = before.result, nil
+			artifact.Note = strings.TrimPrefix(before.built+"; it is not known whether there is a newer one: "+failure.Error(), "; ")
+		}
+		q.again(key, e, pause)
+	case pause > 0:
 		e.fails = 0
-	} else if source.Passing(err) {
-		q.again(key, e)
+		q.again(key, e, pause)
+	default:
+		e.fails = 0
 	}
-	return true
+	if failure == nil {
+		e.built = artifact.Note
+	}
+	e.done, e.result, e.failure = true, artifact, err
+	return !before.done || !reflect.DeepEqual(before.result, artifact) || fmt.Sprint(before.failure) != fmt.Sprint(err)
 }
 
-// again queues a failed build once more after a pause; its failure stays the
-// result until then.
-func (q *Queue) again(key types.NamespacedName, e *entry) {
+// backoff is the pause after one more failure.
+func (q *Queue) backoff(e *entry) time.Duration {
 	pause := q.config.MaxRetry
 	if e.fails < 16 {
 		pause = min(q.config.MinRetry<<e.fails, q.config.MaxRetry)
 	}
 	e.fails++
+	return pause
+}
+
+// again queues a build once more after a pause; its result stays until then.
+func (q *Queue) again(key types.NamespacedName, e *entry, pause time.Duration) {
 	e.retry = time.AfterFunc(pause, func() {
 		q.mu.Lock()
 		defer q.mu.Unlock()

@@ -126,7 +126,7 @@ func TestWhatMayPassIsTriedAgainAndAMistakeIsNot(t *testing.T) {
 		artifact, err, _ := queue.Result(key("a", "passing"), "", nil)
 		require.NoError(t, err)
 		require.Equal(t, "passing", artifact.Image)
-		require.Len(t, done(), 9)
+		require.Len(t, done(), 5, "once for each failure, and for each success")
 	})
 }
 
@@ -149,5 +149,56 @@ func TestABuildThatNobodyWaitsForEnds(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, 2, ended)
 		require.Equal(t, []string{"a/changed"}, done())
+	})
+}
+
+func TestASourceThatMovesIsLookedAtAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		queue, done, stop := runQueue(t, 1)
+		defer stop()
+		var mu sync.Mutex
+		image, failure := "1", error(nil)
+		becomes := func(newer string, broken error) {
+			mu.Lock()
+			defer mu.Unlock()
+			image, failure = newer, broken
+		}
+		job := func(context.Context) (build.Artifact, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if failure != nil {
+				return build.Artifact{Refresh: time.Minute}, failure
+			}
+			return build.Artifact{Image: image, Note: "commit " + image, Refresh: time.Minute}, nil
+		}
+		result := func() (string, string) {
+			time.Sleep(2 * time.Minute)
+			synctest.Wait()
+			artifact, err, known := queue.Result(key("a", "x"), "", job)
+			require.True(t, known)
+			if err != nil {
+				return artifact.Image, err.Error()
+			}
+			return artifact.Image, artifact.Note
+		}
+		queue.Result(key("a", "x"), "", job)
+		is := func(image, told string) {
+			t.Helper()
+			gotImage, gotTold := result()
+			require.Equal(t, image+" "+told, gotImage+" "+gotTold)
+		}
+		is("1", "commit 1")
+		is("1", "commit 1")
+		require.Len(t, done(), 1, "what has not changed is no news")
+		becomes("2", nil)
+		is("2", "commit 2")
+		require.Len(t, done(), 2)
+		becomes("2", source.FailedForNow("the host is away"))
+		is("2", "commit 2; it is not known whether there is a newer one: the host is away")
+		is("2", "commit 2; it is not known whether there is a newer one: the host is away")
+		becomes("2", source.Failed("main.js:1:1: no"))
+		is("", "main.js:1:1: no")
+		becomes("3", nil)
+		is("3", "commit 3")
 	})
 }

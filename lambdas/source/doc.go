@@ -1,7 +1,7 @@
 // Package source turns what a Lambda says of its source into one thing: a tree
 // of files. Whoever builds does not see where it came from.
 //
-//	inline ──> Tree ──> lambdas/build
+//	inline | git | directory ──> Tree ──> lambdas/build
 //
 // A tree is bounded, its paths stay inside it, and it is the same wherever the
 // lambda runs: the control plane of a cluster and `lambdamesh dev` read sources

@@ -115,8 +115,7 @@ type SourceSpec struct {
 	// Inline code in this object.
 	// +optional
 	Inline *InlineSource `json:"inline,omitempty"`
-	// Git repository to fetch the code from (not yet: SourceReady=False,
-	// NotSupported).
+	// Git repository to fetch the code from; a push is seen within seconds.
 	// +optional
 	Git *GitSource `json:"git,omitempty"`
 	// Image that speaks HTTP on $PORT, pinned by digest if you can; only with
@@ -169,7 +168,8 @@ type GitSource struct {
 
 // GitAuth names the Secret that opens a private repository.
 type GitAuth struct {
-	// Type: basic (keys username, password) or key (key ssh-privatekey).
+	// Type: basic for https (keys username, password) or key for ssh (keys
+	// ssh-privatekey, and known_hosts with what ssh-keyscan prints of the host).
 	// +kubebuilder:validation:Enum=basic;key
 	Type string `json:"type"`
 	// SecretName of a Secret in the lambda's namespace.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,6 +21,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/lambdas/build"
 	lambdacontroller "github.com/lambdamesh/lambdamesh/lambdas/controller"
 	"github.com/lambdamesh/lambdamesh/lambdas/localnode"
+	"github.com/lambdamesh/lambdamesh/lambdas/source"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
 	meshcontroller "github.com/lambdamesh/lambdamesh/meshconfig/controller"
 	"github.com/lambdamesh/lambdamesh/meshconfig/jwks"
@@ -36,6 +38,9 @@ import (
 
 // onOneMachine is a bound for what everything on the machine has together.
 const onOneMachine = 4096
+
+// gitPoll is how soon a push to a git source is seen.
+const gitPoll = 10 * time.Second
 
 // addControlPlane adds the controllers of meshconfig and lambdas, with both
 // outputs: the embedded proxies are programmed over ADS, and the Istio objects
@@ -59,7 +64,11 @@ func (m *mesh) addControlPlane() error {
 	if err != nil {
 		return fmt.Errorf("make the controllers: %w", err)
 	}
-	if err := lambdacontroller.Add(mgr, lambdacontroller.Config{Builder: &build.Pipeline{Toolchain: toolchain, Store: m.artifacts}, Log: m.log("lambdas")}); err != nil {
+	builder := &build.Pipeline{
+		Toolchain: toolchain, Store: m.artifacts, Poll: gitPoll,
+		Git: &source.Git{Targets: m.targets, Secret: lambdacontroller.Secrets(mgr.GetAPIReader())},
+	}
+	if err := lambdacontroller.Add(mgr, lambdacontroller.Config{Builder: builder, Log: m.log("lambdas")}); err != nil {
 		return err
 	}
 	clientset, err := kubernetes.NewForConfig(m.rest)
