@@ -39,6 +39,12 @@ func attempts(store Store) dispatch.Attempts {
 	return kept
 }
 
+// inspected is a store that can be looked into and repaired; nil: it cannot.
+func inspected(store Store) admin.Store {
+	can, _ := store.(admin.Store)
+	return can
+}
+
 // validateBackend names what is wrong with the backend that is chosen; the
 // settings of the others do not count.
 func (c *Config) validateBackend() error {

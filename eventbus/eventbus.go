@@ -268,6 +268,7 @@ func New(config Config) (*Bus, error) {
 	var owned func(string) bool
 	var kubeClient kubernetes.Interface
 	var reviews *tokens.Reviews
+	var directory admin.Directory
 	var parts []component.Component
 	if config.REST != nil {
 		consumers, _ := b.store.(controller.Consumers) // nil where the broker does not list them
@@ -277,6 +278,7 @@ func New(config Config) (*Bus, error) {
 		if config.UnownedSources == UnownedRefused {
 			owned = controller.Owned(mgr.GetClient())
 		}
+		directory = controller.NewDirectory(mgr.GetClient(), config.Targets, config.UnownedSources == UnownedOpen)
 		publishers, subscribed = controller.Publishers(mgr.GetClient()), controller.Subscribed(mgr.GetClient())
 		if kubeClient, err = kubernetes.NewForConfig(config.REST); err != nil {
 			return nil, fmt.Errorf("event bus: %w", err)
@@ -291,7 +293,7 @@ func New(config Config) (*Bus, error) {
 	// store is there as long as anybody uses it.
 	all, connections := []component.Component{}, httpserver.NewMetrics(config.Registry)
 	if config.AdminListener != nil {
-		all = append(all, b.adminServer(config, connections, reviews, kubeClient))
+		all = append(all, b.adminServer(config, connections, reviews, kubeClient, directory))
 	}
 	all = append(all, b.store, b.dispatcher)
 	all = append(all, parts...)
@@ -376,9 +378,11 @@ func managerComponent(mgr ctrl.Manager) component.Component {
 	})
 }
 
-func (b *Bus) adminServer(config Config, connections *httpserver.Metrics, reviews *tokens.Reviews, client kubernetes.Interface) component.Component {
+func (b *Bus) adminServer(config Config, connections *httpserver.Metrics, reviews *tokens.Reviews, client kubernetes.Interface, directory admin.Directory) component.Component {
 	settings := admin.Config{
 		DeadLetters: b.store,
+		Store:       inspected(b.store),
+		Directory:   directory,
 		Ready:       func(context.Context) error { return b.ready() },
 		Metrics:     config.Registry,
 	}

@@ -7,18 +7,19 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
-	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/broker"
-	"github.com/lambdamesh/lambdamesh/eventbus/tokens"
+	"github.com/lambdamesh/lambdamesh/eventbus/dispatch"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 )
 
-// Limits of one page of dead letters.
+// Limits of one page.
 const (
 	defaultLimit = 100
 	maxLimit     = 1000
@@ -35,20 +36,41 @@ type DeadLetters interface {
 	DeadLetters(ctx context.Context, consumer string, after uint64, limit int) ([]broker.DeadLetter, error)
 }
 
-// ErrForbidden is what [Config.Authorize] returns for callers who are known and
-// may not; for others [tokens.ErrUnauthenticated] and its neighbor.
-var ErrForbidden = errors.New("not allowed")
+// Store is a broker that can be looked into and repaired.
+type Store interface {
+	broker.Reader
+	Consumer(ctx context.Context, name string) (broker.Consumer, error)
+	// AttemptsSince calls handle for what was attempted since a time, in order.
+	AttemptsSince(ctx context.Context, since time.Time, handle func(*broker.Attempt)) error
+	Replay(ctx context.Context, replay broker.Replay) error
+	DeadLetter(ctx context.Context, id uint64) (*broker.DeadLetter, error)
+	DeleteDeadLetter(ctx context.Context, id uint64) error
+}
+
+// Directory knows what namespaces may read, and their subscriptions.
+type Directory interface {
+	// Readable selects what a namespace may read, and perhaps more.
+	Readable(ctx context.Context, namespace string) ([]broker.Selector, error)
+	// MayRead reports whether a namespace may read the events of a source.
+	MayRead(ctx context.Context, namespace, source string) (bool, error)
+	// Subscriptions are those of a namespace, or of all when it is empty.
+	Subscriptions(ctx context.Context, namespace string) ([]dispatch.Known, error)
+}
 
 // Config of the administrative port.
 type Config struct {
 	DeadLetters DeadLetters
+	// Store and Directory: nil where the broker, or a bus without an API server,
+	// cannot tell; what needs them answers 501.
+	Store     Store
+	Directory Directory
 	// Ready returns nil when the bus can do its work.
 	Ready func(ctx context.Context) error
 	// Metrics to serve; nil serves none.
 	Metrics prometheus.Gatherer
 	// Authorize admits requests to /admin; nil admits all, for a port that only
 	// the operator can reach. Health and metrics are open to all.
-	Authorize func(r *http.Request) error
+	Authorize Authorize
 }
 
 // New makes the handler.
@@ -58,115 +80,152 @@ func New(config Config) http.Handler {
 	if config.Metrics != nil {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(config.Metrics, promhttp.HandlerOpts{}))
 	}
-	mux.Handle("GET /admin/v1/dead-letters", config.guard(config.deadLetters))
+	c := &config
+	handle := func(method, path, subresource, verb string, next http.HandlerFunc) {
+		mux.Handle(method+" /admin/v1"+path, c.guard(subresource, verb, next))
+		mux.Handle(method+" /admin/v1/namespaces/{namespace}"+path, c.guard(subresource, verb, next))
+	}
+	handle(http.MethodGet, "/dead-letters", "deadletters", "list", c.listDeadLetters)
+	handle(http.MethodGet, "/dead-letters/{id}", "deadletters", "get", c.needs(c.showDeadLetter))
+	handle(http.MethodPost, "/dead-letters/{id}/redrive", "deadletters", "update", c.needs(c.redrive))
+	handle(http.MethodDelete, "/dead-letters/{id}", "deadletters", "delete", c.needs(c.purge))
+	handle(http.MethodGet, "/events", "events", "list", c.needs(c.listEvents))
+	handle(http.MethodGet, "/explain", "events", "get", c.needs(c.explain))
+	mux.Handle("POST /admin/v1/namespaces/{namespace}/subscriptions/{name}/replay", c.guard("events", "create", c.needs(c.replay)))
 	return mux
 }
 
-func (c Config) guard(next http.HandlerFunc) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if c.Authorize != nil {
-			switch err := c.Authorize(r); {
-			case errors.Is(err, tokens.ErrUnauthenticated):
-				w.Header().Set("WWW-Authenticate", "Bearer")
-				httpserver.Problem(w, http.StatusUnauthorized, "", tokens.Hint)
-				return
-			case errors.Is(err, tokens.ErrTooMany):
-				w.Header().Set("Retry-After", "1")
-				httpserver.Problem(w, http.StatusTooManyRequests, "", "too many tokens that are not known were sent at once")
-				return
-			case errors.Is(err, ErrForbidden):
-				httpserver.Problem(w, http.StatusForbidden, "", "a ClusterRole must allow this nonResourceURL")
-				return
-			case err != nil:
-				httpserver.Problem(w, http.StatusServiceUnavailable, "", "the API server could not be asked about the token")
-				return
-			}
-		}
-		next(w, r)
-	})
+// needs answers for a bus that cannot look into its broker.
+func (c *Config) needs(next http.HandlerFunc) http.HandlerFunc {
+	if c.Store != nil && c.Directory != nil {
+		return next
+	}
+	return func(w http.ResponseWriter, _ *http.Request) {
+		httpserver.Problem(w, http.StatusNotImplemented, "", "the bus cannot tell: its broker is NATS Streaming, or it has no API server")
+	}
 }
 
-func (c Config) deadLetters(w http.ResponseWriter, r *http.Request) {
-	query := r.URL.Query()
-	var wrong []httpserver.FieldError
-	number := func(name string, fallback, most uint64) uint64 {
-		text := query.Get(name)
-		if text == "" {
-			return fallback
-		}
-		n, err := strconv.ParseUint(text, 10, 64)
-		if err != nil || n > most {
-			wrong = append(wrong, httpserver.FieldError{Field: name, Detail: fmt.Sprintf("must be a number up to %d", most)})
-		}
-		return n
-	}
-	after := number("after", 0, 1<<62)
-	limit := number("limit", defaultLimit, maxLimit)
-	subscription := query.Get("subscription")
-	if subscription != "" && strings.Count(subscription, "/") != 1 {
-		wrong = append(wrong, httpserver.FieldError{Field: "subscription", Detail: "must be NAMESPACE/NAME"})
-	}
-	if len(wrong) > 0 {
-		httpserver.Problem(w, http.StatusBadRequest, "Invalid query", "", wrong...)
-		return
-	}
-	letters, err := c.DeadLetters.DeadLetters(r.Context(), "", after, defaultLimit)
-	if err != nil {
+// failed answers for an error of the broker or of the API server.
+func failed(w http.ResponseWriter, err error) {
+	switch {
+	case errors.Is(err, broker.ErrNotFound):
+		httpserver.Problem(w, http.StatusNotFound, "", "there is no such thing")
+	case errors.Is(err, broker.ErrFull):
+		w.Header().Set("Retry-After", "30")
+		httpserver.Problem(w, http.StatusInsufficientStorage, "", "the storage for events is full")
+	case errors.Is(err, broker.ErrUnavailable):
+		w.Header().Set("Retry-After", "2")
 		httpserver.Problem(w, http.StatusServiceUnavailable, "", "the event store is not available")
-		return
+	default:
+		httpserver.Problem(w, http.StatusInternalServerError, "", "this is a fault of the event bus")
 	}
-	w.Header().Set("Content-Type", "application/json")
-	p := pageWriter{w: w, encoder: json.NewEncoder(w)}
-	p.text(`{"items":[`)
-	for items, bytes := uint64(0), 0; len(letters) > 0 && p.next == 0; {
-		for i := range letters {
-			letter := &letters[i]
-			after = letter.ID
-			if subscription != "" && letter.Subscription != subscription {
-				continue
-			}
-			bytes += p.item(letter)
-			if items++; items == limit || bytes >= maxPageBytes {
-				p.next = after
-				break
-			}
-		}
-		if p.next == 0 {
-			if letters, err = c.DeadLetters.DeadLetters(r.Context(), "", after, defaultLimit); err != nil {
-				panic(http.ErrAbortHandler) // half an answer must not look like a whole one
-			}
-		}
-	}
-	p.text("]")
-	if p.next > 0 {
-		p.text(`,"next":` + strconv.FormatUint(p.next, 10))
-	}
-	p.text("}")
 }
 
-// pageWriter writes a page one dead letter after the other. A client that went
-// away cannot be told, so no error is looked at.
+// mayRead reports whether the namespace of a request, if it has one, may read a
+// source; an empty one belongs to what cannot be read as an event.
+func (c *Config) mayRead(r *http.Request, source string) (bool, error) {
+	namespace := r.PathValue("namespace")
+	if namespace == "" || source == "" || c.Directory == nil {
+		return true, nil
+	}
+	return c.Directory.MayRead(r.Context(), namespace, source)
+}
+
+// parameters reads the query of a request, and notes everything that is wrong.
+type parameters struct {
+	values url.Values
+	wrong  []httpserver.FieldError
+}
+
+func (p *parameters) refuse(name, format string, args ...any) {
+	p.wrong = append(p.wrong, httpserver.FieldError{Field: name, Detail: fmt.Sprintf(format, args...)})
+}
+
+func (p *parameters) number(name string, fallback, most uint64) uint64 {
+	text := p.values.Get(name)
+	if text == "" {
+		return fallback
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil || n > most {
+		p.refuse(name, "must be a number up to %d", most)
+	}
+	return n
+}
+
+func (p *parameters) time(name string) (at time.Time) {
+	text := p.values.Get(name)
+	if text == "" {
+		return at
+	}
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		p.refuse(name, "must be an RFC 3339 time such as 2018-11-02T22:08:41Z")
+	}
+	return at
+}
+
+func (p *parameters) flag(name string) bool {
+	switch p.values.Get(name) {
+	case "", "false":
+		return false
+	case "true":
+		return true
+	}
+	p.refuse(name, "must be true or false")
+	return false
+}
+
+// refused answers when something is wrong.
+func (p *parameters) refused(w http.ResponseWriter) bool {
+	if len(p.wrong) == 0 {
+		return false
+	}
+	httpserver.Problem(w, http.StatusBadRequest, "Invalid query", "", p.wrong...)
+	return true
+}
+
+// answer writes a value as JSON. A client that went away cannot be told.
+func answer(w http.ResponseWriter, value any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(value)
+}
+
+// pageWriter writes {"items":[...],"next":n} one item after the other. A client that
+// went away cannot be told, so no error is looked at.
 type pageWriter struct {
 	w       io.Writer
 	encoder *json.Encoder
-	some    bool
-	// next is the value of after for the next page; 0 when this is the last.
-	next uint64
+	items   uint64
+	bytes   int
+	limit   uint64
+}
+
+func newPage(w http.ResponseWriter, limit uint64) *pageWriter {
+	w.Header().Set("Content-Type", "application/json")
+	p := &pageWriter{w: w, encoder: json.NewEncoder(w), limit: limit}
+	p.text(`{"items":[`)
+	return p
 }
 
 func (p *pageWriter) text(s string) { _, _ = io.WriteString(p.w, s) }
 
-// item writes one and returns how much data it has.
-func (p *pageWriter) item(letter *broker.DeadLetter) (bytes int) {
-	if p.some {
+// item writes one that has so much data, and reports whether the page is full.
+func (p *pageWriter) item(value any, bytes int) (full bool) {
+	if p.items > 0 {
 		p.text(",")
 	}
-	p.some = true
-	bytes = len(letter.Event.Data)
-	if letter.Raw != nil {
-		letter.Raw.Cut()
-		bytes += len(letter.Raw.Data)
+	_ = p.encoder.Encode(value)
+	p.items++
+	p.bytes += bytes
+	return p.items == p.limit || p.bytes >= maxPageBytes
+}
+
+// end ends the page; next is where the one that follows begins, 0 for none.
+func (p *pageWriter) end(next uint64) {
+	p.text("]")
+	if next > 0 {
+		p.text(`,"next":` + strconv.FormatUint(next, 10))
 	}
-	_ = p.encoder.Encode(letter)
-	return bytes
+	p.text("}")
 }

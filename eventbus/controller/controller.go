@@ -296,6 +296,31 @@ func (r *Reconciler) release(ctx context.Context, sub *v1alpha1.Subscription) er
 
 // dispatch tells the dispatcher what to push, and sets the conditions.
 func (r *Reconciler) dispatch(ctx context.Context, sub *v1alpha1.Subscription) (ctrl.Result, error) {
+	wanted, err := r.wanted(ctx, sub)
+	if err != nil {
+		return ctrl.Result{}, r.refused(ctx, sub, &wanted, err)
+	}
+	if err := r.sinks(ctx, sub, &wanted); err != nil {
+		return ctrl.Result{}, err
+	}
+	if err := r.dispatcher.Set(ctx, wanted); err != nil {
+		if errors.Is(err, broker.ErrUnavailable) {
+			reconcile.False(sub, v1alpha1.ConditionSubscribed, ReasonBrokerUnavailable, "the broker is not available; trying again")
+			notDelivering(sub, ReasonBrokerUnavailable, "the broker is not available; trying again")
+			return ctrl.Result{RequeueAfter: brokerRetry}, nil
+		}
+		return ctrl.Result{}, err
+	}
+	reconcile.True(sub, v1alpha1.ConditionSubscribed, ReasonSubscribed, "events that are accepted from now on are kept for this subscription")
+	if wanted.Hold {
+		return ctrl.Result{RequeueAfter: refresh}, nil // its backlog grows unseen
+	}
+	return ctrl.Result{}, nil
+}
+
+// wanted is what the dispatcher takes of a Subscription, without its sink. It fails
+// with a [*refusal] when that is not to be dispatched, and returns the rest.
+func (r *Reconciler) wanted(ctx context.Context, sub *v1alpha1.Subscription) (dispatch.Subscription, error) {
 	wanted, invalid := compile(sub)
 	namespace := sub.Namespace
 	wanted.Permit = func(ctx context.Context, source string) (bool, error) {
@@ -309,25 +334,7 @@ func (r *Reconciler) dispatch(ctx context.Context, sub *v1alpha1.Subscription) (
 	if err == nil {
 		wanted.Selectors, err = selectors(origins, sub.Spec.Types)
 	}
-	if err != nil {
-		return ctrl.Result{}, r.refused(ctx, sub, &wanted, err)
-	}
-	if err := r.sinks(ctx, sub, &wanted); err != nil {
-		return ctrl.Result{}, err
-	}
-	if err := r.dispatcher.Set(ctx, wanted); err != nil {
-		if errors.Is(err, broker.ErrUnavailable) {
-			reconcile.False(sub, v1alpha1.ConditionSubscribed, ReasonBrokerUnavailable, "the broker is not available; trying again")
-			reconcile.False(sub, v1alpha1.ConditionDelivering, ReasonBrokerUnavailable, "the broker is not available; trying again")
-			return ctrl.Result{RequeueAfter: brokerRetry}, nil
-		}
-		return ctrl.Result{}, err
-	}
-	reconcile.True(sub, v1alpha1.ConditionSubscribed, ReasonSubscribed, "events that are accepted from now on are kept for this subscription")
-	if wanted.Hold {
-		return ctrl.Result{RequeueAfter: refresh}, nil // its backlog grows unseen
-	}
-	return ctrl.Result{}, nil
+	return wanted, err
 }
 
 // sinks resolves the sinks and decides whether to dispatch.
@@ -348,7 +355,7 @@ func (r *Reconciler) sinks(ctx context.Context, sub *v1alpha1.Subscription, want
 	case isRefusal:
 		wanted.Hold = true
 		reconcile.False(sub, v1alpha1.ConditionSinkReady, refused.reason, refused.message)
-		reconcile.False(sub, v1alpha1.ConditionDelivering, ReasonNotDispatched, "events wait until the sink is ready")
+		notDelivering(sub, ReasonNotDispatched, "events wait until the sink is ready")
 		return nil
 	case err != nil:
 		return err
@@ -374,9 +381,9 @@ func (r *Reconciler) refused(ctx context.Context, sub *v1alpha1.Subscription, wa
 		return err
 	}
 	reconcile.False(sub, v1alpha1.ConditionSubscribed, why.reason, why.message)
-	for _, other := range []string{v1alpha1.ConditionSinkReady, v1alpha1.ConditionDelivering} {
-		reconcile.False(sub, other, ReasonNotDispatched, "the subscription is refused: "+why.message)
-	}
+	text := "the subscription is refused: " + why.message
+	reconcile.False(sub, v1alpha1.ConditionSinkReady, ReasonNotDispatched, text)
+	notDelivering(sub, ReasonNotDispatched, text)
 	return r.dispatcher.Hold(ctx, *wanted)
 }
 
@@ -438,6 +445,14 @@ func held(sub *v1alpha1.Subscription) bool {
 		}
 	}
 	return sub.Spec.Paused || gone(sub)
+}
+
+// notDelivering says why nothing is delivered. That the sink is gone is remembered
+// there, and stays until the spec is changed.
+func notDelivering(sub *v1alpha1.Subscription, reason, message string) {
+	if !gone(sub) {
+		reconcile.False(sub, v1alpha1.ConditionDelivering, reason, message)
+	}
 }
 
 // goneMessage says how to go on.

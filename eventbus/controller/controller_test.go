@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,6 +51,9 @@ type world struct {
 	bus    *eventbus.Bus
 	stop   func()
 	pushed chan pushed
+	admin  string // URL of the administrative port
+	// refuse, if set, says what the sink answers instead of 200.
+	refuse atomic.Pointer[func(r *http.Request) int]
 }
 
 type pushed struct{ url, id string }
@@ -67,8 +71,11 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) start() {
 	t := w.t
-	proxy := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	proxy := httptest.NewServer(http.HandlerFunc(func(answer http.ResponseWriter, r *http.Request) {
 		w.pushed <- pushed{url: r.URL.String(), id: r.Header.Get("Ce-Id")}
+		if refuse := w.refuse.Load(); refuse != nil {
+			answer.WriteHeader((*refuse)(r))
+		}
 	}))
 	t.Cleanup(proxy.Close)
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -78,14 +85,18 @@ func (w *world) start() {
 	require.NoError(t, err)
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
+	admin, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	w.admin = "http://" + admin.Addr().String()
 	w.bus, err = eventbus.New(eventbus.Config{
-		JetStream:    jetstream.Config{InProcess: nats, PublishTimeout: time.Minute},
-		OpenListener: listener,
-		MeshProxyURL: proxy.URL,
-		Targets:      policy,
-		REST:         w.rest,
-		DrainTimeout: time.Second,
-		Log:          log,
+		AdminListener: admin,
+		JetStream:     jetstream.Config{InProcess: nats, PublishTimeout: time.Minute},
+		OpenListener:  listener,
+		MeshProxyURL:  proxy.URL,
+		Targets:       policy,
+		REST:          w.rest,
+		DrainTimeout:  time.Second,
+		Log:           log,
 	})
 	require.NoError(t, err)
 	all := component.NewGroup("test", component.GroupConfig{}, nats, w.bus)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -21,6 +22,8 @@ const (
 	// maxAnswer is how much of an answer is read so that its connection can be
 	// used again; the content does not matter.
 	maxAnswer = 64 << 10
+	// replayExtension names the replay that an event is delivered by.
+	replayExtension = "replay"
 	// maxRetryAfter bounds what a sink may ask for.
 	maxRetryAfter = time.Hour
 )
@@ -89,6 +92,14 @@ func (d *Dispatcher) send(sub *Subscription, sink Sink, delivery broker.Delivery
 
 func newRequest(ctx context.Context, sub *Subscription, sink Sink, delivery broker.Delivery) (*http.Request, error) {
 	e := delivery.Event()
+	if replay := delivery.Replay(); replay != "" {
+		marked := *e
+		marked.Extensions = maps.Clone(e.Extensions)
+		if wrong := marked.SetAttribute(replayExtension, replay); wrong != "" {
+			return nil, fmt.Errorf("event %s: %s", e.ID, wrong)
+		}
+		e = &marked
+	}
 	body := e.Data
 	header := http.Header{"User-Agent": {"lambdamesh-eventbus"}}
 	switch sub.Format {

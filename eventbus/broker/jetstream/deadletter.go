@@ -141,3 +141,33 @@ func decodeDeadLetter(msg *jetstream.RawStreamMsg) broker.DeadLetter {
 	}
 	return letter
 }
+
+// DeadLetter returns one by its ID, or fails with [broker.ErrNotFound].
+func (s *Store) DeadLetter(ctx context.Context, id uint64) (*broker.DeadLetter, error) {
+	l, err := s.connected()
+	if err != nil {
+		return nil, err
+	}
+	msg, err := l.dead.GetMsg(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("dead letter %d: %w", id, translate(err))
+	}
+	letter := decodeDeadLetter(msg)
+	return &letter, nil
+}
+
+// DeleteDeadLetter forgets one and frees its space; one that is not there is no
+// error.
+func (s *Store) DeleteDeadLetter(ctx context.Context, id uint64) error {
+	l, err := s.connected()
+	if err != nil {
+		return err
+	}
+	if err := l.dead.DeleteMsg(ctx, id); err != nil {
+		if _, missing := l.dead.GetMsg(ctx, id); errors.Is(missing, jetstream.ErrMsgNotFound) {
+			return nil
+		}
+		return fmt.Errorf("delete dead letter %d: %w", id, translate(err))
+	}
+	return nil
+}

@@ -28,6 +28,7 @@ import (
 const (
 	publicService = "eventbus-public"
 	publicPort    = "public"
+	adminPort     = "admin"
 	publicSecret  = "eventbus-tls"
 	meshConfigMap = "lambdamesh-mesh"
 	caKey         = "ca.crt"
@@ -46,14 +47,9 @@ func forwardEventBus(ctx context.Context, cfg *rest.Config, ca string) (url stri
 	if err != nil {
 		return "", nil, err
 	}
-	pod, port, err := busPod(ctx, clientset)
+	address, err := forwardBusPort(ctx, cfg, clientset, publicPort)
 	if err != nil {
 		return "", nil, err
-	}
-	address, err := forward(ctx, cfg, clientset.CoreV1().RESTClient().Post().
-		Resource("pods").Namespace(v1alpha1.SystemNamespace).Name(pod).SubResource("portforward"), port)
-	if err != nil {
-		return "", nil, fmt.Errorf("reach the event bus through the API server (pod %s/%s): %w; or name its address with --url", v1alpha1.SystemNamespace, pod, err)
 	}
 	host := publicService + "." + v1alpha1.SystemNamespace + ".svc"
 	transport := &http.Transport{
@@ -65,8 +61,23 @@ func forwardEventBus(ctx context.Context, cfg *rest.Config, ca string) (url stri
 	return "https://" + host, &http.Client{Transport: transport, Timeout: publishTimeout}, nil
 }
 
-// busPod is a pod of the event bus that takes events, and its port.
-func busPod(ctx context.Context, clientset kubernetes.Interface) (name string, port int32, err error) {
+// forwardBusPort leads to a port of the event bus, by its name in the pod, until ctx
+// ends, and returns the address on this machine.
+func forwardBusPort(ctx context.Context, cfg *rest.Config, clientset kubernetes.Interface, portName string) (address string, err error) {
+	pod, port, err := busPod(ctx, clientset, portName)
+	if err != nil {
+		return "", err
+	}
+	address, err = forward(ctx, cfg, clientset.CoreV1().RESTClient().Post().
+		Resource("pods").Namespace(v1alpha1.SystemNamespace).Name(pod).SubResource("portforward"), port)
+	if err != nil {
+		return "", fmt.Errorf("reach the event bus through the API server (pod %s/%s): %w; or name its address", v1alpha1.SystemNamespace, pod, err)
+	}
+	return address, nil
+}
+
+// busPod is a pod of the event bus that is ready, and a port of it.
+func busPod(ctx context.Context, clientset kubernetes.Interface, portName string) (name string, port int32, err error) {
 	system := clientset.CoreV1()
 	service, err := system.Services(v1alpha1.SystemNamespace).Get(ctx, publicService, metav1.GetOptions{})
 	if err != nil {
@@ -83,7 +94,7 @@ func busPod(ctx context.Context, clientset kubernetes.Interface) (name string, p
 		}
 		for _, c := range pod.Spec.Containers {
 			for _, p := range c.Ports {
-				if p.Name == publicPort {
+				if p.Name == portName {
 					return pod.Name, p.ContainerPort, nil
 				}
 			}

@@ -89,6 +89,8 @@ Exit codes: 0, it is done; 1, it failed; 2, the command line is wrong.`,
 		newStatusCommand(g),
 		newLogsCommand(g),
 		newPublishCommand(g),
+		newEventsCommand(g),
+		newDeadLettersCommand(g),
 		newTokenCommand(),
 		newTranslateCommand(),
 	)
