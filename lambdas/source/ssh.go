@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/go-git/go-git/v5/plumbing/format/pktline"
 	"github.com/go-git/go-git/v5/plumbing/protocol/packp"
@@ -82,12 +83,13 @@ func (g *Git) knowHost(config *ssh.ClientConfig, host string, known []byte) erro
 // sshSession is git-upload-pack at the other end of an SSH connection (git's
 // pack-protocol, version 0).
 type sshSession struct {
-	conn   net.Conn
-	unbind func() bool
-	client *ssh.Client
-	stdin  io.WriteCloser
-	stdout io.Reader
-	stderr lastBytes
+	conn    net.Conn
+	unbind  func() bool
+	client  *ssh.Client
+	session *ssh.Session // that runs the program
+	stdin   io.WriteCloser
+	stdout  io.Reader
+	stderr  lastBytes
 }
 
 func (s *sshSession) start(config *ssh.ClientConfig, host, path string) error {
@@ -107,11 +109,29 @@ func (s *sshSession) start(config *ssh.ClientConfig, host, path string) error {
 	if s.stdout, err = session.StdoutPipe(); err != nil {
 		return err
 	}
-	return session.Start("git-upload-pack '" + strings.ReplaceAll(path, "'", `'\''`) + "'")
+	if err := session.Start("git-upload-pack '" + strings.ReplaceAll(path, "'", `'\''`) + "'"); err != nil {
+		return err
+	}
+	s.session = session
+	return nil
 }
 
-// explain adds what the host said.
+// lastWords is how long a host that has ended its output may take to say why.
+const lastWords = 5 * time.Second
+
+// explain adds what the host said, which may arrive behind the end of its output.
 func (s *sshSession) explain(err error) error {
+	if err != nil && s.session != nil {
+		ended := make(chan struct{})
+		go func() {
+			_ = s.session.Wait()
+			close(ended)
+		}()
+		select {
+		case <-ended:
+		case <-time.After(lastWords):
+		}
+	}
 	if said := strings.TrimSpace(s.stderr.String()); err != nil && said != "" {
 		return fmt.Errorf("%w: %s", err, said)
 	}
