@@ -74,7 +74,8 @@ type conn struct {
 	listener *listener
 	holder
 
-	counted  int // bytes of the header that have their places
+	secured  *tls.ConnectionState // since the first request; nil: plain text
+	counted  int                  // bytes of the header that have their places
 	refused  atomic.Pointer[refusal]
 	answered atomic.Bool // the refusal, by whoever came first
 }
@@ -128,6 +129,15 @@ func (c *conn) count(size, fields int) {
 		}
 	}
 	c.counted = size
+}
+
+// security is what a handler finds in its request's TLS field; net/http would look
+// for it in a connection that is no other's.
+func (c *conn) security() *tls.ConnectionState {
+	if inner, ok := c.Conn.Conn.(*tls.Conn); ok && c.secured == nil {
+		c.secured = new(inner.ConnectionState())
+	}
+	return c.secured
 }
 
 // refuse answers, and reads on for a moment: a connection that is closed with
@@ -219,6 +229,7 @@ func judged(next http.Handler) http.Handler {
 		if !c.listener.places.busy(c) {
 			panic(http.ErrAbortHandler) // it made room: nobody would see the answer
 		}
+		r.TLS = c.security()
 		next.ServeHTTP(w, r)
 		// What the handler has not read, net/http reads before it answers, and waits
 		// for it as long as it may: who was refused must not keep its places by a body

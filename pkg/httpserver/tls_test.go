@@ -66,3 +66,26 @@ func TestConnectionsOverTLSMakeRoomWhateverTheyWaitFor(t *testing.T) {
 	}
 	s.metric(t, `lambdamesh_http_connections_evicted_total{server="test"} 2`)
 }
+
+// What a handler knows of TLS, such as the client's certificate, it has from its
+// request.
+func TestARequestTellsItsConnectionsTLS(t *testing.T) {
+	for name, encrypted := range map[string]bool{"plain": false, "TLS": true} {
+		t.Run(name, func(t *testing.T) {
+			var seen []bool
+			config := httpserver.Config{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				seen = append(seen, r.TLS != nil && r.TLS.HandshakeComplete)
+			})}
+			over := func(c *client) *client { return c }
+			if encrypted {
+				over = secured(t, &config)
+			}
+			url, _, _ := start(t, config)
+			c := over(dialHere(t, url))
+			for range 2 {
+				require.Equal(t, http.StatusOK, c.ask(t, "/"))
+			}
+			require.Equal(t, []bool{encrypted, encrypted}, seen)
+		})
+	}
+}
