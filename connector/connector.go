@@ -9,17 +9,21 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
 
-	"github.com/lambdamesh/lambdamesh/connector/authority"
 	"github.com/lambdamesh/lambdamesh/connector/controller"
+	"github.com/lambdamesh/lambdamesh/connector/inbound"
 	"github.com/lambdamesh/lambdamesh/connector/outbound"
+	"github.com/lambdamesh/lambdamesh/connector/pairing"
 	"github.com/lambdamesh/lambdamesh/connector/public"
 	"github.com/lambdamesh/lambdamesh/connector/registry"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
@@ -50,6 +54,13 @@ type Config struct {
 	// CertFile and KeyFile hold it, in the place of Certificate; they are read
 	// again when they change.
 	CertFile, KeyFile string
+	// PublicURL is where third-party systems reach Public, such as
+	// https://connector.example.com; default the Service of the system namespace.
+	PublicURL string
+	// RootsFile holds the certificates (PEM) that verify Public's, for those who
+	// pair; Roots is what it holds. Neither: their own say whom they believe.
+	RootsFile string
+	Roots     []byte
 	// Admin is the listener of /healthz, /readyz and /metrics; nil: not served.
 	Admin net.Listener
 	// Targets that may be called.
@@ -87,6 +98,9 @@ func (c Config) Validate() error {
 	}
 	if c.Public != nil && c.Certificate == nil && (c.CertFile == "" || c.KeyFile == "") {
 		errs = append(errs, errors.New("connector: the public listener needs a certificate and its key"))
+	}
+	if u, err := url.Parse(c.PublicURL); err != nil || c.PublicURL != "" && (u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "") {
+		errs = append(errs, fmt.Errorf("connector: public URL %q must be like https://connector.example.com", c.PublicURL))
 	}
 	if c.MaxConnections < 0 {
 		errs = append(errs, fmt.Errorf("connector: max connections %d: must be at least 1", c.MaxConnections))
@@ -127,6 +141,9 @@ func (c Config) callable() (*targets.Policy, error) {
 }
 
 func (c Config) withDefaults() Config {
+	if c.PublicURL == "" {
+		c.PublicURL = "https://" + v1alpha1.ServiceConnectorPublic + "." + v1alpha1.SystemNamespace + ".svc"
+	}
 	if c.TrustDomain == "" {
 		c.TrustDomain = v1alpha1.DefaultTrustDomain
 	}
@@ -178,9 +195,14 @@ func New(c Config) (component.Component, error) {
 		parts = append(parts, httpserver.New(server("connector-admin", c.Admin, admin(objects, c.Registry)).Administrative()))
 	}
 	// The gateways serve when the caches are full: an empty one refuses everybody.
-	parts = append(parts, objects, controller.NewActivity(known.client, gateway.TakeActivity, c.Log), known.controllers(c, func(mgr ctrl.Manager) error {
-		return controller.Setup(mgr, controller.Config{Targets: c.Targets, Probe: gateway.Probe})
-	}),
+	setup := func(mgr ctrl.Manager) error {
+		settings := controller.Config{Targets: c.Targets, Probe: gateway.Probe, Log: c.Log}
+		if c.Public != nil {
+			settings.Token = c.token
+		}
+		return controller.Setup(mgr, settings)
+	}
+	parts = append(parts, objects, controller.NewActivity(known.client, gateway.TakeActivity, c.Log), known.controllers(c, setup),
 		httpserver.New(server("connector-outbound", c.Outbound, gateway)))
 	if c.Public != nil {
 		outside, err := c.public(known, server)
@@ -207,14 +229,46 @@ func (c Config) public(known *objects, server func(string, net.Listener, http.Ha
 		}))
 	}
 	clients := public.NewClients()
-	if err := known.inform(c, clients, func(*authority.Authority) {}); err != nil {
+	if err := c.Registry.Register(clients); err != nil {
+		return nil, fmt.Errorf("connector: %w", err)
+	}
+	paired := pairing.New(pairing.Config{
+		Objects: known.client, Live: known.live, Clients: clients, PublicURL: c.PublicURL, Log: c.Log,
+	})
+	if err := known.inform(c, clients, paired.SetAuthority); err != nil {
+		return nil, err
+	}
+	settings := inbound.Config{Log: c.Log, Registry: c.Registry}
+	if c.MeshProxyURL != "" {
+		if settings.MeshProxy, err = c.meshProxy(); err != nil {
+			return nil, err
+		}
+	}
+	events, err := inbound.New(settings)
+	if err != nil {
 		return nil, err
 	}
 	services := registry.New(registry.Config{Objects: known.client, Live: known.live, Client: known.client, Targets: c.Targets, Log: c.Log})
-	port := public.Config{Certificate: certificate, Clients: clients, Registry: services}
+	port := public.Config{Certificate: certificate, Clients: clients, Pairing: paired, Registry: services, Events: events}
 	outside := server("connector-public", clients.Listener(c.Public), port.Handler())
 	outside.TLS, outside.ReadTimeout, outside.MaxConnsPerRemote = port.TLS(), publicReadTimeout, max(outside.MaxConns/2, 1)
 	return append(parts, httpserver.New(outside)), nil
+}
+
+// token makes a token for a TokenRequest, and what its Secret holds.
+func (c Config) token(of types.NamespacedName) (token string, secret map[string][]byte, err error) {
+	token = pairing.NewToken(of)
+	secret = map[string][]byte{"token": []byte(token), "url": []byte(pairing.InfoURL(strings.TrimSuffix(c.PublicURL, "/"), token))}
+	roots := c.Roots
+	if c.RootsFile != "" {
+		if roots, err = os.ReadFile(c.RootsFile); err != nil {
+			return "", nil, fmt.Errorf("read what verifies the public port's certificate: %w", err)
+		}
+	}
+	if len(roots) > 0 {
+		secret["ca.crt"] = roots
+	}
+	return token, secret, nil
 }
 
 func admin(objects component.Component, registry *prometheus.Registry) http.Handler {

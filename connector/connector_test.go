@@ -1,12 +1,14 @@
 package connector_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -45,6 +47,26 @@ type world struct {
 	public    string
 	roots     *x509.CertPool // of the public port
 	admin     string
+	log       *log
+	stop      func()
+}
+
+// log is what a connector has written.
+type log struct {
+	mu sync.Mutex
+	bytes.Buffer
+}
+
+func (l *log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.Buffer.Write(p)
+}
+
+func (l *log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.Buffer.String()
 }
 
 func start(t *testing.T, allow ...string) *world {
@@ -55,7 +77,18 @@ func start(t *testing.T, allow ...string) *world {
 // startBehind starts a connector whose sidecar listens at meshProxy.
 func startBehind(t *testing.T, meshProxy string, allow ...string) *world {
 	t.Helper()
-	w := &world{t: t, rest: testkit.KubeAPI(t, manifests.CRDs)}
+	return startOn(t, testkit.KubeAPI(t, manifests.CRDs), func(c *connector.Config) {
+		var err error
+		c.MeshProxyURL = meshProxy
+		c.Targets, err = targets.New(targets.Config{Allow: allow})
+		require.NoError(t, err)
+	})
+}
+
+// startOn starts a connector of the API server, as change makes it.
+func startOn(t *testing.T, api *rest.Config, change func(*connector.Config)) *world {
+	t.Helper()
+	w := &world{t: t, rest: testkit.KubeAPI(t, manifests.CRDs), log: &log{}}
 	scheme, err := kube.Scheme()
 	require.NoError(t, err)
 	w.client, err = client.New(w.rest, client.Options{Scheme: scheme})
@@ -78,13 +111,15 @@ func startBehind(t *testing.T, meshProxy string, allow ...string) *world {
 	require.NoError(t, err)
 	w.roots = server.Pool()
 	config := connector.Config{
-		Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &pair, nil },
-		REST:        w.rest, Outbound: listen("unix:" + socket), Public: listen("127.0.0.1:0"), Admin: listen("127.0.0.1:0"),
-		MeshProxyURL: meshProxy,
+		Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &pair, nil }, Roots: server.RootPEM(),
+		REST: api, Outbound: listen("unix:" + socket), Public: listen("127.0.0.1:0"), Admin: listen("127.0.0.1:0"),
+		Log: slog.New(slog.NewTextHandler(w.log, nil)),
 	}
-	config.Targets, err = targets.New(targets.Config{Allow: allow})
+	config.Targets, err = targets.New(targets.Config{})
 	require.NoError(t, err)
 	w.public, w.admin = "https://"+config.Public.Addr().String(), "http://"+config.Admin.Addr().String()
+	config.PublicURL = w.public
+	change(&config)
 	w.outbound = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}}}
@@ -93,9 +128,15 @@ func startBehind(t *testing.T, meshProxy string, allow ...string) *world {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
-	t.Cleanup(func() {
+	w.stop = sync.OnceFunc(func() {
 		cancel()
 		require.NoError(t, <-done)
+	})
+	t.Cleanup(func() {
+		w.stop()
+		if t.Failed() {
+			t.Logf("the connector wrote:\n%s", w.log)
+		}
 	})
 	select {
 	case <-c.Ready():
@@ -246,7 +287,7 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 	}
 	token := &v1alpha1.TokenRequest{
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "token"},
-		Spec:       v1alpha1.TokenRequestSpec{Application: "complete"},
+		Spec:       v1alpha1.TokenRequestSpec{Application: "nobody"},
 	}
 	w.create(refused, incomplete, csrf, webhooks, unreadable, token)
 	w.becomes(refused, v1alpha1.ReasonTargetRefused, "add it with --allow-target 127.0.0.1:8180")
@@ -254,7 +295,7 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 	w.becomes(csrf, v1alpha1.ReasonInvalid, "service orders: auth.csrf.tokenUrl must have the scheme, host and port of targetUrl")
 	w.becomes(webhooks, v1alpha1.ReasonNotSupported, "webhooks are not implemented")
 	w.becomes(unreadable, v1alpha1.ReasonInvalid, "lambdas.selector")
-	w.becomes(token, v1alpha1.ReasonNotSupported, "pairing is not implemented")
+	w.becomes(token, v1alpha1.ReasonNotFound, "there is no Application nobody")
 }
 
 func TestASourceBelongsToTheOldestApplicationThatNamesIt(t *testing.T) {
@@ -336,7 +377,7 @@ func TestPorts(t *testing.T) {
 	plain := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.roots}}}
 	for url, want := range map[string]int{
 		w.public + "/healthz":            http.StatusOK,
-		w.public + "/commerce/v1/events": http.StatusNotFound,
+		w.public + "/commerce/v1/events": http.StatusForbidden,
 		w.admin + "/readyz":              http.StatusOK,
 		w.admin + "/metrics":             http.StatusOK,
 		w.admin + "/debug":               http.StatusNotFound,

@@ -23,6 +23,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
@@ -54,7 +55,8 @@ func install(t *testing.T, overlay string) *cluster {
 	require.NoError(t, err)
 	admin, err := client.New(config, client.Options{Scheme: scheme})
 	require.NoError(t, err)
-	for _, object := range kinds(render(t, overlay), "Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding") {
+	for _, object := range kinds(render(t, overlay), "Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding",
+		"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding") {
 		require.NoError(t, apply(t.Context(), admin, object), name(object))
 	}
 	return &cluster{config: config, admin: admin, overlay: overlay, namespace: testkit.Namespace(t, config)}
@@ -210,7 +212,14 @@ func TestEventBusGetsByWithItsFlagsAndRole(t *testing.T) {
 
 func TestConnectorGetsByWithItsFlagsAndRole(t *testing.T) {
 	c := install(t, "overlays/istio")
-	c.start(t, "connector", "--outbound-address=127.0.0.1:0", "--public-address=", "--admin-address=127.0.0.1:0")
+	dir := t.TempDir()
+	authority := testkit.NewAuthority(t)
+	certificate, key := authority.Issue(t, "127.0.0.1")
+	for file, content := range map[string][]byte{"tls.crt": certificate, "tls.key": key, "ca.crt": authority.RootPEM()} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, file), content, 0o600))
+	}
+	c.start(t, "connector", "--outbound-address=127.0.0.1:0", "--public-address=127.0.0.1:0", "--admin-address=127.0.0.1:0",
+		"--tls-cert="+filepath.Join(dir, "tls.crt"), "--tls-key="+filepath.Join(dir, "tls.key"), "--tls-ca="+filepath.Join(dir, "ca.crt"))
 
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.SystemNamespace, Name: "erp"}, StringData: map[string]string{"username": "u", "password": "p"}}
 	require.NoError(t, client.IgnoreAlreadyExists(c.admin.Create(t.Context(), secret)))
@@ -228,8 +237,70 @@ func TestConnectorGetsByWithItsFlagsAndRole(t *testing.T) {
 	require.NoError(t, c.admin.Create(t.Context(), binding))
 	awaitObserved(t, c.admin, application)
 	awaitObserved(t, c.admin, binding)
+	token := &v1alpha1.TokenRequest{
+		ObjectMeta: metav1.ObjectMeta{Namespace: c.namespace, Name: "erp"},
+		Spec:       v1alpha1.TokenRequestSpec{Application: c.namespace},
+	}
+	require.NoError(t, c.admin.Create(t.Context(), token))
+	testkit.Eventually(t, patience, func() error {
+		if err := c.admin.Get(t.Context(), client.ObjectKeyFromObject(token), token); err != nil {
+			return err
+		}
+		if !meta.IsStatusConditionTrue(token.Status.CommonStatus.Conditions, v1alpha1.ConditionReady) {
+			return fmt.Errorf("%+v", token.Status)
+		}
+		return nil
+	}, "a token is made")
+	made := &corev1.Secret{}
+	require.NoError(t, c.admin.Get(t.Context(), client.ObjectKey{Namespace: c.namespace, Name: token.Status.SecretName}, made))
+	require.Equal(t, authority.RootPEM(), made.Data["ca.crt"])
 	awaitGone(t, c.admin, binding)
 	awaitGone(t, c.admin, application)
+}
+
+// Who may make Secrets beside a service account can have a token of it made.
+func TestTheConnectorMakesSecretsOfPairingOnly(t *testing.T) {
+	for _, overlay := range []string{"overlays/istio", "overlays/envoy"} {
+		t.Run(overlay, func(t *testing.T) {
+			c := install(t, overlay)
+			config := rest.CopyConfig(c.config)
+			config.Impersonate = rest.ImpersonationConfig{
+				UserName: "system:serviceaccount:" + v1alpha1.SystemNamespace + ":" + v1alpha1.ServiceAccountConnector,
+				Groups:   []string{"system:serviceaccounts", "system:authenticated"},
+			}
+			connector, err := client.New(config, client.Options{Scheme: c.admin.Scheme()})
+			require.NoError(t, err)
+			secret := func(kind corev1.SecretType) *corev1.Secret {
+				return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{
+					Namespace: v1alpha1.SystemNamespace, GenerateName: "tried-",
+					Annotations: map[string]string{corev1.ServiceAccountNameKey: v1alpha1.ServiceAccountControlPlane},
+				}, Type: kind, StringData: map[string]string{"x": "y"}}
+			}
+			// A policy takes a moment to hold.
+			testkit.Eventually(t, patience, func() error {
+				if err := connector.Create(t.Context(), secret(corev1.SecretTypeOpaque)); err == nil || !strings.Contains(err.Error(), "the connector makes and removes Secrets of") {
+					return fmt.Errorf("it was made, or refused for something else: %w", err)
+				}
+				return nil
+			}, "an Opaque Secret is refused")
+			require.ErrorContains(t, connector.Create(t.Context(), secret(corev1.SecretTypeServiceAccountToken)), "the connector makes and removes Secrets of")
+			others := secret(corev1.SecretTypeOpaque)
+			require.NoError(t, c.admin.Create(t.Context(), others))
+			require.ErrorContains(t, connector.Delete(t.Context(), others), "the connector makes and removes Secrets of")
+			labeled := secret(corev1.SecretTypeServiceAccountToken)
+			labeled.Labels = map[string]string{v1alpha1.LabelApplication: "erp"}
+			require.ErrorContains(t, connector.Create(t.Context(), labeled), "the connector makes and removes Secrets of")
+			credentials := secret(corev1.SecretTypeOpaque)
+			credentials.Labels = labeled.Labels
+			elsewhere := credentials.DeepCopy()
+			elsewhere.Namespace = c.namespace
+			require.ErrorContains(t, connector.Create(t.Context(), elsewhere), "the connector makes and removes Secrets of")
+			for _, own := range []*corev1.Secret{secret(v1alpha1.SecretTypePairing), credentials} {
+				require.NoError(t, connector.Create(t.Context(), own))
+				require.NoError(t, connector.Delete(t.Context(), own))
+			}
+		})
+	}
 }
 
 func TestControlPlaneGetsByWithItsFlagsAndRole(t *testing.T) {
@@ -258,7 +329,7 @@ func TestControlPlaneGetsByWithItsFlagsAndRole(t *testing.T) {
 			}
 			awaitThere(t, c.admin, &corev1.ServiceAccount{}, c.namespace, "hello")
 			awaitThere(t, c.admin, &corev1.Service{}, c.namespace, "hello")
-			for _, made := range []string{"lambdamesh-ca", "nats", "nats-tls", "eventbus-tls", "gateway-tls"} {
+			for _, made := range []string{"lambdamesh-ca", "nats", "nats-tls", "eventbus-tls", "gateway-tls", "connector-tls", "connector-ca"} {
 				awaitThere(t, c.admin, &corev1.Secret{}, v1alpha1.SystemNamespace, made)
 			}
 			awaitThere(t, c.admin, &networkingv1.Gateway{}, v1alpha1.SystemNamespace, "gateway")

@@ -48,6 +48,7 @@ type options struct {
 	kubeconfig               string
 	outbound, public, admin  string
 	certFile, keyFile        string
+	rootsFile, publicURL     string
 	trustDomain, meshProxy   string
 	targets                  targets.Config
 	maxConnections, maxCalls int
@@ -79,6 +80,8 @@ for --log-level. A flag on the command line wins.`,
 	f.StringVar(&o.public, "public-address", ":8443", "address for third-party systems, with TLS; empty: nowhere")
 	f.StringVar(&o.certFile, "tls-cert", "", "`FILE` with the certificate that --public-address is served with; it and the key are read again when they change")
 	f.StringVar(&o.keyFile, "tls-key", "", "`FILE` with its key")
+	f.StringVar(&o.rootsFile, "tls-ca", "", "`FILE` with the certificates that verify it; who pairs gets them with the token")
+	f.StringVar(&o.publicURL, "public-url", "", "URL by which third-party systems reach --public-address (default https://connector-public.lambdamesh-system.svc)")
 	f.StringVar(&o.admin, "admin-address", "127.0.0.1:9090", "address of /healthz, /readyz and /metrics")
 	f.StringVar(&o.meshProxy, "mesh-proxy-url", "", "HTTP proxy of the sidecar for targets in the mesh; empty where traffic is captured")
 	f.StringVar(&o.trustDomain, "trust-domain", v1alpha1.DefaultTrustDomain, "SPIFFE trust domain of the mesh")
@@ -104,7 +107,7 @@ func run(ctx context.Context, o options, stderr io.Writer) error {
 	settings := connector.Config{
 		TrustDomain: o.trustDomain, MeshProxyURL: o.meshProxy, MaxConnections: o.maxConnections, MaxCallsPerLambda: o.maxCalls,
 		LeaderElection: o.leaderElection,
-		CertFile:       o.certFile, KeyFile: o.keyFile, Log: log,
+		CertFile:       o.certFile, KeyFile: o.keyFile, RootsFile: o.rootsFile, PublicURL: o.publicURL, Log: log,
 	}
 	if settings.REST, err = kube.RESTConfig(o.kubeconfig); err != nil {
 		return err

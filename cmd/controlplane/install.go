@@ -11,6 +11,7 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/cmd/controlplane/internal/authority"
 	"github.com/lambdamesh/lambdamesh/cmd/controlplane/internal/install"
+	applications "github.com/lambdamesh/lambdamesh/connector/authority"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
@@ -21,6 +22,8 @@ const (
 	natsTLSSecret     = "nats-tls"
 	eventBusTLSSecret = "eventbus-tls"
 	gatewayTLSSecret  = "gateway-tls"
+	connectorTLS      = v1alpha1.SecretConnectorTLS
+	connectorCA       = v1alpha1.SecretConnectorCA
 )
 
 // serverTTL is how long the certificates of servers live that are kept in
@@ -57,7 +60,7 @@ func addInstall(p *parts) error {
 		return nil
 	}
 	config := install.Config{
-		Namespace: p.namespace, Certificates: map[string][]string{}, Watched: []string{ca.SecretName},
+		Namespace: p.namespace, Certificates: map[string][]string{}, Authorities: map[string]install.Authority{}, Watched: []string{ca.SecretName},
 		Overlap: p.overlap, Log: p.log, Registry: p.registry,
 	}
 	if p.authority != nil {
@@ -74,6 +77,7 @@ func addInstall(p *parts) error {
 	}
 	known := map[string][]string{
 		natsTLSSecret:     append(serviceNames("nats", p.namespace), headlessNames("nats-headless", p.namespace)...),
+		connectorTLS:      append(serviceNames(v1alpha1.ServiceConnectorPublic, p.namespace), below("connector", p.domain)...),
 		eventBusTLSSecret: append(serviceNames("eventbus-public", p.namespace), below("eventbus", p.domain)...),
 		gatewayTLSSecret:  append(serviceNames("gateway", p.namespace), below("*", p.domain)...),
 	}
@@ -82,10 +86,12 @@ func addInstall(p *parts) error {
 		switch {
 		case name == natsSecret:
 			config.Credentials = name
+		case name == connectorCA:
+			config.Authorities[name] = applications.Renew
 		case isCertificate:
 			config.Certificates[name] = names
 		default:
-			return fmt.Errorf("--make-secret %q: use some of nats, nats-tls, eventbus-tls, gateway-tls", name)
+			return fmt.Errorf("--make-secret %q: use some of nats, nats-tls, eventbus-tls, gateway-tls, connector-tls, connector-ca", name)
 		}
 	}
 	if p.domain != "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -27,12 +29,17 @@ import (
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
 
-// Config of the reconcilers. All is required.
+// Config of the reconcilers.
 type Config struct {
 	// Targets that may be called.
 	Targets *targets.Policy
 	// Probe asks a target whether it is there.
 	Probe ProbeFunc
+	// Token makes a token for a TokenRequest, and what its Secret holds; nil: there
+	// is no port to use it at.
+	Token func(of types.NamespacedName) (token string, secret map[string][]byte, err error)
+	// Log of what was done.
+	Log *slog.Logger
 }
 
 // Setup adds the reconcilers to the manager. Its cache must hold the Secrets and
@@ -53,7 +60,7 @@ func Setup(mgr ctrl.Manager, config Config) error {
 			Watches(&v1alpha1.ApplicationService{}, soon(applicationOfService)).
 			Owns(&v1alpha1.EventType{}, touched).
 			WatchesRawSource(source.Channel(probes.applications, &handler.EnqueueRequestForObject{})).
-			Complete(reconcile.AsReconciler(c, &applications{client: c, live: live, targets: config.Targets, probes: probes})),
+			Complete(reconcile.AsReconciler(c, &applications{client: c, live: live, targets: config.Targets, probes: probes, now: time.Now})),
 		ctrl.NewControllerManagedBy(mgr).Named("applicationservice").
 			For(&v1alpha1.ApplicationService{}).
 			Watches(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(servicesWithSecret(c))).
@@ -67,8 +74,9 @@ func Setup(mgr ctrl.Manager, config Config) error {
 			Watches(&v1alpha1.ApplicationService{}, handler.EnqueueRequestsFromMapFunc(bindingsOfService(c)), changed).
 			Complete(reconcile.AsReconciler(c, &bindings{client: c})),
 		ctrl.NewControllerManagedBy(mgr).Named("tokenrequest").
-			For(&v1alpha1.TokenRequest{}, changed).
-			Complete(reconcile.AsReconciler(c, &tokenRequests{client: c})),
+			For(&v1alpha1.TokenRequest{}).
+			Watches(&v1alpha1.Application{}, handler.EnqueueRequestsFromMapFunc(tokenRequestsOf(c)), changed).
+			Complete(reconcile.AsReconciler(c, &tokenRequests{client: c, live: mgr.GetAPIReader(), token: config.Token, now: time.Now, log: config.Log})),
 	)
 }
 
@@ -124,11 +132,15 @@ type applications struct {
 	live    client.Reader
 	targets *targets.Policy
 	probes  *probes
+	now     func() time.Time
 }
 
 // Reconcile checks each service as the outbound gateway will, so that status and
 // calls cannot disagree, and counts them.
 func (r *applications) Reconcile(ctx context.Context, app *v1alpha1.Application) (ctrl.Result, error) {
+	if err := r.prune(ctx, app); err != nil {
+		return ctrl.Result{}, err
+	}
 	before := app.DeepCopy()
 	problems, notReady, err := r.check(ctx, app)
 	if err != nil {
@@ -156,7 +168,11 @@ func (r *applications) Reconcile(ctx context.Context, app *v1alpha1.Application)
 	if len(app.Spec.Webhooks) > 0 {
 		problems = append(problems, problem{v1alpha1.ReasonNotSupported, "webhooks are not implemented in this version: the services work without them"})
 	}
-	return ctrl.Result{}, report(ctx, r.client, before, app, problems)
+	again := r.paired(app)
+	if err := report(ctx, r.client, before, app, problems); err != nil {
+		return ctrl.Result{}, err
+	}
+	return ctrl.Result{RequeueAfter: again}, nil
 }
 
 // check finds what keeps services from being called that are written in the
@@ -285,14 +301,6 @@ func (r *bindings) has(ctx context.Context, app *v1alpha1.Application, service s
 	var object v1alpha1.ApplicationService
 	err := r.client.Get(ctx, client.ObjectKey{Name: v1alpha1.ServiceObjectName(app.Name, service)}, &object, client.UnsafeDisableDeepCopy)
 	return err == nil, client.IgnoreNotFound(err)
-}
-
-type tokenRequests struct{ client client.Client }
-
-// Reconcile says that nobody makes a token.
-func (r *tokenRequests) Reconcile(ctx context.Context, request *v1alpha1.TokenRequest) (ctrl.Result, error) {
-	return ctrl.Result{}, report(ctx, r.client, request.DeepCopy(), request,
-		[]problem{{v1alpha1.ReasonNotSupported, "pairing is not implemented in this version: no token is made"}})
 }
 
 // applicationsWithSecret maps a Secret to the applications whose credentials it

@@ -4,19 +4,30 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"maps"
 	"net"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/lambdamesh/lambdamesh/connector/authority"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
+
+// grace is how long an open connection may go on whose certificate is no longer
+// good: the request that revoked it, and who asks meanwhile, are answered. Nobody
+// is let in by it.
+const grace = time.Second
 
 // young is how long after its signing a certificate is taken that the Application
 // does not list here yet: the replica that signed it has listed it, and others
 // may hear of that a moment later.
 const young = time.Minute
+
+// remember is how long what was revoked here is known without its Application.
+const remember = 5 * time.Minute
 
 // Why a client certificate is refused.
 var (
@@ -42,13 +53,22 @@ type Clients struct {
 
 	mu           sync.RWMutex
 	authority    *authority.Authority
-	applications map[string]map[string]bool // serial numbers: good, or revoked
+	applications map[string]map[string]listed // by serial number
+	revoked      map[string]time.Time         // here; serial numbers and when they were
 	open         map[*conn]struct{}
+}
+
+// listed is a certificate in an Application's status.
+type listed struct {
+	good      bool
+	expiresAt time.Time
 }
 
 // NewClients knows nobody yet.
 func NewClients() *Clients {
-	return &Clients{now: time.Now, applications: map[string]map[string]bool{}, open: map[*conn]struct{}{}}
+	return &Clients{
+		now: time.Now, applications: map[string]map[string]listed{}, revoked: map[string]time.Time{}, open: map[*conn]struct{}{},
+	}
 }
 
 // SetAuthority says whose signatures are good; nil: nobody's.
@@ -61,16 +81,20 @@ func (c *Clients) SetAuthority(a *authority.Authority) {
 
 // SetApplication says which certificates an application has.
 func (c *Clients) SetApplication(app *v1alpha1.Application) {
-	good := map[string]bool{}
+	certificates := map[string]listed{}
 	for _, certificate := range app.Status.Certificates {
-		good[certificate.Serial] = certificate.RevokedAt == nil
+		certificates[certificate.Serial] = listed{good: certificate.RevokedAt == nil, expiresAt: certificate.ExpiresAt.Time}
 	}
 	for _, serial := range app.Spec.RevokedCertificates {
-		good[serial] = false
+		certificates[serial] = listed{}
 	}
 	c.mu.Lock()
-	c.applications[app.Name] = good
+	same := maps.Equal(c.applications[app.Name], certificates)
+	c.applications[app.Name] = certificates
 	c.mu.Unlock()
+	if same {
+		return
+	}
 	c.closeRefused(func(client Client) bool { return client.Application == app.Name })
 }
 
@@ -80,6 +104,17 @@ func (c *Clients) RemoveApplication(name string) {
 	delete(c.applications, name)
 	c.mu.Unlock()
 	c.closeRefused(func(client Client) bool { return client.Application == name })
+}
+
+// Revoke says that a certificate was revoked, before that is read in its
+// Application's status: whoever was told so must not be let in with it again.
+func (c *Clients) Revoke(client Client) {
+	c.mu.Lock()
+	now := c.now()
+	maps.DeleteFunc(c.revoked, func(_ string, at time.Time) bool { return now.Sub(at) > remember })
+	c.revoked[client.Serial] = now
+	c.mu.Unlock()
+	c.closeRefused(func(other Client) bool { return other == client })
 }
 
 // Exists tells whether there is an application of that name.
@@ -130,12 +165,13 @@ func (c *Clients) client(chains [][]*x509.Certificate) (Client, error) {
 	}) {
 		return client, errUnknown
 	}
-	listed, exists := c.applications[application]
-	good, known := listed[client.Serial]
+	certificates, exists := c.applications[application]
+	certificate, known := certificates[client.Serial]
+	_, revoked := c.revoked[client.Serial]
 	switch {
 	case !exists: // whoever asks is told so, and gets nothing
 		return client, nil
-	case known && !good:
+	case revoked, known && !certificate.good:
 		return client, errRevoked
 	case !known && now.After(leaf.NotBefore.Add(authority.Backdate+young)):
 		return client, errUnlisted
@@ -229,7 +265,33 @@ func (c *Clients) closeRefused(match func(Client) bool) {
 	c.mu.RUnlock()
 	for on, chains := range candidates {
 		if client, err := c.client(chains); err != nil && match(client) {
-			_ = on.Close() // its reader sees the end
+			time.AfterFunc(grace, func() { _ = on.Close() }) // its reader sees the end
+		}
+	}
+}
+
+// expiry describes the metric of [Clients.Collect].
+func expiry() *prometheus.Desc {
+	return prometheus.NewDesc("lambdamesh_connector_client_certificate_expiry_timestamp_seconds",
+		"When the last good client certificate of an application expires, in Unix time.", []string{"application"}, nil)
+}
+
+// Describe implements prometheus.Collector.
+func (c *Clients) Describe(to chan<- *prometheus.Desc) { to <- expiry() }
+
+// Collect implements prometheus.Collector.
+func (c *Clients) Collect(to chan<- prometheus.Metric) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for application, certificates := range c.applications {
+		var last time.Time
+		for _, certificate := range certificates {
+			if certificate.good && certificate.expiresAt.After(last) {
+				last = certificate.expiresAt
+			}
+		}
+		if !last.IsZero() {
+			to <- prometheus.MustNewConstMetric(expiry(), prometheus.GaugeValue, float64(last.Unix()), application)
 		}
 	}
 }

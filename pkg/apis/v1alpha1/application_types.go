@@ -151,7 +151,7 @@ type ApplicationStatus struct {
 	CommonStatus `json:",inline"`
 	// Certificates with which the application is let in, the youngest last: the
 	// connector takes no other. At most 32 are good at a time, the oldest goes when
-	// there is another. What has expired is removed.
+	// there is another. What has expired is removed when there are others.
 	// +optional
 	// +listType=map
 	// +listMapKey=serial

@@ -14,6 +14,11 @@ type Certificate struct {
 	ChainPEM, KeyPEM []byte
 }
 
+// Authority makes the content of a Secret of a certificate authority: in the place
+// of have (nil: there is none), and for which reason, or nil when have is good
+// until then. With rotate it is another key in any case.
+type Authority func(have map[string][]byte, rotate bool, now time.Time) (want map[string][]byte, reason string, until time.Time, err error)
+
 // Config of what is made.
 type Config struct {
 	// Namespace of all of it. Required.
@@ -30,6 +35,8 @@ type Config struct {
 	Overlap time.Duration
 	// Certificates are the Secrets to keep, with the names in each certificate.
 	Certificates map[string][]string
+	// Authorities are Secrets of certificate authorities to keep.
+	Authorities map[string]Authority
 	// Watched are further Secrets whose certificates' expiry is told: those that
 	// others make.
 	Watched []string

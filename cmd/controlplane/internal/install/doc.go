@@ -3,8 +3,10 @@
 // invent:
 //
 //   - Secrets of certificates, signed by the mesh's authority, for the servers of
-//     the system (NATS, the public port of the event bus) and for the default
-//     Gateway; a new one at half of their life;
+//     the system (NATS, the public ports of event bus and connector) and for the
+//     default Gateway; a new one at half of their life;
+//   - the Secret of the authority that signs paired systems' certificates, whose
+//     successor trusts what it signed; earlier when [v1alpha1.AnnotationRotate] asks for it;
 //   - the Secret with the credentials of NATS;
 //   - the default Gateway, for the domain that is given.
 //

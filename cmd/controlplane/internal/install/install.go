@@ -127,6 +127,9 @@ func (m *maker) requests() []reconcile.Request {
 	for name := range m.config.Certificates {
 		add(secretKind, name)
 	}
+	for name := range m.config.Authorities {
+		add(secretKind, name)
+	}
 	for _, name := range m.config.Watched {
 		add(secretKind, name)
 	}
@@ -178,6 +181,11 @@ func (m *maker) keepSecret(ctx context.Context, name string) (time.Duration, err
 	kind := corev1.SecretTypeTLS
 	if name == m.config.Credentials {
 		create, kind = credentials, corev1.SecretTypeOpaque
+	} else if renew, ok := m.config.Authorities[name]; ok {
+		create = func() (map[string][]byte, error) {
+			data, _, _, err := renew(nil, false, m.config.Now())
+			return data, err
+		}
 	} else if !isCertificate {
 		create = nil // others make it
 	}
@@ -205,6 +213,8 @@ func (m *maker) keepSecret(ctx context.Context, name string) (time.Duration, err
 		return 0, fmt.Errorf("read Secret %s: %w", name, err)
 	case create == nil || !ours(secret, secret.Data):
 		m.judge(secret)
+	case m.config.Authorities[name] != nil:
+		return m.renewAuthority(ctx, secret, m.config.Authorities[name])
 	case isCertificate:
 		reason, _ := m.outdated(secret.Data, names)
 		if _, asked := secret.Annotations[v1alpha1.AnnotationRotate]; asked {
@@ -237,6 +247,24 @@ func (m *maker) renew(ctx context.Context, secret *corev1.Secret) error {
 		return fmt.Errorf("renew Secret %s: %w", secret.Name, err)
 	}
 	return nil
+}
+
+// renewAuthority gives an authority another key when it is time or was asked for.
+func (m *maker) renewAuthority(ctx context.Context, secret *corev1.Secret, renew Authority) (time.Duration, error) {
+	_, rotate := secret.Annotations[v1alpha1.AnnotationRotate]
+	data, reason, until, err := renew(secret.Data, rotate, m.config.Now())
+	if err != nil {
+		return 0, fmt.Errorf("renew Secret %s: %w", secret.Name, err)
+	}
+	if data != nil {
+		secret.Data = data
+		if err := m.renew(ctx, secret); err != nil {
+			return 0, err
+		}
+		m.say(secret, "Renewed", "made anew, because "+reason)
+	}
+	m.tellExpiry(secret, nil)
+	return until.Sub(m.config.Now()), nil
 }
 
 // tellExpiry sets the metric and returns how long the Secret may be left alone.

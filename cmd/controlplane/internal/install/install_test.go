@@ -25,6 +25,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/lambdamesh/lambdamesh/cmd/controlplane/internal/install"
+	applications "github.com/lambdamesh/lambdamesh/connector/authority"
 	"github.com/lambdamesh/lambdamesh/manifests"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
@@ -113,6 +114,7 @@ func (i *installation) replica(domain string) (metrics *prometheus.Registry, sto
 			return install.Certificate{ChainPEM: leaf.ChainPEM, KeyPEM: leaf.KeyPEM}, err
 		},
 		Certificates: map[string][]string{"nats-tls": {"nats.svc"}, "gateway-tls": {"*." + domain}},
+		Authorities:  map[string]install.Authority{"connector-ca": applications.Renew},
 		Credentials:  "nats", Watched: []string{"root"},
 		Gateway: &install.Gateway{Name: "gateway", Domain: domain, Secret: "gateway-tls", Selector: map[string]string{"istio": "x"}},
 		Now:     i.now, Log: log, Registry: metrics,
@@ -448,4 +450,34 @@ func (i *installation) annotate(name, key, value string) {
 	patch := client.MergeFrom(secret.DeepCopy())
 	metav1.SetMetaDataAnnotation(&secret.ObjectMeta, key, value)
 	require.NoError(i, i.Patch(i.Context(), secret, patch))
+}
+
+func TestAnAuthorityIsReplacedWhenAskedAndTrustsTheOneBefore(t *testing.T) {
+	i := newInstallation(t)
+	i.replica("example.com")
+	made := i.await("connector-ca", func(s *corev1.Secret) error {
+		_, err := applications.Parse(s.Data)
+		return err
+	})
+	first := made.DeepCopy()
+	metav1.SetMetaDataAnnotation(&made.ObjectMeta, v1alpha1.AnnotationRotate, "now")
+	require.NoError(t, i.Update(t.Context(), made))
+	second := i.await("connector-ca", func(s *corev1.Secret) error {
+		if _, asked := s.Annotations[v1alpha1.AnnotationRotate]; asked || bytes.Equal(s.Data["tls.key"], first.Data["tls.key"]) {
+			return errors.New("it has the same key")
+		}
+		return nil
+	})
+	require.Contains(t, string(second.Data["ca.crt"]), string(first.Data["tls.crt"]))
+	require.Contains(t, string(second.Data["ca.crt"]), string(second.Data["tls.crt"]))
+
+	// Somebody's own is left alone, whatever is asked.
+	second.Data["ca.crt"] = second.Data["tls.crt"]
+	metav1.SetMetaDataAnnotation(&second.ObjectMeta, v1alpha1.AnnotationRotate, "now")
+	require.NoError(t, i.Update(t.Context(), second))
+	require.NoError(t, i.Delete(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: i.namespace, Name: "nats"}}))
+	i.await("nats", func(*corev1.Secret) error { return nil }) // the controller has worked since
+	kept, err := i.secret("connector-ca")
+	require.NoError(t, err)
+	require.Equal(t, second.Data, kept.Data)
 }

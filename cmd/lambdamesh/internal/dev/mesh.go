@@ -116,8 +116,8 @@ func everyAddress(l net.Listener) []string {
 func (m *mesh) addConnector() error {
 	c, err := connector.New(connector.Config{
 		REST: m.rest, Outbound: m.connector.app, Public: m.sockets.connector,
-		Certificate: m.authority.ServerCertificate(m.sockets.connectorNames()...),
-		Targets:     m.targets, MeshProxyURL: m.connector.proxyURL(), Log: m.log("connector"),
+		Certificate: m.authority.ServerCertificate(m.sockets.connectorNames()...), PublicURL: m.connectorURL(), Roots: m.authority.Root(),
+		Targets: m.targets, MeshProxyURL: m.connector.proxyURL(), Log: m.log("connector"),
 	})
 	if err != nil {
 		return err
@@ -174,12 +174,21 @@ func (m *mesh) endpoints() Endpoints {
 		GatewayTLS:        "https://" + m.sockets.gatewayTLS.Addr().String(),
 		EventBus:          http(m.sockets.eventBus),
 		EventBusAdmin:     http(m.sockets.eventBusAdmin),
-		Connector:         "https://" + m.sockets.connector.Addr().String(),
+		Connector:         m.connectorURL(),
 		ConnectorOutbound: "https://" + m.connector.inbound.Addr().String(),
 		XDS:               m.sockets.xds.Addr().String(),
 		Kubernetes:        m.rest.Host,
 		PID:               os.Getpid(),
 	}
+}
+
+// connectorURL is where third-party systems reach the connector.
+func (m *mesh) connectorURL() string {
+	at, err := netip.ParseAddrPort(m.sockets.connector.Addr().String())
+	if err == nil && at.Addr().IsUnspecified() {
+		return "https://localhost:" + port(m.sockets.connector)
+	}
+	return "https://" + m.sockets.connector.Addr().String()
 }
 
 func port(l net.Listener) string {
