@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 	"github.com/lambdamesh/lambdamesh/meshconfig/jwks"
 	"github.com/lambdamesh/lambdamesh/meshconfig/output"
 	"github.com/lambdamesh/lambdamesh/meshconfig/status"
@@ -139,12 +141,18 @@ func New(config Config) (*Controller, error) {
 		progress: make(chan struct{}, 1),
 	}
 	needs := output.Needs{}
-	for _, one := range config.Outputs {
+	for i, one := range config.Outputs {
 		n := one.Needs()
+		if i == 0 {
+			needs.Lacks = slices.Clone(n.Lacks)
+		}
+		// What another output carries takes effect there.
+		needs.Lacks = slices.DeleteFunc(needs.Lacks, func(f ir.Feature) bool { return !slices.Contains(n.Lacks, f) })
 		needs.TokensAtSidecars = needs.TokensAtSidecars || n.TokensAtSidecars
 		needs.Members = needs.Members || n.Members
 	}
 	c.config.Settings.TokensAtSidecars = c.config.Settings.TokensAtSidecars || needs.TokensAtSidecars
+	c.config.Settings.Lacks = needs.Lacks
 	c.writer = status.NewRuleWriter(config.Cache, config.Client, config.Registry, c.log)
 	c.objects = status.NewObjectWriter(config.Cache, config.Client, c.log)
 	var err error

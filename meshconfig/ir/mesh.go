@@ -74,6 +74,11 @@ type Gateway struct {
 	Name      string `json:"name"`
 	// Identity of its proxies, a SPIFFE ID.
 	Identity string `json:"identity"`
+	// TrustedProxies before it append to X-Forwarded-For whom they were called
+	// from.
+	TrustedProxies uint32 `json:"trustedProxies,omitempty"`
+	// ProxyProtocol: connections begin with a header of PROXY protocol version 2.
+	ProxyProtocol bool `json:"proxyProtocol,omitempty"`
 	// Servers it listens with, in the object's order.
 	Servers []Server `json:"servers,omitempty"`
 	// VirtualHosts it serves, sorted by owner. No two share a host, wildcards

@@ -19,12 +19,22 @@ type Rule struct {
 	// JWT that a request needs; nil lets everybody in.
 	JWT *JWT `json:"jwt,omitempty"`
 
+	// ClientIPs that a request may come from; nil: all.
+	ClientIPs *ClientIPs `json:"clientIPs,omitempty"`
+
 	Backends        []Backend   `json:"backends,omitempty"`
 	Rewrite         *Rewrite    `json:"rewrite,omitempty"`
 	RequestHeaders  HeaderEdits `json:"requestHeaders,omitzero"`
 	ResponseHeaders HeaderEdits `json:"responseHeaders,omitzero"`
 	Timeout         Duration    `json:"timeout,omitempty"`
 	Retries         *Retries    `json:"retries,omitempty"`
+}
+
+// ClientIPs are ranges of addresses (CIDR), canonical and sorted: with Allow the
+// client's is in one of them, and it is in none of Deny.
+type ClientIPs struct {
+	Allow []string `json:"allow,omitempty"`
+	Deny  []string `json:"deny,omitempty"`
 }
 
 // Closed is the answer of a rule that cannot be obeyed.

@@ -3,6 +3,7 @@ package ir
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"regexp/syntax"
 	"slices"
 	"sort"
@@ -133,6 +134,13 @@ func (v *validator) rule(r *Rule) {
 	for _, b := range r.Backends {
 		v.check(v.destinations[b.Destination], "rule %s names the unknown destination %s", r.ID, b.Destination)
 		v.check(b.Weight > 0, "rule %s: a backend without weight", r.ID)
+	}
+	if r.ClientIPs != nil {
+		v.check(len(r.ClientIPs.Allow)+len(r.ClientIPs.Deny) > 0, "rule %s: clientIPs without a range", r.ID)
+		for _, text := range slices.Concat(r.ClientIPs.Allow, r.ClientIPs.Deny) {
+			prefix, err := netip.ParsePrefix(text)
+			v.check(err == nil && prefix == prefix.Masked(), "rule %s: %q is no canonical range of addresses", r.ID, text)
+		}
 	}
 	if r.JWT != nil {
 		v.check(len(r.JWT.Providers) > 0, "rule %s: jwt without provider", r.ID)

@@ -60,7 +60,7 @@ func (w *writer) policyRules(workload *ir.Workload) []*security.Rule {
 		}
 		var open []string // ids of rules that need no token
 		for _, id := range a.Rules {
-			if w.rules[id].JWT == nil {
+			if r := w.rules[id]; r.JWT == nil && r.ClientIPs == nil {
 				open = append(open, id)
 			}
 		}
@@ -72,6 +72,12 @@ func (w *writer) policyRules(workload *ir.Workload) []*security.Rule {
 		}
 		for _, id := range a.Rules {
 			r := w.rules[id]
+			if r.JWT == nil && r.ClientIPs != nil {
+				rules = append(rules, &security.Rule{
+					From: from(source(r, &security.Source{Principals: []string{principal}})),
+					When: []*security.Condition{{Key: keyRule, Values: []string{id}}},
+				})
+			}
 			if r.JWT == nil || !w.enforceable(r) {
 				continue
 			}
@@ -81,10 +87,10 @@ func (w *writer) policyRules(workload *ir.Workload) []*security.Rule {
 					requestPrincipals = append(requestPrincipals, issuer+"/*")
 				}
 				rules = append(rules, &security.Rule{
-					From: from(&security.Source{
+					From: from(source(r, &security.Source{
 						Principals:        []string{principal},
 						RequestPrincipals: requestPrincipals,
-					}),
+					})),
 					When: append([]*security.Condition{{Key: keyRule, Values: []string{id}}}, conditions(alternative)...),
 				})
 			}
@@ -94,6 +100,15 @@ func (w *writer) policyRules(workload *ir.Workload) []*security.Rule {
 		rules = append(rules, &security.Rule{From: from(&security.Source{Principals: members[reason]})})
 	}
 	return rules
+}
+
+// source narrows s to the addresses of a rule's clients: what the gateway
+// appended to X-Forwarded-For, which is the last that stands there.
+func source(r *ir.Rule, s *security.Source) *security.Source {
+	if r.ClientIPs != nil {
+		s.RemoteIpBlocks, s.NotRemoteIpBlocks = r.ClientIPs.Allow, r.ClientIPs.Deny
+	}
+	return s
 }
 
 func from(s *security.Source) []*security.Rule_From { return []*security.Rule_From{{Source: s}} }

@@ -32,7 +32,7 @@ func (w *writer) virtualService(g *ir.Gateway, vh *ir.VirtualHost) Object {
 		answer("ambiguous-method", 400, ir.AmbiguousMethod, method),
 	}
 	for i := range vh.Rules {
-		vs.Spec.Http = append(vs.Spec.Http, w.routes(&vh.Rules[i])...)
+		vs.Spec.Http = append(vs.Spec.Http, w.routes(g, &vh.Rules[i])...)
 	}
 	vs.Spec.Http = append(vs.Spec.Http, answer("not-found", 404, "no rule of this host matches the request"))
 	if cors := corsPolicy(vh.CORS); cors != nil {
@@ -55,10 +55,12 @@ func answer(name string, status uint32, body string, matches ...*networking.HTTP
 	}
 }
 
-func (w *writer) routes(r *ir.Rule) []*networking.HTTPRoute {
+func (w *writer) routes(g *ir.Gateway, r *ir.Rule) []*networking.HTTPRoute {
 	switch {
 	case r.Closed != nil:
 		return []*networking.HTTPRoute{closed(r, r.Closed.Status, r.Closed.Reason)}
+	case w.lacks(g, r) != "":
+		return []*networking.HTTPRoute{closed(r, 503, "NotSupported")}
 	case r.JWT == nil:
 		return []*networking.HTTPRoute{w.route(r)}
 	case !w.enforceable(r):

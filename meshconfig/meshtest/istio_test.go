@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
@@ -212,9 +213,18 @@ func publicKey(jwks string, kid any) (*ecdsa.PublicKey, error) {
 	return nil, errors.New("no such key")
 }
 
+func loopback() netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, 1}) }
+
 func lets(rule *security.Rule, header http.Header, claims jwt.MapClaims) bool {
 	source := rule.GetFrom()[0].GetSource()
 	if !slices.Contains(source.GetPrincipals(), "cluster.local/ns/lambdamesh-system/sa/gateway") {
+		return false
+	}
+	// Clients of the tests are on this machine.
+	within := func(ranges []string) bool {
+		return slices.ContainsFunc(ranges, func(r string) bool { return netip.MustParsePrefix(r).Contains(loopback()) })
+	}
+	if allow := source.GetRemoteIpBlocks(); len(allow) > 0 && !within(allow) || within(source.GetNotRemoteIpBlocks()) {
 		return false
 	}
 	iss, _ := claims["iss"].(string)

@@ -147,6 +147,10 @@ func randomRule(r *rand.Rand) v1alpha1.Rule {
 			v1alpha1.HeaderMatch{Name: "x-key", Present: new(false)}, v1alpha1.HeaderMatch{Name: "x-other", Regex: new("(?i)a|b")},
 			v1alpha1.HeaderMatch{Name: "x-other", Present: new(false)}))
 	}
+	if one(r, 6) {
+		out.ClientIPs = pick(r, &v1alpha1.ClientIPs{Allow: []v1alpha1.CIDR{"127.0.0.0/8"}}, &v1alpha1.ClientIPs{Allow: []v1alpha1.CIDR{"192.0.2.0/24", "::1/128"}},
+			&v1alpha1.ClientIPs{Deny: []v1alpha1.CIDR{"127.0.0.1/32"}}, &v1alpha1.ClientIPs{Allow: []v1alpha1.CIDR{"127.0.0.0/8"}, Deny: []v1alpha1.CIDR{"127.0.0.0/30", "2001:db8::/32"}})
+	}
 	if one(r, 2) {
 		out.NoAuth = new(true)
 		return out
@@ -228,6 +232,9 @@ func randomHeader(r *rand.Rand) http.Header {
 		if one(r, 6) {
 			h.Add("X-Key", "second")
 		}
+	}
+	if one(r, 6) { // which nobody is to believe
+		h.Set("X-Forwarded-For", pick(r, "192.0.2.7", "127.0.0.1", "198.51.100.1, 192.0.2.7", "nonsense"))
 	}
 	if one(r, 4) {
 		h.Set("X-Other", pick(r, "a", "B", "c"))

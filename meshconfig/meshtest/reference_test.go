@@ -179,7 +179,7 @@ var brokenEscape = regexp.MustCompile(`%(?:$|[^0-9A-Fa-f]|.$|.[^0-9A-Fa-f])`)
 // one that the request deserves. The second result is the decision: a status and
 // the rule.
 func (j *judged) check(c *client, r reference.Request, token bearer) (got exchanged, decision string, err error) {
-	r.Token = token.is
+	r.Token, r.Client = token.is, loopback()
 	want := j.gateway.Answer(r)
 	if j.viaIstiod {
 		if !inIstioObjects(r) {

@@ -34,6 +34,8 @@ type Output interface {
 type Needs struct {
 	// TokensAtSidecars: sidecars check tokens, since gateways do not.
 	TokensAtSidecars bool
+	// Lacks lists what the output cannot carry.
+	Lacks []ir.Feature
 	// Members: pods have sidecars that the output programs.
 	Members bool
 }

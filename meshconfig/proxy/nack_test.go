@@ -71,7 +71,6 @@ func TestUnsupportedConfigurationIsRefused(t *testing.T) {
 		"rbac log":           {filter(`- {name: rbac, typed_config: {` + typePrefix + `filters.http.rbac.v3.RBAC, rules: {action: LOG}}}`), []string{"LOG"}},
 		"rbac filter state":  {filter(`- {name: rbac, typed_config: {` + typePrefix + `filters.http.rbac.v3.RBAC, rules: {policies: {p: {permissions: [{any: true}], principals: [{filter_state: {key: x, string_match: {exact: value}}}]}}}}}`), []string{"principals[0]", "FilterState"}},
 		"unescaping slashes": {manager(`path_with_escaped_slashes_action: UNESCAPE_AND_FORWARD`), []string{`Listener "http"`, "UNESCAPE_AND_FORWARD"}},
-		"trusted hops":       {manager(`xff_num_trusted_hops: 1`), []string{"xff_num_trusted_hops"}},
 		"HTTP/1.0 host":      {manager(`http_protocol_options: {default_host_for_http_10: x}`), []string{"default_host_for_http_10"}},
 		"CONNECT upgrade":    {manager(`upgrade_configs: [{upgrade_type: CONNECT}]`), []string{"CONNECT"}},
 		"response flags":     {manager(`local_reply_config: {mappers: [{filter: {response_flag_filter: {}}}]}`), []string{"mappers[0].filter"}},

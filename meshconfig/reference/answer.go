@@ -3,6 +3,7 @@ package reference
 import (
 	"cmp"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +19,8 @@ type Request struct {
 	// Target as it stands in the request line, or in :path.
 	Target string
 	Header http.Header
+	// Client is the address that the connection comes from.
+	Client netip.Addr
 	// Token is what Authorization: Bearer holds; nil: no such header.
 	Token *Token
 }
@@ -92,6 +95,9 @@ func (g Gateway) decide(r Request, host string, path requestPath) Answer {
 		case TokenMissing, TokenInvalid:
 			answer.Status = http.StatusUnauthorized
 		case TokenForbidden:
+			answer.Status = http.StatusForbidden
+		}
+		if answer.Status == http.StatusOK && !admits(rule.ClientIPs, r.Client) {
 			answer.Status = http.StatusForbidden
 		}
 		return answer
@@ -175,6 +181,14 @@ func under(host, pattern string) bool {
 	}
 	name := strings.TrimPrefix(host, "*")
 	return strings.HasSuffix(name, suffix) && name != suffix
+}
+
+// admits says whether clients of that address may come.
+func admits(ips *v1alpha1.ClientIPs, client netip.Addr) bool {
+	within := func(ranges []v1alpha1.CIDR) bool {
+		return slices.ContainsFunc(ranges, func(c v1alpha1.CIDR) bool { return netip.MustParsePrefix(string(c)).Contains(client) })
+	}
+	return ips == nil || (len(ips.Allow) == 0 || within(ips.Allow)) && !within(ips.Deny)
 }
 
 func matchesMethod(methods []v1alpha1.HTTPMethod, method string) bool {

@@ -38,6 +38,7 @@ type ObjectWriter struct {
 	wishes map[objectKey]translate.ObjectStatus
 }
 
+// NewObjectWriter makes a writer, which writes from Run on.
 func NewObjectWriter(cache client.Reader, c client.Client, log *slog.Logger) *ObjectWriter {
 	return &ObjectWriter{
 		cache: cache, client: c, log: log,
@@ -81,6 +82,7 @@ func (w *ObjectWriter) Check(kind string, key types.NamespacedName) {
 	w.queue.Add(objectKey{kind, key})
 }
 
+// Run writes until ctx ends, once elected is closed.
 func (w *ObjectWriter) Run(ctx context.Context, elected <-chan struct{}) error {
 	stop := context.AfterFunc(ctx, w.queue.ShutDown)
 	defer stop()

@@ -57,6 +57,7 @@ type RuleWriter struct {
 	written map[types.NamespacedName]*v1alpha1.APIRule
 }
 
+// NewRuleWriter makes a writer, which writes from Run on; registry may be nil.
 func NewRuleWriter(cache client.Reader, c client.Client, registry prometheus.Registerer, log *slog.Logger) *RuleWriter {
 	w := &RuleWriter{
 		cache: cache, client: c, log: log,
@@ -74,6 +75,7 @@ func NewRuleWriter(cache client.Reader, c client.Client, registry prometheus.Reg
 	return w
 }
 
+// Want says what the status of an APIRule shall say from now on.
 func (w *RuleWriter) Want(key types.NamespacedName, wish Wish) {
 	w.mu.Lock()
 	same := wish.equal(w.wishes[key])
@@ -87,6 +89,7 @@ func (w *RuleWriter) Want(key types.NamespacedName, wish Wish) {
 // Check compares an object with what it shall say.
 func (w *RuleWriter) Check(key types.NamespacedName) { w.queue.Add(key) }
 
+// ForgetAllBut drops the wishes for others.
 func (w *RuleWriter) ForgetAllBut(current map[types.NamespacedName]bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -98,6 +101,7 @@ func (w *RuleWriter) ForgetAllBut(current map[types.NamespacedName]bool) {
 	}
 }
 
+// Run writes until ctx ends, once elected is closed.
 func (w *RuleWriter) Run(ctx context.Context, elected <-chan struct{}) error {
 	stop := context.AfterFunc(ctx, w.queue.ShutDown)
 	defer stop()

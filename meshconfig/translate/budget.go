@@ -41,7 +41,9 @@ const (
 	matcherBytes = 128
 	backendBytes = 2048 // with its cluster
 	keySetBytes  = 512
-	entryBytes   = 64
+	// clientIPsBytes of a rule with clientIPs, besides its ranges.
+	clientIPsBytes = 512
+	entryBytes     = 64
 )
 
 func costOf(r *v1alpha1.APIRule) cost {
@@ -69,6 +71,13 @@ func costOf(r *v1alpha1.APIRule) cost {
 		}
 		c.routes += match
 		c.bytes += backendBytes * max(1, len(rule.Backends))
+		if ips := rule.ClientIPs; ips != nil {
+			n := len(ips.Allow) + len(ips.Deny)
+			c.matchers += n
+			// Istio says them again for each combination of a token's conditions.
+			c.routes += clientIPsBytes + 2*matcherBytes*n
+			c.bytes += clientIPTimes(rule) * (clientIPsBytes + matcherBytes*n) * max(1, len(rule.Backends))
+		}
 		if rule.Rewrite != nil {
 			c.routes += pathBytes(rule.Path) + 2*text(rule.Rewrite.Path, rule.Rewrite.Host)
 		}
@@ -205,6 +214,23 @@ func (c *cost) jwt(namespace string, rule *v1alpha1.Rule) {
 			c.bytes += times * one.bytes * (len(backends) - 1)
 		}
 	}
+}
+
+// clientIPTimes is how often Istio's policies repeat the ranges of a rule for one
+// backend: for each alternative of its jwt.
+func clientIPTimes(rule *v1alpha1.Rule) int {
+	if rule.JWT == nil {
+		return 1
+	}
+	times := 0
+	for _, a := range rule.JWT.Authorizations {
+		if len(a.RequiredScopes) > 0 {
+			times += len(ir.ScopeClaims())
+		} else {
+			times++
+		}
+	}
+	return max(1, times) * len(byAudiences(rule.JWT.Authentications))
 }
 
 // byAudiences groups what [ir.JWT.Alternatives] takes together.

@@ -46,6 +46,9 @@ func (t *translator) addGateways() {
 		// The selector says to Istio which pods are the gateway. A data plane of ours
 		// says by its node id which Gateway it is.
 		whole := r.onlyHandled("", &g.Spec, "servers", "selector")
+		if problem := r.clientAddresses(g, &out.ir); problem != nil {
+			whole = problem
+		}
 		for i := range g.Spec.GetServers() {
 			r.field = fmt.Sprintf("spec.servers[%d]", i)
 			server, problem := r.server(i)

@@ -145,6 +145,7 @@ func (t *ruleTranslator) rule(i int) ir.Rule {
 	out := ir.Rule{ID: t.id(spec), Index: i}
 	t.match(spec, &out)
 	jwt := t.auth(spec)
+	out.ClientIPs = t.clientIPs(spec.ClientIPs)
 	backends := t.backends(spec)
 	out.Rewrite = t.rewrite(spec.Rewrite)
 	out.RequestHeaders = t.headerEdits(".request", spec.Request)
@@ -160,8 +161,11 @@ func (t *ruleTranslator) rule(i int) ir.Rule {
 	if t.closed == nil && jwt != nil {
 		t.checkIssuers(jwt, backends)
 		if t.settings.TokensAtSidecars {
-			t.checkSidecars(backends)
+			t.checkSidecars(".jwt", "tokens", backends)
 		}
+	}
+	if t.closed == nil && out.ClientIPs != nil && t.settings.lacks(ir.ClientIPsAtGateway) {
+		t.checkSidecars(".clientIPs", "addresses", backends)
 	}
 	if t.closed != nil {
 		return ir.Rule{ID: out.ID, Index: i, Path: out.Path, Methods: out.Methods, Headers: out.Headers, Closed: t.closed}
@@ -176,7 +180,11 @@ func (t *ruleTranslator) rule(i int) ir.Rule {
 // id hashes what decides about a request and its access, not what happens
 // afterwards: a changed timeout must not make a sidecar wait for a new policy.
 func (t *ruleTranslator) id(spec *v1alpha1.Rule) string {
-	text, err := json.Marshal([]any{spec.Path, spec.Methods, spec.Headers, spec.NoAuth, spec.JWT, spec.ExtAuth})
+	decides := []any{spec.Path, spec.Methods, spec.Headers, spec.NoAuth, spec.JWT, spec.ExtAuth}
+	if spec.ClientIPs != nil {
+		decides = append(decides, spec.ClientIPs)
+	}
+	text, err := json.Marshal(decides)
 	if err != nil { // these are plain values
 		text = fmt.Appendf(nil, "%+v", spec)
 	}

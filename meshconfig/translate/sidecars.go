@@ -15,14 +15,14 @@ const annotationInjected = "sidecar.istio.io/status"
 // HasSidecar says whether a pod has Istio's sidecar.
 func HasSidecar(pod metav1.Object) bool { return pod.GetAnnotations()[annotationInjected] != "" }
 
-// checkSidecars refuses a rule whose tokens nobody would check. Only where the
-// backend's sidecar does it (Settings.TokensAtSidecars): the gateway lets every
-// bearer token pass there.
-func (t *ruleTranslator) checkSidecars(backends []ir.Backend) {
+// checkSidecars refuses a rule by whose field something (what) is to be checked
+// that nobody would check. Only where the backend's sidecar does it
+// (Settings.TokensAtSidecars): the gateway lets everything pass there.
+func (t *ruleTranslator) checkSidecars(field, what string, backends []ir.Backend) {
 	for _, b := range backends {
 		d := t.destinations[b.Destination]
 		if w := t.workloads[d.Workload]; w == nil || w.Owner.Kind != "Lambda" {
-			t.refuse(".jwt", ReasonNoSidecar, "Service %s/%s is no lambda, so that no sidecar of ours checks its tokens; route to a lambda, or use noAuth and check tokens in the Service", d.Namespace, d.Name)
+			t.refuse(field, ReasonNoSidecar, "Service %s/%s is no lambda, so that no sidecar of ours checks its %s; route to a lambda, or use noAuth and check %s in the Service", d.Namespace, d.Name, what, what)
 			continue
 		}
 		pods, without := t.lambdaPods[d.Workload], []string{}
@@ -38,11 +38,11 @@ func (t *ruleTranslator) checkSidecars(backends []ir.Backend) {
 			if len(without) > shown {
 				names += ", ..."
 			}
-			t.refuse(".jwt", ReasonNoSidecar, "%d of %d pods of lambda %s have no sidecar that checks tokens (%s); "+
+			t.refuse(field, ReasonNoSidecar, "%d of %d pods of lambda %s have no sidecar that checks %s (%s); "+
 				"see to it that Istio injects into namespace %s (label it istio-injection=enabled or istio.io/rev=<revision>) and restart the Deployment",
-				len(without), len(pods), d.Workload, names, d.Namespace)
+				len(without), len(pods), d.Workload, what, names, d.Namespace)
 		case len(pods) == 0 && !t.hasMember(d):
-			t.refuse(".jwt", v1alpha1.ReasonPending, "lambda %s has no pod yet whose sidecar checks tokens", d.Workload)
+			t.refuse(field, v1alpha1.ReasonPending, "lambda %s has no pod yet whose sidecar checks %s", d.Workload, what)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
@@ -61,6 +62,8 @@ type Settings struct {
 	// TokensAtSidecars: the sidecars of backends check tokens, not the gateway. A
 	// rule with jwt is refused then unless its backends' pods have one.
 	TokensAtSidecars bool
+	// Lacks lists what none of the outputs carries; a rule that uses it is refused.
+	Lacks []ir.Feature
 	// AdvertisedPorts: where clients reach a Gateway server's port, when that is
 	// another one (a load balancer's, or that of a local listener). Only the
 	// URLs in a status depend on it.
@@ -87,6 +90,8 @@ func (s Settings) withDefaults() Settings {
 	s.Limits = s.Limits.withDefaults()
 	return s
 }
+
+func (s Settings) lacks(f ir.Feature) bool { return slices.Contains(s.Lacks, f) }
 
 // KeySetResult is a fetched JWK Set, or why there is none. An old set and an
 // error may come together: the set is used and the error reported.

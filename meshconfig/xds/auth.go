@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rbacconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
@@ -127,17 +130,62 @@ func requirement(providers []string) *jwtv3.JwtRequirement {
 	}}
 }
 
-// authorization is the policy of a route that needs a token. A token that is
-// valid but fits none of the alternatives is a 403.
-func authorization(jwt *ir.JWT) *rbacv3.RBACPerRoute {
-	policy := &rbacconfigv3.Policy{Permissions: []*rbacconfigv3.Permission{anyPermission()}}
-	for _, a := range jwt.Alternatives() {
-		policy.Principals = append(policy.Principals, alternative(a))
+// authorization is the policy of a route that needs a token or asks for the
+// client's address. A token that is valid but fits none of the alternatives is a
+// 403, and so is another address.
+func authorization(r *ir.Rule) *rbacv3.RBACPerRoute {
+	policy, name := &rbacconfigv3.Policy{Permissions: []*rbacconfigv3.Permission{anyPermission()}}, "clientIPs"
+	if r.JWT != nil {
+		name = "jwt"
+		for _, a := range r.JWT.Alternatives() {
+			policy.Principals = append(policy.Principals, alternative(a))
+		}
+	}
+	if r.ClientIPs != nil {
+		all := clientIPs(r.ClientIPs)
+		if len(policy.Principals) > 0 {
+			all = append(all, anyOf(policy.Principals))
+		}
+		policy.Principals = []*rbacconfigv3.Principal{allOf(all)}
 	}
 	return &rbacv3.RBACPerRoute{Rbac: &rbacv3.RBAC{Rules: &rbacconfigv3.RBAC{
 		Action:   rbacconfigv3.RBAC_ALLOW,
-		Policies: map[string]*rbacconfigv3.Policy{"jwt": policy},
+		Policies: map[string]*rbacconfigv3.Policy{name: policy},
 	}}}
+}
+
+// clientIPs all hold.
+func clientIPs(ips *ir.ClientIPs) []*rbacconfigv3.Principal {
+	var all []*rbacconfigv3.Principal
+	within := func(ranges []string) *rbacconfigv3.Principal {
+		var either []*rbacconfigv3.Principal
+		for _, text := range ranges {
+			address, bits, _ := strings.Cut(text, "/")
+			n, _ := strconv.ParseUint(bits, 10, 8) // valid, as all of the mesh is
+			either = append(either, &rbacconfigv3.Principal{Identifier: &rbacconfigv3.Principal_RemoteIp{
+				RemoteIp: &corev3.CidrRange{AddressPrefix: address, PrefixLen: wrapperspb.UInt32(uint32(n))},
+			}})
+		}
+		return anyOf(either)
+	}
+	if len(ips.Allow) > 0 {
+		all = append(all, within(ips.Allow))
+	}
+	if len(ips.Deny) > 0 {
+		all = append(all, &rbacconfigv3.Principal{Identifier: &rbacconfigv3.Principal_NotId{NotId: within(ips.Deny)}})
+	}
+	return all
+}
+
+func anyOf(all []*rbacconfigv3.Principal) *rbacconfigv3.Principal {
+	if len(all) == 1 {
+		return all[0]
+	}
+	return &rbacconfigv3.Principal{Identifier: &rbacconfigv3.Principal_OrIds{OrIds: &rbacconfigv3.Principal_Set{Ids: all}}}
+}
+
+func allOf(all []*rbacconfigv3.Principal) *rbacconfigv3.Principal {
+	return &rbacconfigv3.Principal{Identifier: &rbacconfigv3.Principal_AndIds{AndIds: &rbacconfigv3.Principal_Set{Ids: all}}}
 }
 
 func alternative(a ir.Alternative) *rbacconfigv3.Principal {
@@ -157,7 +205,7 @@ func alternative(a ir.Alternative) *rbacconfigv3.Principal {
 	for _, c := range a.Claims {
 		all = append(all, oneOf(c.Name, c.Values))
 	}
-	return &rbacconfigv3.Principal{Identifier: &rbacconfigv3.Principal_AndIds{AndIds: &rbacconfigv3.Principal_Set{Ids: all}}}
+	return allOf(all)
 }
 
 func oneIssuer(issuers []string) *rbacconfigv3.Principal {
@@ -165,10 +213,7 @@ func oneIssuer(issuers []string) *rbacconfigv3.Principal {
 	for _, issuer := range issuers {
 		either = append(either, claim("iss", isString(exact(issuer))))
 	}
-	if len(either) == 1 {
-		return either[0]
-	}
-	return &rbacconfigv3.Principal{Identifier: &rbacconfigv3.Principal_OrIds{OrIds: &rbacconfigv3.Principal_Set{Ids: either}}}
+	return anyOf(either)
 }
 
 // oneOf: the claim is one of the values, or an array with one of them.

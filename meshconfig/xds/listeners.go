@@ -15,6 +15,7 @@ import (
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	proxyprotocolv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
 	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
@@ -64,6 +65,12 @@ func (b *builder) gateway(g *ir.Gateway) {
 		l, exists := listeners[name]
 		if !exists {
 			l = listener(name, bind, s.Port)
+			if g.ProxyProtocol {
+				l.ListenerFilters = append(l.ListenerFilters, b.listenerFilter("envoy.filters.listener.proxy_protocol", &proxyprotocolv3.ProxyProtocol{
+					// The text of version 1 ends where a client could go on writing it.
+					DisallowedVersions: []corev3.ProxyProtocolConfig_Version{corev3.ProxyProtocolConfig_V1},
+				}))
+			}
 			listeners[name] = l
 			b.out.Listeners = append(b.out.Listeners, l)
 		}
@@ -79,13 +86,13 @@ func (b *builder) gateway(g *ir.Gateway) {
 				routes = fmt.Sprintf("http.%s.%d", s.Bind, s.Port)
 			}
 			if !exists { // servers of one plain port share its routes
-				l.FilterChains = []*listenerv3.FilterChain{b.httpChain(b.edge(routes, filters))}
+				l.FilterChains = []*listenerv3.FilterChain{b.httpChain(b.edge(g, routes, filters))}
 			}
 			plain[routes] = append(plain[routes], s)
 			continue
 		}
 		routes := fmt.Sprintf("https.%d.%s", s.Port, s.Name)
-		chain := b.httpChain(b.edge(routes, filters))
+		chain := b.httpChain(b.edge(g, routes, filters))
 		if names := serverNames(s); len(names) > 0 {
 			chain.FilterChainMatch = &listenerv3.FilterChainMatch{ServerNames: names}
 		}
@@ -98,11 +105,8 @@ func (b *builder) gateway(g *ir.Gateway) {
 		})
 		chain.Name = s.Name
 		l.FilterChains = append(l.FilterChains, chain)
-		if len(l.ListenerFilters) == 0 {
-			l.ListenerFilters = []*listenerv3.ListenerFilter{{
-				Name:       "envoy.filters.listener.tls_inspector",
-				ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.any(&inspectorv3.TlsInspector{})},
-			}}
+		if len(l.FilterChains) == 1 {
+			l.ListenerFilters = append(l.ListenerFilters, b.listenerFilter("envoy.filters.listener.tls_inspector", &inspectorv3.TlsInspector{}))
 		}
 		b.gatewayRoutes(routes, g, s)
 	}
@@ -160,6 +164,10 @@ func (b *builder) filter(name string, config proto.Message) *hcmv3.HttpFilter {
 	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: b.any(config)}}
 }
 
+func (b *builder) listenerFilter(name string, config proto.Message) *listenerv3.ListenerFilter {
+	return &listenerv3.ListenerFilter{Name: name, ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.any(config)}}
+}
+
 func (b *builder) router() *hcmv3.HttpFilter { return b.filter(filterRouter, &routerv3.Router{}) }
 
 func (b *builder) downstreamTLS(config *tlsv3.DownstreamTlsContext) *corev3.TransportSocket {
@@ -175,12 +183,14 @@ func rds(routes string) *hcmv3.HttpConnectionManager_Rds {
 
 // edge is the connection manager of a gateway: it trusts nothing a client says
 // about itself and refuses what two parsers could read differently.
-func (b *builder) edge(routes string, filters []*hcmv3.HttpFilter) *hcmv3.HttpConnectionManager {
+func (b *builder) edge(g *ir.Gateway, routes string, filters []*hcmv3.HttpFilter) *hcmv3.HttpConnectionManager {
 	return &hcmv3.HttpConnectionManager{
 		StatPrefix:       routes,
 		RouteSpecifier:   rds(routes),
 		HttpFilters:      filters,
 		UseRemoteAddress: wrapperspb.Bool(true),
+		// Of what X-Forwarded-For says, the part that trusted proxies wrote.
+		XffNumTrustedHops: g.TrustedProxies,
 		// Before a route is looked for and a filter asked: neither sees a client's copy.
 		EarlyHeaderMutationExtensions: []*corev3.TypedExtensionConfig{{
 			Name:        "envoy.http.early_header_mutation.header_mutation",

@@ -115,8 +115,13 @@ func (b *builder) route(r *ir.Rule) *routev3.Route {
 			filterJWT: b.any(&jwtv3.PerRouteConfig{RequirementSpecifier: &jwtv3.PerRouteConfig_RequirementName{
 				RequirementName: requirementName(providerNames(r.JWT)),
 			}}),
-			filterRBAC: b.any(authorization(r.JWT)),
 		}
+	}
+	if r.JWT != nil || r.ClientIPs != nil {
+		if out.TypedPerFilterConfig == nil {
+			out.TypedPerFilterConfig = map[string]*anypb.Any{}
+		}
+		out.TypedPerFilterConfig[filterRBAC] = b.any(authorization(r))
 	}
 	out.RequestHeadersToRemove = r.RequestHeaders.Remove
 	out.RequestHeadersToAdd = append(setHeaders(r.RequestHeaders.Set), setHeader(ir.Header{Name: headers.Rule, Value: r.ID}))

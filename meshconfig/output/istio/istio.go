@@ -134,7 +134,9 @@ func New(config Config) (*Output, error) {
 func (o *Output) Name() string { return "istio" }
 
 // Needs implements [Output]: Istio's gateways look into no token.
-func (o *Output) Needs() output.Needs { return output.Needs{TokensAtSidecars: true} }
+func (o *Output) Needs() output.Needs {
+	return output.Needs{TokensAtSidecars: true, Lacks: istio.Lacks()}
+}
 
 // Update implements [Output].
 func (o *Output) Update(_ context.Context, update output.Update) {

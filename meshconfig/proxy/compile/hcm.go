@@ -30,6 +30,7 @@ type HCM struct {
 	MergeSlashes     bool
 	RejectEscaped    bool
 	Edge             bool // use_remote_address
+	TrustedHops      int  // proxies before this one whose X-Forwarded-For is believed
 	SkipXFF          bool
 	AppendPort       bool
 	RejectUnderscore bool
@@ -84,7 +85,7 @@ func compileHCM(at string, c *hcmv3.HttpConnectionManager) (*HCM, error) {
 	if err := strict.Allow(at, c, "codec_type", "stat_prefix", "rds", "route_config", "http_filters", "tracing", "common_http_protocol_options",
 		"http_protocol_options", "http2_protocol_options", "server_name", "server_header_transformation", "scheme_header_transformation",
 		"max_request_headers_kb", "stream_idle_timeout", "request_timeout", "request_headers_timeout", "drain_timeout", "delayed_close_timeout",
-		"access_log", "access_log_options", "use_remote_address", "internal_address_config", "skip_xff_append", "via", "generate_request_id",
+		"access_log", "access_log_options", "use_remote_address", "xff_num_trusted_hops", "internal_address_config", "skip_xff_append", "via", "generate_request_id",
 		"preserve_external_request_id", "always_set_request_id_in_response", "forward_client_cert_details", "set_current_client_cert_details",
 		"proxy_100_continue", "upgrade_configs", "normalize_path", "merge_slashes", "path_with_escaped_slashes_action", "request_id_extension",
 		"local_reply_config", "strip_matching_host_port", "strip_any_host_port", "stream_error_on_invalid_http_message",
@@ -98,7 +99,7 @@ func compileHCM(at string, c *hcmv3.HttpConnectionManager) (*HCM, error) {
 	h := &HCM{
 		StripPort: c.GetStripAnyHostPort(), StripMatching: c.GetStripMatchingHostPort(), StripDot: c.GetStripTrailingHostDot(),
 		NormalizePath: c.GetNormalizePath().GetValue(), MergeSlashes: c.GetMergeSlashes(),
-		Edge: c.GetUseRemoteAddress().GetValue(), SkipXFF: c.GetSkipXffAppend(), AppendPort: c.GetAppendXForwardedPort(),
+		Edge: c.GetUseRemoteAddress().GetValue(), TrustedHops: int(min(c.GetXffNumTrustedHops(), 1<<10)), SkipXFF: c.GetSkipXffAppend(), AppendPort: c.GetAppendXForwardedPort(),
 		XFCC: c.GetForwardClientCertDetails(), ServerName: c.GetServerName(), ServerHeader: c.GetServerHeaderTransformation(),
 		RequestID: c.GetGenerateRequestId() == nil || c.GetGenerateRequestId().GetValue(), KeepRequestID: c.GetPreserveExternalRequestId(),
 		ReturnRequestID: c.GetAlwaysSetRequestIdInResponse(), Via: c.GetVia(), MaxHeaders: defaultMaxHeaders,

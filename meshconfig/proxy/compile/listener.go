@@ -5,14 +5,17 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	proxyprotocolv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/proxy/strict"
 )
@@ -22,6 +25,8 @@ type Listener struct {
 	Name          string
 	Network, Addr string
 	Bind          bool
+	// ProxyProtocol: connections begin with a header of version 2.
+	ProxyProtocol bool
 	Chains        []*Chain
 	byName        map[string]*Chain // by server name, "*.x" for suffixes
 	fallback      *Chain            // for any other name or none
@@ -68,6 +73,13 @@ func compileListener(l *listenerv3.Listener) (*Listener, error) {
 		return nil, err
 	}
 	for _, f := range l.GetListenerFilters() {
+		if f.GetTypedConfig().GetTypeUrl() == "type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" {
+			if err := compileProxyProtocol(fmt.Sprintf("%s.listener_filters[%s]", at, f.GetName()), f.GetTypedConfig()); err != nil {
+				return nil, err
+			}
+			c.ProxyProtocol = true
+			continue
+		}
 		if !strict.Inert(f.GetTypedConfig()) {
 			return nil, fmt.Errorf("%s.listener_filters[%s]: %s is not supported", at, f.GetName(), f.GetTypedConfig().GetTypeUrl())
 		}
@@ -173,7 +185,7 @@ func (c *Listener) addChain(at string, f *listenerv3.FilterChain) error {
 		}
 		sum.Write(b)
 	}
-	fmt.Fprintf(sum, "%+v", chain.HCM.Server)
+	fmt.Fprintf(sum, "%+v %v", chain.HCM.Server, c.ProxyProtocol)
 	chain.Key = hex.EncodeToString(sum.Sum(nil)[:12])
 	c.Chains = append(c.Chains, chain)
 
@@ -245,6 +257,21 @@ func (c *Listener) Chain(serverName string) *Chain {
 		}
 		rest = rest[i+1:]
 	}
+}
+
+// compileProxyProtocol takes version 2 alone, on every connection.
+func compileProxyProtocol(at string, config *anypb.Any) error {
+	var c proxyprotocolv3.ProxyProtocol
+	if err := strict.Unmarshal(at, config, &c); err != nil {
+		return err
+	}
+	if err := strict.Allow(at, &c, "disallowed_versions", "stat_prefix"); err != nil {
+		return err
+	}
+	if !slices.Equal(c.GetDisallowedVersions(), []corev3.ProxyProtocolConfig_Version{corev3.ProxyProtocolConfig_V1}) {
+		return fmt.Errorf("%s: version 1 of the PROXY protocol is not supported; name it in disallowed_versions", at)
+	}
+	return nil
 }
 
 // Address is where it listens, network included.

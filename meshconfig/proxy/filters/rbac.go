@@ -203,7 +203,7 @@ func compilePrincipal(at string, p *rbaccfgv3.Principal) (request.Match, error) 
 	case *rbaccfgv3.Principal_DirectRemoteIp:
 		return compileCIDR(at+".direct_remote_ip", r.DirectRemoteIp, (*request.Request).DirectIP)
 	case *rbaccfgv3.Principal_RemoteIp:
-		return compileCIDR(at+".remote_ip", r.RemoteIp, (*request.Request).RemoteIP)
+		return compileCIDR(at+".remote_ip", r.RemoteIp, (*request.Request).ClientIP)
 	case *rbaccfgv3.Principal_Header:
 		return request.CompileHeaderMatch(at+".header", r.Header)
 	case *rbaccfgv3.Principal_UrlPath:

@@ -67,7 +67,7 @@ func compileOperator(at, op string) (operator, error) {
 			return strings.Join(sans, ","), len(sans) > 0
 		},
 		"DOWNSTREAM_REMOTE_ADDRESS":              func(req *Request) (string, bool) { return req.HTTP.RemoteAddr, req.HTTP.RemoteAddr != "" },
-		"DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT": func(req *Request) (string, bool) { ip := req.RemoteIP(); return ip, ip != "" },
+		"DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT": func(req *Request) (string, bool) { return req.Client, req.Client != "" },
 		"DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT": func(req *Request) (string, bool) {
 			host, _, err := net.SplitHostPort(req.HTTP.RemoteAddr)
 			return host, err == nil

@@ -22,9 +22,9 @@ type Request struct {
 	Query string
 	// Scheme is http or https.
 	Scheme string
-	// Edge says that the other end of the connection is the client, so that
-	// nobody else is believed to know its address.
-	Edge bool
+	// Client is the address of the client, as far as anybody is believed who tells
+	// it; without a port.
+	Client string
 	// RouteName is the name of the route, once there is one.
 	RouteName string
 	// Metadata is what filters found out, by filter (Envoy's dynamic metadata).
@@ -53,18 +53,34 @@ func (req *Request) DirectIP() string {
 	return host
 }
 
-// RemoteIP is the address of the client: on edge listeners the connection's,
-// else what the proxy before this one wrote into X-Forwarded-For.
-func (req *Request) RemoteIP() string {
-	if !req.Edge {
-		if values := req.HTTP.Header["X-Forwarded-For"]; len(values) > 0 {
-			list := strings.Split(values[len(values)-1], ",")
-			if ip, err := netip.ParseAddr(strings.TrimSpace(list[len(list)-1])); err == nil {
-				return ip.String()
-			}
-		}
+// ClientIP is Client.
+func (req *Request) ClientIP() string { return req.Client }
+
+// FindClient sets Client, before anything is appended to X-Forwarded-For. The
+// right end of that header is what proxies before this one wrote; trusted says
+// how many of them are believed. On an edge the connection's other end is the
+// client when there are none, and else the last of them; inside, it is a proxy
+// that wrote one more (Envoy: xff_num_trusted_hops, use_remote_address).
+func (req *Request) FindClient(edge bool, trusted int) {
+	req.Client = req.DirectIP()
+	if !edge {
+		trusted++
 	}
-	return req.DirectIP()
+	if trusted == 0 {
+		return
+	}
+	lines := req.HTTP.Header["X-Forwarded-For"]
+	for i := len(lines) - 1; i >= 0; i-- {
+		entries := strings.Split(lines[i], ",")
+		if trusted > len(entries) {
+			trusted -= len(entries)
+			continue
+		}
+		if ip, err := netip.ParseAddr(strings.TrimSpace(entries[len(entries)-trusted])); err == nil {
+			req.Client = ip.Unmap().String()
+		}
+		return
+	}
 }
 
 // SetMetadata notes what a filter found out.

@@ -263,6 +263,7 @@ func (e *exchange) sanitizePath() string {
 
 // setForwarded tells the upstream who asked, and how.
 func (e *exchange) setForwarded(h http.Header) {
+	e.FindClient(e.hcm.Edge, e.hcm.TrustedHops)
 	if e.hcm.Edge {
 		if !e.hcm.SkipXFF {
 			if ip := e.DirectIP(); ip != "" {

@@ -148,13 +148,34 @@ func (s *socket) accept() {
 			continue
 		}
 		counted := &countedConn{Conn: c, done: func() { s.active.Add(-1) }}
-		if bound := s.current.Load(); bound.config.Chains[0].TLS != nil {
-			go s.handshake(counted, bound)
+		bound := s.current.Load()
+		if bound.config.ProxyProtocol {
+			go s.begin(counted, bound)
 			continue
 		}
-		if !s.hand(request.NewConn(counted, nil), nil) {
-			_ = counted.Close()
-		}
+		s.take(counted, bound)
+	}
+}
+
+// begin takes a connection that tells who its client is.
+func (s *socket) begin(c net.Conn, bound *boundListener) {
+	told, err := readProxyHeader(c, bound.config.Chains[0].Timeout)
+	if err != nil {
+		s.server.metrics.handshakes.Inc()
+		s.server.log.Debug("a connection was refused", "address", s.addr, "proxy", c.RemoteAddr().String(), "error", err)
+		c.Close()
+		return
+	}
+	s.take(told, bound)
+}
+
+func (s *socket) take(c net.Conn, bound *boundListener) {
+	if bound.config.Chains[0].TLS != nil {
+		go s.handshake(c, bound)
+		return
+	}
+	if !s.hand(request.NewConn(c, nil), nil) {
+		_ = c.Close()
 	}
 }
 
@@ -366,6 +387,6 @@ func (s *chainServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c, _ := r.Context().Value(connKey{}).(*request.Conn)
 	e := &exchange{server: p, state: state, hcm: h, w: w}
-	e.HTTP, e.Conn, e.Edge, e.Scheme = r, c, h.Edge, h.SchemeOf(c)
+	e.HTTP, e.Conn, e.Scheme = r, c, h.SchemeOf(c)
 	e.serve()
 }

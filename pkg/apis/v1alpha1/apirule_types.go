@@ -117,6 +117,14 @@ type Rule struct {
 	// +optional
 	ExtAuth *ExtAuth `json:"extAuth,omitempty"`
 
+	// ClientIPs restricts the rule to clients by their addresses, after a token was
+	// found to be good; others get 403. The address is that of the connection, or
+	// what the trusted proxies of the Gateway tell (its annotations
+	// lambdamesh.dev/trusted-proxies and lambdamesh.dev/proxy-protocol), never what
+	// a client can write into a header.
+	// +optional
+	ClientIPs *ClientIPs `json:"clientIPs,omitempty"`
+
 	// Rewrite changes path or host on the way to the backend.
 	// +optional
 	Rewrite *Rewrite `json:"rewrite,omitempty"`
@@ -332,6 +340,30 @@ type ExtAuth struct {
 	// +optional
 	JWT *JWTAuth `json:"jwt,omitempty"`
 }
+
+// ClientIPs are ranges of addresses. One that is in deny is refused, and with
+// allow one that is in none of its ranges.
+// +kubebuilder:validation:XValidation:rule="has(self.allow) || has(self.deny)",message="clientIPs that name no range restrict nothing; write allow or deny"
+// +kubebuilder:validation:XValidation:rule="!has(self.allow) || size(self.allow) > 0",message="allow is empty and asks nothing; list ranges such as 192.0.2.0/24 or remove the field"
+// +kubebuilder:validation:XValidation:rule="!has(self.deny) || size(self.deny) > 0",message="deny is empty and refuses nobody; list ranges such as 192.0.2.0/24 or remove the field"
+type ClientIPs struct {
+	// Allow these ranges and nobody else.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=64
+	Allow []CIDR `json:"allow,omitempty"`
+	// Deny these ranges, also where they are within allowed ones.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=64
+	Deny []CIDR `json:"deny,omitempty"`
+}
+
+// CIDR is a range of addresses (RFC 4632, RFC 4291), such as 192.0.2.0/24 or
+// 2001:db8::/32. A single address is written /32 or /128.
+// +kubebuilder:validation:MaxLength=49
+// +kubebuilder:validation:Pattern=`^[0-9a-fA-F:.]+/[0-9]{1,3}$`
+type CIDR string
 
 // CORSPolicy answers preflight requests (WHATWG Fetch, section 3.2). It decides
 // alone what pages are told: Access-Control-* headers of a backend are removed.

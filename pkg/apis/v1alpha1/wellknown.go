@@ -96,6 +96,15 @@ const (
 	// AnnotationRotate on a Secret that the installation made, with any value, has
 	// what is in it replaced.
 	AnnotationRotate = Group + "/rotate"
+	// AnnotationTrustedProxies on a networking.istio.io/v1 Gateway says how many
+	// proxies stand before it and append to X-Forwarded-For the address they were
+	// called from: that many from its right end the client's address is taken.
+	// Whoever reaches the gateway past them can write any address there.
+	AnnotationTrustedProxies = Group + "/trusted-proxies"
+	// AnnotationProxyProtocol on a networking.istio.io/v1 Gateway with the value
+	// "v2": each connection begins with a header of the PROXY protocol, version 2,
+	// that tells the client's address; others are closed.
+	AnnotationProxyProtocol = Group + "/proxy-protocol"
 	// AnnotationAppAddress on a pod with a sidecar tells where its application
 	// listens, "127.0.0.1:8080" or "unix:/var/run/lambdamesh/app/<name>"; unset:
 	// what EnvListen says there.

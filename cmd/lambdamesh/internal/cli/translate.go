@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -58,6 +59,10 @@ func translateFiles(files []string, format string, stdout, stderr io.Writer) err
 	snapshot, notes, err := filesource.Load(files...)
 	if err != nil {
 		return err
+	}
+	if format == "istio" {
+		// Which pods have a sidecar is not known here; the rest is.
+		snapshot.Settings.Lacks = slices.DeleteFunc(istio.Lacks(), func(f ir.Feature) bool { return f == ir.ClientIPsAtGateway })
 	}
 	mesh, problems := translate.Translate(snapshot)
 	if err := write(&mesh, stdout); err != nil {

@@ -1,0 +1,15 @@
+package ir
+
+// Feature is something that an output may be unable to carry. A rule that uses
+// one that no output carries is refused; an output closes the rules that it
+// cannot carry itself.
+type Feature string
+
+// The features that some output lacks.
+const (
+	// ClientIPsAtGateway: the gateway judges addresses, so that backends without a
+	// sidecar are protected, too.
+	ClientIPsAtGateway Feature = "clientIPs of a backend without a sidecar"
+	// ClientIPsBehindProxies: addresses that proxies before the gateway tell.
+	ClientIPsBehindProxies Feature = "clientIPs at a Gateway with trusted proxies or PROXY protocol"
+)
