@@ -19,6 +19,8 @@ type Rule struct {
 	// JWT that a request needs; nil lets everybody in.
 	JWT *JWT `json:"jwt,omitempty"`
 
+	// APIKey that a request needs; nil: none.
+	APIKey *APIKey `json:"apiKey,omitempty"`
 	// ClientIPs that a request may come from; nil: all.
 	ClientIPs *ClientIPs `json:"clientIPs,omitempty"`
 
@@ -28,6 +30,64 @@ type Rule struct {
 	ResponseHeaders HeaderEdits `json:"responseHeaders,omitzero"`
 	Timeout         Duration    `json:"timeout,omitempty"`
 	Retries         *Retries    `json:"retries,omitempty"`
+	RateLimit       *RateLimit  `json:"rateLimit,omitempty"`
+	// MaxBodyBytes of a request; 0: no limit here.
+	MaxBodyBytes uint32    `json:"maxBodyBytes,omitempty"`
+	Mirror       *Mirror   `json:"mirror,omitempty"`
+	Redirect     *Redirect `json:"redirect,omitempty"`
+}
+
+// APIKey of clients, in Header (lower case) or in the parameter Query.
+type APIKey struct {
+	Header string `json:"header,omitempty"`
+	Query  string `json:"query,omitempty"`
+	// Clients by name, sorted. Their keys are secret.
+	Clients []APIClient `json:"clients"`
+}
+
+// APIClient has a key, which no other client of the rule has.
+type APIClient struct {
+	Name string `json:"name"`
+	Key  string `json:"key"`
+}
+
+// RateLimit is a token bucket of Burst requests that gets Requests more every Per.
+type RateLimit struct {
+	Requests uint32   `json:"requests"`
+	Per      Duration `json:"per"`
+	Burst    uint32   `json:"burst"`
+	// Header (lower case), Claim or ClientIP: a bucket for each value; requests
+	// without one share a bucket. None of them: one bucket for all.
+	Header   string `json:"header,omitempty"`
+	Claim    string `json:"claim,omitempty"`
+	ClientIP bool   `json:"clientIP,omitempty"`
+}
+
+// Mirror is a destination (a key) that gets copies of requests.
+type Mirror struct {
+	Destination string `json:"destination"`
+	Percent     uint32 `json:"percent"`
+}
+
+// Redirect is an answer instead of a backend's; what is empty stays.
+type Redirect struct {
+	Scheme string `json:"scheme,omitempty"`
+	Host   string `json:"host,omitempty"`
+	Port   uint32 `json:"port,omitempty"`
+	Path   string `json:"path,omitempty"`
+	Code   uint32 `json:"code"`
+}
+
+// Destinations of the rule, the mirror's included.
+func (r *Rule) Destinations() []string {
+	var all []string
+	for _, b := range r.Backends {
+		all = append(all, b.Destination)
+	}
+	if r.Mirror != nil {
+		all = append(all, r.Mirror.Destination)
+	}
+	return all
 }
 
 // ClientIPs are ranges of addresses (CIDR), canonical and sorted: with Allow the
@@ -147,6 +207,24 @@ type JWTProvider struct {
 	KeySet string `json:"keySet"`
 	// Audiences of which the token must name one; empty: any.
 	Audiences []string `json:"audiences,omitempty"`
+	// Headers and Params (of the query) that the token may be in; without Headers
+	// it is in Authorization: Bearer.
+	Headers []TokenHeader `json:"headers,omitempty"`
+	Params  []string      `json:"params,omitempty"`
+	// ClaimHeaders tell the backend claims, sorted by header.
+	ClaimHeaders []ClaimHeader `json:"claimHeaders,omitempty"`
+}
+
+// TokenHeader is a header (lower case) with a token behind a prefix.
+type TokenHeader struct {
+	Name   string `json:"name"`
+	Prefix string `json:"prefix,omitempty"`
+}
+
+// ClaimHeader is a header (lower case) that tells a claim.
+type ClaimHeader struct {
+	Header string `json:"header"`
+	Claim  string `json:"claim"`
 }
 
 // JWTAuthorization is what a token must claim; all of it.

@@ -130,9 +130,18 @@ func (v *validator) rule(r *Rule) {
 		v.check(r.Closed.Status >= 400 && r.Closed.Status < 600, "rule %s is closed with %d", r.ID, r.Closed.Status)
 		return
 	}
-	v.check(len(r.Backends) > 0, "rule %s has no backend", r.ID)
+	v.check(len(r.Backends) > 0 || r.Redirect != nil, "rule %s has no backend", r.ID)
+	v.check(len(r.Backends) == 0 || r.Redirect == nil, "rule %s has backends and a redirect", r.ID)
+	for _, d := range r.Destinations() {
+		v.check(v.destinations[d], "rule %s names the unknown destination %s", r.ID, d)
+	}
+	if r.APIKey != nil {
+		v.check((r.APIKey.Header == "") != (r.APIKey.Query == "") && len(r.APIKey.Clients) > 0, "rule %s: an API key is in a header or in the query, and somebody has one", r.ID)
+	}
+	if l := r.RateLimit; l != nil {
+		v.check(l.Requests > 0 && l.Burst > 0 && l.Per > 0, "rule %s: a rate limit without requests, burst or time", r.ID)
+	}
 	for _, b := range r.Backends {
-		v.check(v.destinations[b.Destination], "rule %s names the unknown destination %s", r.ID, b.Destination)
 		v.check(b.Weight > 0, "rule %s: a backend without weight", r.ID)
 	}
 	if r.ClientIPs != nil {

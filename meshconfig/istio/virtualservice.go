@@ -83,12 +83,12 @@ func closed(r *ir.Rule, status uint32, reason string) *networking.HTTPRoute {
 // enforceable says whether every backend is a workload whose sidecar checks the
 // token. Others would be reached with any token, or none that is valid.
 func (w *writer) enforceable(r *ir.Rule) bool {
-	for _, b := range r.Backends {
-		if w.destinations[b.Destination].Workload == "" {
+	for _, key := range r.Destinations() {
+		if w.destinations[key].Workload == "" {
 			return false
 		}
 	}
-	return true
+	return len(r.Backends) > 0
 }
 
 // with adds a condition on a header. The map holds one for each name, so further
@@ -146,14 +146,24 @@ func (w *writer) route(r *ir.Rule) *networking.HTTPRoute {
 	if len(r.ResponseHeaders.Set)+len(r.ResponseHeaders.Remove) == 0 {
 		out.Headers.Response = nil
 	}
-	for _, b := range r.Backends {
-		d := w.destinations[b.Destination]
-		destination := &networking.HTTPRouteDestination{Destination: &networking.Destination{
-			Host: d.Hostname(), Port: &networking.PortSelector{Number: d.Port},
-		}}
+	if r.Redirect != nil {
+		return redirect(r, out)
+	}
+	to := func(key string) *networking.Destination {
+		d := w.destinations[key]
+		destination := &networking.Destination{Host: d.Hostname(), Port: &networking.PortSelector{Number: d.Port}}
 		if r.JWT != nil {
-			destination.Destination.Subset = subsetMutualTLS
+			destination.Subset = subsetMutualTLS
 		}
+		return destination
+	}
+	if r.Mirror != nil {
+		out.Mirrors = []*networking.HTTPMirrorPolicy{{
+			Destination: to(r.Mirror.Destination), Percentage: &networking.Percent{Value: float64(r.Mirror.Percent)},
+		}}
+	}
+	for _, b := range r.Backends {
+		destination := &networking.HTTPRouteDestination{Destination: to(b.Destination)}
 		if len(r.Backends) > 1 {
 			destination.Weight = int32(b.Weight)
 		}
@@ -167,6 +177,22 @@ func (w *writer) route(r *ir.Rule) *networking.HTTPRoute {
 	}
 	out.Rewrite = rewrite(r)
 	return out
+}
+
+// redirect is the route that answers for a backend: istiod takes no timeout and
+// no retries there.
+func redirect(r *ir.Rule, route *networking.HTTPRoute) *networking.HTTPRoute {
+	route.Timeout, route.Retries = nil, nil
+	if route.Headers != nil {
+		route.Headers.Request = nil
+	}
+	route.Redirect = &networking.HTTPRedirect{
+		Scheme: r.Redirect.Scheme, Authority: r.Redirect.Host, Uri: r.Redirect.Path, RedirectCode: r.Redirect.Code,
+	}
+	if r.Redirect.Port > 0 {
+		route.Redirect.RedirectPort = &networking.HTTPRedirect_Port{Port: r.Redirect.Port}
+	}
+	return route
 }
 
 func rewrite(r *ir.Rule) *networking.HTTPRewrite {

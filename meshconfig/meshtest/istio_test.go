@@ -1,11 +1,13 @@
 package meshtest_test
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -131,6 +133,15 @@ func (m *model) route(route *networking.HTTPRoute, request *message, query strin
 		got.header = backendCORS()
 	}
 	edit(got.header, route.GetHeaders().GetResponse())
+	if r := route.GetRedirect(); r != nil {
+		got.status, got.header = int(r.GetRedirectCode()), http.Header{}
+		location := url.URL{Scheme: cmp.Or(r.GetScheme(), "http"), Host: cmp.Or(r.GetAuthority(), request.host), Path: cmp.Or(r.GetUri(), request.path)}
+		if r.GetPort() > 0 {
+			location.Host += fmt.Sprintf(":%d", r.GetPort())
+		}
+		got.header.Set("Location", location.String()+query)
+		return
+	}
 	if direct := route.GetDirectResponse(); direct != nil {
 		got.status = int(direct.GetStatus())
 		return

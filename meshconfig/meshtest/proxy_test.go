@@ -6,6 +6,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -79,6 +81,7 @@ func withBackends(t *testing.T, mesh *ir.Mesh) {
 		}
 		key := d.Key()
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
 			echo, _ := json.Marshal(seen{Backend: key, Path: r.RequestURI, Host: r.Host, Headers: r.Header})
 			w.Header().Set(echoHeader, string(echo))
 			for name, value := range backendCORS() {
@@ -175,6 +178,16 @@ func send(t *testing.T, address string, r meshtest.Request) answer {
 	token := ""
 	if r.Token != nil {
 		token = r.Token.Mint(t, time.Now())
+		switch {
+		case r.Token.Header != "":
+			r.Headers = maps.Clone(r.Headers)
+			if r.Headers == nil {
+				r.Headers = map[string]string{}
+			}
+			r.Headers[r.Token.Header], token = r.Token.Prefix+token, ""
+		case r.Token.Param != "":
+			r.URL, token = r.URL+"?"+r.Token.Param+"="+token, ""
+		}
 	}
 	got, err := exchange(t.Context(), address, r, token)
 	require.NoError(t, err)
@@ -195,7 +208,14 @@ func exchange(ctx context.Context, address string, r meshtest.Request, token str
 	if token != "" {
 		fmt.Fprintf(&text, "Authorization: Bearer %s\r\n", token)
 	}
-	text.WriteString("\r\n")
+	switch body := strings.Repeat("x", r.Body); {
+	case r.Chunked:
+		fmt.Fprintf(&text, "Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", r.Body, body)
+	case r.Body > 0:
+		fmt.Fprintf(&text, "Content-Length: %d\r\n\r\n%s", r.Body, body)
+	default:
+		text.WriteString("\r\n")
+	}
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "tcp", address)
 	if err != nil {

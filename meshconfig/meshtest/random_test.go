@@ -151,6 +151,11 @@ func randomRule(r *rand.Rand) v1alpha1.Rule {
 		out.ClientIPs = pick(r, &v1alpha1.ClientIPs{Allow: []v1alpha1.CIDR{"127.0.0.0/8"}}, &v1alpha1.ClientIPs{Allow: []v1alpha1.CIDR{"192.0.2.0/24", "::1/128"}},
 			&v1alpha1.ClientIPs{Deny: []v1alpha1.CIDR{"127.0.0.1/32"}}, &v1alpha1.ClientIPs{Allow: []v1alpha1.CIDR{"127.0.0.0/8"}, Deny: []v1alpha1.CIDR{"127.0.0.0/30", "2001:db8::/32"}})
 	}
+	if out.ClientIPs == nil && one(r, 12) {
+		out.Lambda, out.NoAuth = "", new(true)
+		out.Redirect = pick(r, &v1alpha1.Redirect{Path: "/elsewhere"}, &v1alpha1.Redirect{Host: "elsewhere.example", Code: 307})
+		return out
+	}
 	if one(r, 2) {
 		out.NoAuth = new(true)
 		return out

@@ -34,9 +34,12 @@ type Request struct {
 	// they are written, without any cleaning.
 	URL     string            `json:"url"`
 	Headers map[string]string `json:"headers,omitempty"`
-	// Token becomes Authorization: Bearer.
+	// Token becomes Authorization: Bearer, or what its fields say.
 	Token *Token `json:"token,omitempty"`
-	Want  Answer `json:"want"`
+	// Body of so many bytes, with its length said before or, Chunked, not.
+	Body    int    `json:"body,omitempty"`
+	Chunked bool   `json:"chunked,omitempty"`
+	Want    Answer `json:"want"`
 }
 
 // Answer is what the client must get and the backend must have seen. What is
@@ -76,6 +79,10 @@ type Token struct {
 	Audiences []string       `json:"audiences,omitempty"`
 	Claims    map[string]any `json:"claims,omitempty"`
 	Expired   bool           `json:"expired,omitempty"`
+	// Header that has the token behind Prefix, or Param of the query.
+	Header string `json:"header,omitempty"`
+	Prefix string `json:"prefix,omitempty"`
+	Param  string `json:"param,omitempty"`
 }
 
 // Requests reads requests.yaml; a case may have none.

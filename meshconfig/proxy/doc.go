@@ -35,8 +35,9 @@
 // downstream and upstream TLS from 1.2 with certificates and validation over SDS
 // and SAN matchers (URI, DNS); the HTTP connection manager with RDS or inline
 // routes, path normalization, early removal of headers, header rules, X-Forwarded-*, client certificate
-// details, local replies, websocket upgrades; the filters jwt_authn (inlined key
-// sets), rbac, cors and router; routes by path, headers and query to clusters,
+// details, local replies, websocket upgrades; PROXY protocol version 2; the filters
+// jwt_authn (inlined key sets), api_key_auth, rbac, local_ratelimit, buffer, cors and
+// router; routes by path, headers and query to clusters,
 // weighted clusters, redirects and direct responses, with timeouts, retries and
 // rewrites; clusters of type EDS, STATIC and DNS with round robin, least request
 // and random, circuit breakers, and transport sockets chosen by endpoint. The ADS
@@ -60,6 +61,8 @@
 //   - Outlier detection is accepted and does nothing. max_connections limits
 //     requests of HTTP/1.1 clusters, not connections. DNS names are resolved when
 //     connecting.
+//   - The buffer filter keeps nothing: a body that is too large breaks off on its
+//     way to the upstream. Bodies over 64 KiB are not mirrored.
 //   - It is no Envoy and says so: Server is lambdamesh unless server_name is set.
 //   - X-Forwarded-Client-Cert holds Hash, URI, Subject and DNS, and no By.
 //   - A path with a fragment is refused, also where Envoy is told to cut it off.

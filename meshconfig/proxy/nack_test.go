@@ -47,7 +47,7 @@ func TestUnsupportedConfigurationIsRefused(t *testing.T) {
 		"hash policy":              {route(`{match: {prefix: /}, route: {cluster: backend, hash_policy: [{header: {header_name: x}}]}}`), []string{`RouteConfiguration "http"`, `virtual host "all"`, `route "0"`, "hash_policy"}},
 		"early append":             {manager(`early_header_mutation_extensions: [{name: early, typed_config: {` + typePrefix + `http.early_header_mutation.header_mutation.v3.HeaderMutation, mutations: [{append: {header: {key: x, value: "1"}}}]}}]`), []string{"early_header_mutation_extensions[0].mutations[0]", "only remove"}},
 		"rate limits":              {route(`{match: {prefix: /}, route: {cluster: backend, rate_limits: [{actions: [{remote_address: {}}]}]}}`), []string{"rate_limits"}},
-		"mirroring":                {route(`{match: {prefix: /}, route: {cluster: backend, request_mirror_policies: [{cluster: backend}]}}`), []string{"request_mirror_policies"}},
+		"mirroring by header":      {route(`{match: {prefix: /}, route: {cluster: backend, request_mirror_policies: [{cluster_header: x}]}}`), []string{"request_mirror_policies"}},
 		"priority":                 {route(`{match: {prefix: /}, route: {cluster: backend, priority: HIGH}}`), []string{"priority"}},
 		"cluster header":           {route(`{match: {prefix: /}, route: {cluster_header: x}}`), []string{"cluster"}},
 		"header range":             {route(`{match: {prefix: /, headers: [{name: x, range_match: {start: 1, end: 2}}]}, route: {cluster: backend}}`), []string{"headers[x]", "range_match"}},
@@ -61,7 +61,7 @@ func TestUnsupportedConfigurationIsRefused(t *testing.T) {
 		"bad regex":                {route(`{match: {safe_regex: {regex: "(?<!a)b"}}, route: {cluster: backend}}`), []string{"safe_regex"}},
 
 		"lua":                {filter(`- {name: lua, typed_config: {` + typePrefix + `filters.http.lua.v3.Lua}}`), []string{"http_filters[lua]", "Lua"}},
-		"local rate limit":   {filter(`- {name: rl, typed_config: {` + typePrefix + `filters.http.local_ratelimit.v3.LocalRateLimit, stat_prefix: x}}`), []string{"http_filters[rl]", "LocalRateLimit"}},
+		"local rate limit":   {filter(`- {name: rl, typed_config: {` + typePrefix + `filters.http.local_ratelimit.v3.LocalRateLimit, stat_prefix: x, stage: 1}}`), []string{"http_filters[rl]", "stage"}},
 		"a fault":            {filter(`- {name: fault, typed_config: {` + typePrefix + `filters.http.fault.v3.HTTPFault, abort: {http_status: 503, percentage: {numerator: 100}}}}`), []string{"http_filters[fault]"}},
 		"remote key set":     {filter(`- {name: jwt, typed_config: {` + typePrefix + `filters.http.jwt_authn.v3.JwtAuthentication, providers: {p: {remote_jwks: {http_uri: {uri: "https://x", cluster: c, timeout: 1s}}}}}}`), []string{"providers[p]", "remote_jwks"}},
 		"broken key set":     {filter(`- {name: jwt, typed_config: {` + typePrefix + `filters.http.jwt_authn.v3.JwtAuthentication, providers: {p: {local_jwks: {inline_string: "{"}}}}}`), []string{"providers[p].local_jwks"}},

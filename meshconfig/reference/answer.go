@@ -100,6 +100,9 @@ func (g Gateway) decide(r Request, host string, path requestPath) Answer {
 		if answer.Status == http.StatusOK && !admits(rule.ClientIPs, r.Client) {
 			answer.Status = http.StatusForbidden
 		}
+		if answer.Status == http.StatusOK && rule.Redirect != nil {
+			answer.Status = int(cmp.Or(rule.Redirect.Code, http.StatusFound))
+		}
 		return answer
 	}
 	return Answer{Status: http.StatusNotFound}
@@ -201,6 +204,9 @@ func backends(namespace string, r *v1alpha1.Rule) []string {
 			return namespace + "/" + lambda + ":80"
 		}
 		return cmp.Or(s.Namespace, namespace) + "/" + s.Name + ":" + strconv.Itoa(int(cmp.Or(s.Port, 80)))
+	}
+	if r.Redirect != nil {
+		return nil
 	}
 	if len(r.Backends) == 0 {
 		return []string{key(r.Lambda, r.Service)}

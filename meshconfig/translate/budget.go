@@ -41,6 +41,10 @@ const (
 	matcherBytes = 128
 	backendBytes = 2048 // with its cluster
 	keySetBytes  = 512
+	// rateLimitBytes of a rule with rateLimit.
+	rateLimitBytes = 1024
+	// apiKeyBytes of a rule with apiKey: the Secret, and what stands around each key.
+	apiKeyBytes = maxAPIKeyBytes + 32*maxAPIClients
 	// clientIPsBytes of a rule with clientIPs, besides its ranges.
 	clientIPsBytes = 512
 	entryBytes     = 64
@@ -77,6 +81,22 @@ func costOf(r *v1alpha1.APIRule) cost {
 			// Istio says them again for each combination of a token's conditions.
 			c.routes += clientIPsBytes + 2*matcherBytes*n
 			c.bytes += clientIPTimes(rule) * (clientIPsBytes + matcherBytes*n) * max(1, len(rule.Backends))
+		}
+		if r := rule.Redirect; r != nil {
+			c.routes += 2 * text(r.Host, r.Path, r.Scheme)
+		}
+		if rule.Mirror != nil {
+			c.bytes += backendBytes
+		}
+		if rule.RateLimit != nil {
+			c.routes += rateLimitBytes
+			if key := rule.RateLimit.Key; key != nil {
+				c.routes += text(key.Header, key.Claim)
+			}
+		}
+		if rule.APIKey != nil { // as large as its Secret may grow without an edit
+			c.routes += apiKeyBytes
+			c.matchers++
 		}
 		if rule.Rewrite != nil {
 			c.routes += pathBytes(rule.Path) + 2*text(rule.Rewrite.Path, rule.Rewrite.Host)
@@ -168,11 +188,18 @@ func (c *cost) jwt(namespace string, rule *v1alpha1.Rule) {
 	name := 0
 	for _, a := range jwt.Authentications {
 		set := keySetName(namespace, a)
-		c.keySets[a.Issuer+"|"+set] = true
+		c.keySets[a.Issuer+"|"+set+tokenPlacesKey(rule.JWT, a)] = true
 		for _, backend := range backends {
 			c.keyCopies[a.Issuer+"|"+set+"|"+backend] = true
 		}
 		name += 16 + len(a.Issuer) + len(set)
+		for _, h := range a.FromHeaders {
+			c.listener += 2 * text(h.Name, h.Prefix)
+		}
+		c.listener += 2 * text(a.FromParams...)
+		for _, h := range jwt.ClaimToHeaders {
+			c.listener += 2 * text(h.Claim, h.Header)
+		}
 		provider := keySetBytes + 2*(quoted(a.Issuer)+len(set))
 		c.listener += provider
 		c.bytes += provider * len(backends)
@@ -231,6 +258,15 @@ func clientIPTimes(rule *v1alpha1.Rule) int {
 		}
 	}
 	return max(1, times) * len(byAudiences(rule.JWT.Authentications))
+}
+
+// tokenPlacesKey tells providers apart that differ in where tokens are and in what
+// is told of them: each has the keys. Most do not; then it is empty.
+func tokenPlacesKey(jwt *v1alpha1.JWTAuth, a v1alpha1.JWTAuthentication) string {
+	if len(a.FromHeaders)+len(a.FromParams)+len(jwt.ClaimToHeaders) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("|%v|%v|%v", a.FromHeaders, a.FromParams, jwt.ClaimToHeaders)
 }
 
 // byAudiences groups what [ir.JWT.Alternatives] takes together.

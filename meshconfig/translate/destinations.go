@@ -35,6 +35,9 @@ func (t *ruleTranslator) backends(spec *v1alpha1.Rule) []ir.Backend {
 	if len(spec.Backends) > 0 {
 		n++
 	}
+	if spec.Redirect != nil {
+		n++
+	}
 	for i, b := range spec.Backends {
 		field := fmt.Sprintf(".backends[%d]", i)
 		if (b.Lambda == "") == (b.Service == nil) {
@@ -48,7 +51,10 @@ func (t *ruleTranslator) backends(spec *v1alpha1.Rule) []ir.Backend {
 		choices = append(choices, choice{field, b.Lambda, b.Service, weight})
 	}
 	if n != 1 {
-		t.refuse("", v1alpha1.ReasonInvalid, "write exactly one of lambda, service, backends")
+		t.refuse("", v1alpha1.ReasonInvalid, "write exactly one of lambda, service, backends, redirect")
+		return nil
+	}
+	if spec.Redirect != nil {
 		return nil
 	}
 	var out []ir.Backend

@@ -8,8 +8,6 @@ import (
 	"strings"
 	"unicode"
 
-	"k8s.io/apimachinery/pkg/types"
-
 	"github.com/lambdamesh/lambdamesh/meshconfig/ir"
 	"github.com/lambdamesh/lambdamesh/meshconfig/jwk"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
@@ -38,14 +36,14 @@ type issuerClaim struct{ keySet, owner string }
 func (t *ruleTranslator) auth(spec *v1alpha1.Rule) *ir.JWT {
 	noAuth := spec.NoAuth != nil && *spec.NoAuth
 	n := 0
-	for _, given := range []bool{noAuth, spec.JWT != nil, spec.ExtAuth != nil} {
+	for _, given := range []bool{noAuth, spec.JWT != nil, spec.ExtAuth != nil, spec.APIKey != nil} {
 		if given {
 			n++
 		}
 	}
 	switch {
 	case n != 1:
-		t.refuse("", v1alpha1.ReasonInvalid, "write exactly one of noAuth: true, jwt, extAuth")
+		t.refuse("", v1alpha1.ReasonInvalid, "write exactly one of noAuth: true, jwt, extAuth, apiKey")
 	case spec.ExtAuth != nil:
 		t.refuse(".extAuth", v1alpha1.ReasonNotSupported, "external authorizers are not supported yet; use jwt or noAuth")
 	case spec.JWT != nil:
@@ -55,7 +53,7 @@ func (t *ruleTranslator) auth(spec *v1alpha1.Rule) *ir.JWT {
 }
 
 func (t *ruleTranslator) jwt(spec *v1alpha1.JWTAuth) *ir.JWT {
-	out := &ir.JWT{}
+	out, claimHeaders := &ir.JWT{}, t.claimHeaders(spec.ClaimToHeaders)
 	if len(spec.Authentications) == 0 {
 		t.refuse(".jwt.authentications", v1alpha1.ReasonInvalid, "name an issuer whose tokens are taken")
 	}
@@ -65,14 +63,9 @@ func (t *ruleTranslator) jwt(spec *v1alpha1.JWTAuth) *ir.JWT {
 			t.refuse(field+".issuer", v1alpha1.ReasonInvalid, "%q is no issuer; write the token's iss, without wildcards, blanks, | and control characters", a.Issuer)
 			continue
 		}
-		if len(a.FromHeaders) > 0 {
-			t.refuse(field+".fromHeaders", v1alpha1.ReasonNotSupported, "tokens are taken from Authorization: Bearer only, for now")
-		}
-		if len(a.FromParams) > 0 {
-			t.refuse(field+".fromParams", v1alpha1.ReasonNotSupported, "tokens are taken from Authorization: Bearer only, for now")
-		}
 		t.checkAsked(field+".audiences", a.Audiences)
-		p := ir.JWTProvider{Issuer: a.Issuer, KeySet: t.keySetOf(field, a), Audiences: sortedSet(a.Audiences)}
+		p := ir.JWTProvider{Issuer: a.Issuer, KeySet: t.keySetOf(field, a), Audiences: sortedSet(a.Audiences), ClaimHeaders: claimHeaders}
+		t.tokenPlaces(field, a, &p)
 		for _, other := range out.Providers {
 			if other.Issuer == p.Issuer && other.KeySet != p.KeySet {
 				t.refuse(field, ReasonIssuerConflict, "the same rule names issuer %q with other keys", p.Issuer)
@@ -188,7 +181,7 @@ func (t *ruleTranslator) fetchedKeys(uri string) keySet {
 }
 
 func (t *ruleTranslator) secretKeys(secretName string) keySet {
-	name := types.NamespacedName{Namespace: t.object.Namespace, Name: secretName}
+	name := secretOf(t.object, secretName)
 	secret, found := t.secrets[name]
 	if !found {
 		return keySet{json: ir.NoKeys, reason: v1alpha1.ReasonNotFound, problem: fmt.Sprintf("Secret %s does not exist", name)}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"regexp/syntax"
 	"slices"
 	"strings"
@@ -155,23 +156,29 @@ func (t *ruleTranslator) rule(i int) ir.Rule {
 	}
 	out.Timeout = timeout(spec.Timeout, t.object.Spec.Timeout)
 	out.Retries = retries(spec.Retries)
-	if spec.RateLimit != nil {
-		t.refuse(".rateLimit", v1alpha1.ReasonNotSupported, "rate limits are not supported yet; remove the field to open the rule")
+	out.Redirect = t.redirect(spec)
+	out.Mirror = t.mirror(spec.Mirror)
+	out.RateLimit = t.rateLimit(spec)
+	out.MaxBodyBytes = t.maxBodyBytes(spec.MaxBodyBytes)
+	out.APIKey = t.apiKey(spec.APIKey)
+	reached := slices.Clone(backends)
+	if out.Mirror != nil {
+		reached = append(reached, ir.Backend{Destination: out.Mirror.Destination})
 	}
 	if t.closed == nil && jwt != nil {
-		t.checkIssuers(jwt, backends)
+		t.checkIssuers(jwt, reached)
 		if t.settings.TokensAtSidecars {
-			t.checkSidecars(".jwt", "tokens", backends)
+			t.checkSidecars(".jwt", "tokens", reached)
 		}
 	}
 	if t.closed == nil && out.ClientIPs != nil && t.settings.lacks(ir.ClientIPsAtGateway) {
-		t.checkSidecars(".clientIPs", "addresses", backends)
+		t.checkSidecars(".clientIPs", "addresses", reached)
 	}
 	if t.closed != nil {
 		return ir.Rule{ID: out.ID, Index: i, Path: out.Path, Methods: out.Methods, Headers: out.Headers, Closed: t.closed}
 	}
 	if t.served {
-		t.allowGateway(out.ID, backends)
+		t.allowGateway(out.ID, reached)
 	}
 	out.JWT, out.Backends = t.keep(jwt), backends
 	return out
@@ -181,8 +188,10 @@ func (t *ruleTranslator) rule(i int) ir.Rule {
 // afterwards: a changed timeout must not make a sidecar wait for a new policy.
 func (t *ruleTranslator) id(spec *v1alpha1.Rule) string {
 	decides := []any{spec.Path, spec.Methods, spec.Headers, spec.NoAuth, spec.JWT, spec.ExtAuth}
-	if spec.ClientIPs != nil {
-		decides = append(decides, spec.ClientIPs)
+	for _, more := range []any{spec.ClientIPs, spec.APIKey} { // which most rules do not have
+		if !reflect.ValueOf(more).IsNil() {
+			decides = append(decides, more)
+		}
 	}
 	text, err := json.Marshal(decides)
 	if err != nil { // these are plain values

@@ -116,14 +116,19 @@ func JWKSURIs(settings Settings, rules []*v1alpha1.APIRule) []string {
 	return slices.Sorted(maps.Keys(uris))
 }
 
-// SecretRefs lists the Secrets a translation needs, sorted: key sets of rules
-// that are not too large, and the certificates of Gateways' TLS servers.
+// SecretRefs lists the Secrets a translation needs, sorted: key sets and API keys
+// of rules that are not too large, and the certificates of Gateways' TLS servers.
 func SecretRefs(settings Settings, rules []*v1alpha1.APIRule, gateways []*networkingv1.Gateway) []types.NamespacedName {
 	refs := map[types.NamespacedName]bool{}
 	for _, r := range withinBudgets(settings, rules) {
 		for _, a := range authentications(r) {
 			if a.JWKSSecret != "" {
-				refs[types.NamespacedName{Namespace: r.Namespace, Name: a.JWKSSecret}] = true
+				refs[secretOf(r, a.JWKSSecret)] = true
+			}
+		}
+		for i := range r.Spec.Rules {
+			if key := r.Spec.Rules[i].APIKey; key != nil {
+				refs[secretOf(r, key.SecretName)] = true
 			}
 		}
 	}
@@ -135,6 +140,11 @@ func SecretRefs(settings Settings, rules []*v1alpha1.APIRule, gateways []*networ
 		}
 	}
 	return slices.SortedFunc(maps.Keys(refs), compareNames)
+}
+
+// secretOf an APIRule: one of its namespace.
+func secretOf(r *v1alpha1.APIRule, name string) types.NamespacedName {
+	return types.NamespacedName{Namespace: r.Namespace, Name: name}
 }
 
 func authentications(r *v1alpha1.APIRule) []v1alpha1.JWTAuthentication {

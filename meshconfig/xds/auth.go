@@ -41,7 +41,7 @@ func (b *builder) jwtFilter(g *ir.Gateway) *jwtv3.JwtAuthentication {
 				continue
 			}
 			for _, p := range jwt.Providers {
-				added, err := once(providers, providerName(p), trusted{p.Issuer, p.KeySet}, func(a, b trusted) bool { return a == b })
+				added, err := once(providers, providerName(p), trusted{p.Issuer, p.KeySet, places(p)}, func(a, b trusted) bool { return a == b })
 				b.note(err)
 				if added {
 					filter.Providers[providerName(p)] = provider(p, keys[p.KeySet])
@@ -59,7 +59,7 @@ func (b *builder) jwtFilter(g *ir.Gateway) *jwtv3.JwtAuthentication {
 }
 
 // trusted is what makes a provider: whose tokens, by which keys.
-type trusted struct{ issuer, keySet string }
+type trusted struct{ issuer, keySet, places string }
 
 // once sets a name that is not there yet and says whether it did. A name stands
 // for one thing only: with two, a rule of one team would decide about another's
@@ -77,7 +77,7 @@ func once[T any](all map[string]T, name string, value T, same func(a, b T) bool)
 }
 
 func provider(p ir.JWTProvider, jwks string) *jwtv3.JwtProvider {
-	return &jwtv3.JwtProvider{
+	out := &jwtv3.JwtProvider{
 		Issuer: p.Issuer,
 		JwksSourceSpecifier: &jwtv3.JwtProvider_LocalJwks{LocalJwks: &corev3.DataSource{
 			Specifier: &corev3.DataSource_InlineString{InlineString: jwks},
@@ -91,10 +91,35 @@ func provider(p ir.JWTProvider, jwks string) *jwtv3.JwtProvider {
 		NormalizePayloadInMetadata: &jwtv3.JwtProvider_NormalizePayload{
 			SpaceDelimitedClaims: ir.ScopeClaims(),
 		},
+		FromParams: p.Params,
 	}
+	if len(p.Headers) > 0 {
+		out.FromHeaders = nil
+	}
+	for _, h := range p.Headers {
+		out.FromHeaders = append(out.FromHeaders, &jwtv3.JwtHeader{Name: h.Name, ValuePrefix: h.Prefix})
+	}
+	for _, c := range p.ClaimHeaders { // Envoy removes the client's copies of them
+		out.ClaimToHeaders = append(out.ClaimToHeaders, &jwtv3.JwtClaimToHeader{HeaderName: c.Header, ClaimName: c.Claim})
+	}
+	return out
 }
 
-func providerName(p ir.JWTProvider) string { return nameOf("provider", p.Issuer, p.KeySet) }
+func providerName(p ir.JWTProvider) string {
+	if text := places(p); text != "" {
+		return nameOf("provider", p.Issuer, p.KeySet, text)
+	}
+	return nameOf("provider", p.Issuer, p.KeySet)
+}
+
+// places are where the provider's tokens are and what is told of them; empty: as
+// with most.
+func places(p ir.JWTProvider) string {
+	if len(p.Headers)+len(p.Params)+len(p.ClaimHeaders) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%q %q %q", p.Headers, p.Params, p.ClaimHeaders)
+}
 
 // nameOf some parts, which users write: other parts have another name, whatever
 // is in them.

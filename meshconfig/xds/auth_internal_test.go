@@ -11,15 +11,15 @@ import (
 func TestANameStandsForOneThing(t *testing.T) {
 	all := map[string]trusted{}
 	same := func(a, b trusted) bool { return a == b }
-	added, err := once(all, "p", trusted{"i", "k"}, same)
+	added, err := once(all, "p", trusted{"i", "k", ""}, same)
 	require.NoError(t, err)
 	require.True(t, added)
-	added, err = once(all, "p", trusted{"i", "k"}, same)
+	added, err = once(all, "p", trusted{"i", "k", ""}, same)
 	require.NoError(t, err)
 	require.False(t, added)
-	_, err = once(all, "p", trusted{"i", "other"}, same)
-	require.ErrorContains(t, err, "p stands for {i k} and for {i other}")
-	require.Equal(t, trusted{"i", "k"}, all["p"])
+	_, err = once(all, "p", trusted{"i", "other", ""}, same)
+	require.ErrorContains(t, err, "p stands for {i k } and for {i other }")
+	require.Equal(t, trusted{"i", "k", ""}, all["p"])
 }
 
 func TestNamesTellWherePartsEnd(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -74,12 +75,11 @@ func (b *builder) gateway(g *ir.Gateway) {
 			listeners[name] = l
 			b.out.Listeners = append(b.out.Listeners, l)
 		}
-		filters := []*hcmv3.HttpFilter{
+		filters := slices.Concat([]*hcmv3.HttpFilter{
 			b.filter(filterCORS, &corsv3.Cors{}),
 			b.filter(filterJWT, auth),
 			b.filter(filterRBAC, &rbacv3.RBAC{}),
-			b.router(),
-		}
+		}, b.askedFor(g), []*hcmv3.HttpFilter{b.router()})
 		if s.Protocol == ir.HTTP {
 			routes := fmt.Sprintf("http.%d", s.Port)
 			if s.Bind != "" {

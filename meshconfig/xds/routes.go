@@ -12,6 +12,7 @@ import (
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -110,24 +111,43 @@ func (b *builder) route(r *ir.Rule) *routev3.Route {
 		out.Action = direct(r.Closed.Status, "this rule is closed until its configuration is repaired ("+r.Closed.Reason+")")
 		return out
 	}
+	filters := map[string]*anypb.Any{}
 	if r.JWT != nil {
-		out.TypedPerFilterConfig = map[string]*anypb.Any{
-			filterJWT: b.any(&jwtv3.PerRouteConfig{RequirementSpecifier: &jwtv3.PerRouteConfig_RequirementName{
-				RequirementName: requirementName(providerNames(r.JWT)),
-			}}),
-		}
+		filters[filterJWT] = b.any(&jwtv3.PerRouteConfig{RequirementSpecifier: &jwtv3.PerRouteConfig_RequirementName{
+			RequirementName: requirementName(providerNames(r.JWT)),
+		}})
 	}
 	if r.JWT != nil || r.ClientIPs != nil {
-		if out.TypedPerFilterConfig == nil {
-			out.TypedPerFilterConfig = map[string]*anypb.Any{}
-		}
-		out.TypedPerFilterConfig[filterRBAC] = b.any(authorization(r))
+		filters[filterRBAC] = b.any(authorization(r))
+	}
+	b.perRoute(r, filters)
+	if len(filters) > 0 {
+		out.TypedPerFilterConfig = filters
 	}
 	out.RequestHeadersToRemove = r.RequestHeaders.Remove
 	out.RequestHeadersToAdd = append(setHeaders(r.RequestHeaders.Set), setHeader(ir.Header{Name: headers.Rule, Value: r.ID}))
 	out.ResponseHeadersToRemove = r.ResponseHeaders.Remove
 	out.ResponseHeadersToAdd = setHeaders(r.ResponseHeaders.Set)
+	if r.Redirect != nil {
+		out.Action = &routev3.Route_Redirect{Redirect: redirect(r.Redirect)}
+		return out
+	}
 	out.Action = &routev3.Route_Route{Route: b.action(r)}
+	return out
+}
+
+func redirect(r *ir.Redirect) *routev3.RedirectAction {
+	codes := map[uint32]routev3.RedirectAction_RedirectResponseCode{
+		301: routev3.RedirectAction_MOVED_PERMANENTLY, 302: routev3.RedirectAction_FOUND, 303: routev3.RedirectAction_SEE_OTHER,
+		307: routev3.RedirectAction_TEMPORARY_REDIRECT, 308: routev3.RedirectAction_PERMANENT_REDIRECT,
+	}
+	out := &routev3.RedirectAction{HostRedirect: r.Host, PortRedirect: r.Port, ResponseCode: codes[r.Code]}
+	if r.Scheme != "" {
+		out.SchemeRewriteSpecifier = &routev3.RedirectAction_SchemeRedirect{SchemeRedirect: r.Scheme}
+	}
+	if r.Path != "" {
+		out.PathRewriteSpecifier = &routev3.RedirectAction_PathRedirect{PathRedirect: r.Path}
+	}
 	return out
 }
 
@@ -199,6 +219,14 @@ func (b *builder) action(r *ir.Rule) *routev3.RouteAction {
 		} else {
 			out.PrefixRewrite = path.Literal
 		}
+	}
+	if r.Mirror != nil {
+		out.RequestMirrorPolicies = []*routev3.RouteAction_RequestMirrorPolicy{{
+			Cluster: b.cluster(r.Mirror.Destination),
+			// As istiod says it: a copy is what the backend gets.
+			DisableShadowHostSuffixAppend: true,
+			RuntimeFraction:               &corev3.RuntimeFractionalPercent{DefaultValue: &typev3.FractionalPercent{Numerator: r.Mirror.Percent}},
+		}}
 	}
 	if r.Retries != nil {
 		out.RetryPolicy = &routev3.RetryPolicy{

@@ -11,6 +11,7 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/proxy/filters"
 	"github.com/lambdamesh/lambdamesh/meshconfig/proxy/request"
@@ -88,6 +89,7 @@ type forward struct {
 	IdleTimeout *time.Duration
 	Retry       *RetryPolicy
 	Upgrades    map[string]bool
+	Mirrors     []Mirror
 }
 
 // WeightedCluster is one of several clusters of a route.
@@ -228,7 +230,7 @@ const defaultRouteTimeout = 15 * time.Second
 func compileForward(at string, a *routev3.RouteAction, match *routev3.RouteMatch, inherited *routev3.RetryPolicy) (*forward, error) {
 	if err := strict.Allow(at, a, "cluster", "weighted_clusters", "cluster_not_found_response_code", "prefix_rewrite", "regex_rewrite",
 		"host_rewrite_literal", "auto_host_rewrite", "append_x_forwarded_host", "timeout", "idle_timeout", "retry_policy",
-		"upgrade_configs", "max_grpc_timeout", "max_stream_duration"); err != nil {
+		"upgrade_configs", "max_grpc_timeout", "max_stream_duration", "request_mirror_policies"); err != nil {
 		return nil, err
 	}
 	f := &forward{
@@ -299,6 +301,13 @@ func compileForward(at string, a *routev3.RouteAction, match *routev3.RouteMatch
 			return nil, err
 		}
 	}
+	for i, m := range a.GetRequestMirrorPolicies() {
+		mirror, err := compileMirror(fmt.Sprintf("%s.request_mirror_policies[%d]", at, i), m)
+		if err != nil {
+			return nil, err
+		}
+		f.Mirrors = append(f.Mirrors, mirror)
+	}
 	for _, u := range a.GetUpgradeConfigs() {
 		if err := strict.Allow(at+".upgrade_configs", u, "upgrade_type", "enabled"); err != nil {
 			return nil, err
@@ -309,6 +318,32 @@ func compileForward(at string, a *routev3.RouteAction, match *routev3.RouteMatch
 		f.Upgrades[strings.ToLower(u.GetUpgradeType())] = u.GetEnabled() == nil || u.GetEnabled().GetValue()
 	}
 	return f, nil
+}
+
+// Mirror is a cluster that gets copies of requests.
+type Mirror struct {
+	Cluster string
+	Percent uint32
+	// Suffix: the copies' Host ends in -shadow.
+	Suffix bool
+}
+
+// compileMirror takes what says whether a copy's span is sampled: there is none.
+func compileMirror(at string, m *routev3.RouteAction_RequestMirrorPolicy) (Mirror, error) {
+	if err := strict.Allow(at, m, "cluster", "runtime_fraction", "disable_shadow_host_suffix_append", "trace_sampled"); err != nil {
+		return Mirror{}, err
+	}
+	out := Mirror{Cluster: m.GetCluster(), Percent: 100, Suffix: !m.GetDisableShadowHostSuffixAppend()}
+	if f := m.GetRuntimeFraction(); f != nil {
+		per := map[typev3.FractionalPercent_DenominatorType]uint32{
+			typev3.FractionalPercent_HUNDRED: 1, typev3.FractionalPercent_TEN_THOUSAND: 100, typev3.FractionalPercent_MILLION: 10_000,
+		}[f.GetDefaultValue().GetDenominator()]
+		if f.GetDefaultValue().GetNumerator()%per != 0 {
+			return Mirror{}, fmt.Errorf("%s.runtime_fraction: only whole percents are supported", at)
+		}
+		out.Percent = min(f.GetDefaultValue().GetNumerator()/per, 100)
+	}
+	return out, nil
 }
 
 func compileWeighted(at string, w *routev3.WeightedCluster, f *forward) error {

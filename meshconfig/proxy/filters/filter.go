@@ -33,6 +33,11 @@ type Answerer interface {
 	// OnResponse has change called with the header of the answer, wherever that
 	// comes from.
 	OnResponse(change func(http.Header))
+	// LimitBody has a body that turns out to be larger refused with 413.
+	LimitBody(most int64)
+	// Shared is what all requests with that key share, made by the first of them.
+	// It may be forgotten when none has asked for it for a while.
+	Shared(key string, make func() any) any
 }
 
 // kind is an HTTP filter that we have.
@@ -46,7 +51,7 @@ type kind struct {
 
 // kinds has a line for each filter but the router.
 func kinds() []kind {
-	return []kind{corsKind(), jwtKind(), rbacKind()}
+	return []kind{apiKeyKind(), bufferKind(), corsKind(), jwtKind(), rateLimitKind(), rbacKind()}
 }
 
 // Entry is a filter in its place.

@@ -92,7 +92,7 @@ func compileOperator(at, op string) (operator, error) {
 		if !ok || name == "" {
 			return nil, fmt.Errorf("%s: %%%s%% is not understood", at, op)
 		}
-		first, second := headerGetter(name), headerGetter(alternative)
+		first, second := HeaderGetter(name), HeaderGetter(alternative)
 		return func(req *Request) (string, bool) {
 			value, found := first(req)
 			if !found && alternative != "" {

@@ -67,7 +67,7 @@ func (all Regexes) compileHeaderMatch(at string, m *routev3.HeaderMatcher) (Matc
 		"contains_match", "string_match", "invert_match", "treat_missing_header_as_empty"); err != nil {
 		return nil, err
 	}
-	get := headerGetter(m.GetName())
+	get := HeaderGetter(m.GetName())
 	invert, missingEmpty := m.GetInvertMatch(), m.GetTreatMissingHeaderAsEmpty()
 
 	var pattern *matcherv3.StringMatcher
@@ -105,9 +105,9 @@ func (all Regexes) compileHeaderMatch(at string, m *routev3.HeaderMatcher) (Matc
 	}, nil
 }
 
-// headerGetter reads a request header, several values joined by commas, or one
+// HeaderGetter reads a request header, several values joined by commas, or one
 // of the pseudo headers.
-func headerGetter(name string) func(*Request) (string, bool) {
+func HeaderGetter(name string) func(*Request) (string, bool) {
 	switch strings.ToLower(name) {
 	case ":method":
 		return func(req *Request) (string, bool) { return req.HTTP.Method, true }

@@ -33,7 +33,11 @@ func (e *exchange) linger() {
 	if control.Flush() != nil || control.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
 		return
 	}
-	_, _ = io.CopyN(io.Discard, e.HTTP.Body, lingerBytes) // it is over anyway
+	body := e.HTTP.Body
+	if limited, ok := body.(*limitedBody); ok {
+		body = limited.ReadCloser
+	}
+	_, _ = io.CopyN(io.Discard, body, lingerBytes) // it is over anyway
 }
 
 // earlyAnswerConn lets an answer through that comes before the request was sent

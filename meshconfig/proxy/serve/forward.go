@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/proxy/compile"
+
+	"github.com/lambdamesh/lambdamesh/meshconfig/proxy/filters"
 )
 
 // maxReplay is how large a body may be to be sent again by a retry.
@@ -46,9 +48,13 @@ func (e *exchange) forward() {
 	if _, ok := e.HTTP.Header["User-Agent"]; !ok {
 		e.HTTP.Header["User-Agent"] = nil // else net/http writes its own
 	}
-	body, replay, failed := e.body(clock)
+	mirrors := e.mirrors()
+	body, replay, failed := e.body(clock, len(mirrors) > 0)
 	if failed {
 		return
+	}
+	if body == nil || replay != nil {
+		e.mirror(mirrors, replay)
 	}
 	e.sending = body
 	traced, informed := e.informational(ctx)
@@ -73,9 +79,10 @@ func (e *exchange) forward() {
 	e.linger()
 }
 
-// body prepares the request's body: streamed, or read whole when a retry may
-// have to send it again and it is small. It returns true when it has answered.
-func (e *exchange) body(clock *clock) (body *requestBody, replay []byte, failed bool) {
+// body prepares the request's body: streamed, or read whole when it is small and
+// may have to be sent again, by a retry or (copied) to a mirror. It returns true
+// when it has answered.
+func (e *exchange) body(clock *clock, copied bool) (body *requestBody, replay []byte, failed bool) {
 	if e.HTTP.Body == nil || e.HTTP.Body == http.NoBody || e.HTTP.ContentLength == 0 {
 		clock.requestDone()
 		return nil, nil, false
@@ -96,7 +103,7 @@ func (e *exchange) body(clock *clock) (body *requestBody, replay []byte, failed 
 		}
 	}
 	body = &requestBody{ReadCloser: e.HTTP.Body, done: done, active: clock.active}
-	if r := e.route.Forward.Retry; r == nil || e.HTTP.ContentLength < 0 || e.HTTP.ContentLength > maxReplay {
+	if again := copied || e.route.Forward.Retry != nil; !again || e.HTTP.ContentLength < 0 || e.HTTP.ContentLength > maxReplay {
 		return body, nil, false
 	}
 	replay = make([]byte, e.HTTP.ContentLength)
@@ -200,6 +207,10 @@ func (c *closeHook) Close() error {
 
 // fail answers a request that the upstream did not.
 func (e *exchange) fail(failure *upstreamError, body *requestBody) {
+	if body != nil && body.tooBig.Load() {
+		filters.TooLarge(e)
+		return
+	}
 	if body != nil && body.broken.Load() {
 		e.w.Header().Set("Connection", "close")
 		e.Reply(http.StatusBadRequest, "http1.codec_error", "the request body is malformed", nil)

@@ -1,6 +1,8 @@
 package serve
 
 import (
+	"errors"
+	"io"
 	"net/http"
 	"strconv"
 
@@ -68,3 +70,34 @@ func (e *exchange) OnResponse(change func(http.Header)) { e.onResponse = append(
 
 // Header is that of the answer.
 func (e *exchange) Header() http.Header { return e.w.Header() }
+
+// LimitBody implements filters.Answerer.
+func (e *exchange) LimitBody(most int64) {
+	e.HTTP.Body = &limitedBody{ReadCloser: e.HTTP.Body, left: most}
+}
+
+// errBodyTooLarge is what reading a body ends with that is too large.
+var errBodyTooLarge = errors.New("the body is larger than it may be")
+
+// limitedBody ends with an error when it is too large.
+type limitedBody struct {
+	io.ReadCloser
+	left int64
+}
+
+func (b *limitedBody) Read(p []byte) (int, error) {
+	if b.left < 0 {
+		return 0, errBodyTooLarge
+	}
+	if int64(len(p)) > b.left+1 {
+		p = p[:b.left+1]
+	}
+	n, err := b.ReadCloser.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, errBodyTooLarge
+	}
+	return n, err
+}
+
+// Shared implements filters.Answerer.
+func (e *exchange) Shared(key string, create func() any) any { return e.server.shared.get(key, create) }

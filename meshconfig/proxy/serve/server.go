@@ -49,6 +49,8 @@ type Server struct {
 	leaving, leavingInbound atomic.Bool
 	// stopping is closed when the server drains as a whole.
 	stopping chan struct{}
+	mirrors  atomic.Int64 // copies under way
+	shared   shared
 
 	// applying guards what the control plane served and what is made of it.
 	applying  sync.Mutex
@@ -311,6 +313,7 @@ func (srv *Server) apply() {
 		}
 	}
 	srv.missed.end()
+	srv.shared.forget(time.Now())
 	srv.applyAgain()
 	if waits == 0 {
 		r.Prune()

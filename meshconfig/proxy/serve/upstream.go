@@ -125,6 +125,7 @@ type requestBody struct {
 	io.ReadCloser
 	touched atomic.Bool
 	broken  atomic.Bool // the client sent what is no body
+	tooBig  atomic.Bool // the body is larger than it may be
 	ended   atomic.Bool // its last byte was read
 	done    func()
 	active  func()
@@ -137,7 +138,9 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	b.active()
 	if err != nil {
 		b.ended.Store(errors.Is(err, io.EOF))
-		if malformed(err) {
+		if errors.Is(err, errBodyTooLarge) {
+			b.tooBig.Store(true)
+		} else if malformed(err) {
 			b.broken.Store(true)
 		}
 		b.once.Do(b.done)

@@ -67,8 +67,10 @@ type APIRuleSpec struct {
 // Rule is one kind of request, its backend and its access strategy.
 // +kubebuilder:validation:XValidation:rule="!has(self.methods) || size(self.methods) > 0",message="methods is empty, which reads as no method and would mean every one; list methods or remove the field"
 // +kubebuilder:validation:XValidation:rule="!has(self.headers) || size(self.headers) > 0",message="headers is empty and asks nothing; list headers that must match or remove the field"
-// +kubebuilder:validation:XValidation:rule="[has(self.noAuth), has(self.jwt), has(self.extAuth)].filter(x, x).size() == 1",message="a rule needs exactly one of noAuth: true, jwt, extAuth"
-// +kubebuilder:validation:XValidation:rule="[has(self.lambda), has(self.service), has(self.backends)].filter(x, x).size() == 1",message="a rule needs exactly one of lambda, service, backends"
+// +kubebuilder:validation:XValidation:rule="[has(self.noAuth), has(self.jwt), has(self.extAuth), has(self.apiKey)].filter(x, x).size() == 1",message="a rule needs exactly one of noAuth: true, jwt, extAuth, apiKey"
+// +kubebuilder:validation:XValidation:rule="[has(self.lambda), has(self.service), has(self.backends), has(self.redirect)].filter(x, x).size() == 1",message="a rule needs exactly one of lambda, service, backends, redirect"
+// +kubebuilder:validation:XValidation:rule="!has(self.redirect) || ![has(self.rewrite), has(self.retries), has(self.request), has(self.mirror), has(self.maxBodyBytes)].exists(x, x)",message="a redirect asks no backend; remove rewrite, retries, request, mirror and maxBodyBytes"
+// +kubebuilder:validation:XValidation:rule="!has(self.rateLimit) || !has(self.rateLimit.key) || !has(self.rateLimit.key.claim) || has(self.jwt)",message="rateLimit.key.claim needs jwt, whose claims it counts by"
 type Rule struct {
 	// Path: {*} is one non-empty segment, {**} zero or more and last, /* is
 	// everything; otherwise literal. A literal matches every spelling of itself:
@@ -113,6 +115,10 @@ type Rule struct {
 	// JWT lets bearers of a valid token in.
 	// +optional
 	JWT *JWTAuth `json:"jwt,omitempty"`
+	// APIKey lets clients with a key in; the client's name reaches the backend as
+	// x-api-client, the key does not.
+	// +optional
+	APIKey *APIKeyAuth `json:"apiKey,omitempty"`
 	// ExtAuth asks an external authorizer.
 	// +optional
 	ExtAuth *ExtAuth `json:"extAuth,omitempty"`
@@ -144,6 +150,89 @@ type Rule struct {
 	// RateLimit of requests under this rule.
 	// +optional
 	RateLimit *RateLimit `json:"rateLimit,omitempty"`
+	// MaxBodyBytes of a request; a larger one is a 413. Default: the backend's own
+	// limit.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1073741824
+	MaxBodyBytes *int64 `json:"maxBodyBytes,omitempty"`
+	// Mirror sends copies of requests elsewhere, whose answers nobody sees.
+	// +optional
+	Mirror *Mirror `json:"mirror,omitempty"`
+	// Redirect answers instead of a backend.
+	// +optional
+	Redirect *Redirect `json:"redirect,omitempty"`
+}
+
+// Mirror is where copies of requests go.
+// +kubebuilder:validation:XValidation:rule="has(self.lambda) != has(self.service)",message="a mirror names either a lambda or a service"
+type Mirror struct {
+	// Lambda of this namespace.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Lambda string `json:"lambda,omitempty"`
+	// Service in its place.
+	// +optional
+	Service *ServiceRef `json:"service,omitempty"`
+	// Percent of the requests that are copied.
+	// +optional
+	// +kubebuilder:default=100
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	Percent *int32 `json:"percent,omitempty"`
+}
+
+// Redirect tells the client to ask elsewhere (RFC 9110, section 15.4). What is
+// absent stays as it was asked for; the query stays unless path has one.
+// +kubebuilder:validation:XValidation:rule="has(self.scheme) || has(self.host) || has(self.port) || has(self.path)",message="a redirect that changes nothing leads to itself; write scheme, host, port or path"
+type Redirect struct {
+	// Scheme of the new address.
+	// +optional
+	// +kubebuilder:validation:Enum=http;https
+	Scheme string `json:"scheme,omitempty"`
+	// Host of the new address.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
+	Host string `json:"host,omitempty"`
+	// Port of the new address; default that of the scheme.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port *int32 `json:"port,omitempty"`
+	// Path of the new address, in place of the whole path.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	// +kubebuilder:validation:Pattern=`^/[^#\s]*$`
+	Path string `json:"path,omitempty"`
+	// Code of the answer.
+	// +optional
+	// +kubebuilder:default=302
+	// +kubebuilder:validation:Enum=301;302;303;307;308
+	Code int32 `json:"code,omitempty"`
+}
+
+// APIKeyAuth lets clients in that have one of the keys of a Secret.
+// +kubebuilder:validation:XValidation:rule="has(self.header) != has(self.query)",message="an API key is in exactly one of header and query"
+type APIKeyAuth struct {
+	// SecretName of a Secret of this namespace: each of its keys is a client's
+	// name, the value that client's API key.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	SecretName string `json:"secretName"`
+	// Header that the key is in.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=128
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9-]+$`
+	Header string `json:"header,omitempty"`
+	// Query parameter that the key is in.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=128
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9_.-]+$`
+	Query string `json:"query,omitempty"`
 }
 
 // HTTPMethod of a request (RFC 9110, section 9).
@@ -230,6 +319,27 @@ type JWTAuth struct {
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=16
 	Authorizations []JWTAuthorization `json:"authorizations,omitempty"`
+	// ClaimToHeaders tells the backend claims of the token in headers; the client's
+	// copies of these headers are removed.
+	// +optional
+	// +listType=map
+	// +listMapKey=header
+	// +kubebuilder:validation:MaxItems=16
+	ClaimToHeaders []ClaimHeader `json:"claimToHeaders,omitempty"`
+}
+
+// ClaimHeader is a claim and the header that tells it. A claim that is no text,
+// number or boolean is told as base64 of its JSON.
+type ClaimHeader struct {
+	// Claim by name; a dot leads into an object.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	Claim string `json:"claim"`
+	// Header that is set.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=128
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9-]+$`
+	Header string `json:"header"`
 }
 
 // JWTAuthentication is an issuer and its keys (RFC 7519, RFC 7517).
@@ -261,12 +371,13 @@ type JWTAuthentication struct {
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=1024
 	Audiences []string `json:"audiences,omitempty"`
-	// FromHeaders: where the token is; default Authorization: Bearer.
+	// FromHeaders: where the token is; default Authorization: Bearer. A token that a
+	// request has twice is refused.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=8
 	FromHeaders []TokenHeader `json:"fromHeaders,omitempty"`
-	// FromParams: query parameters the token may be in.
+	// FromParams: query parameters the token may be in, beside the headers.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=8
