@@ -231,7 +231,7 @@ func (r *Repository) fetch(ctx context.Context, store *filesystem.Storage) error
 	if err != nil {
 		return err
 	}
-	defer response.Close()
+	defer func() { _ = response.Close() }() // it was read, or failed already
 	var pack io.Reader = &boundedBody{response, maxPackBytes}
 	switch {
 	case request.Capabilities.Supports(capability.Sideband64k):
