@@ -74,7 +74,7 @@ func addMembers(ctx context.Context, p *parts, names []string) ([]component.Comp
 	if err != nil {
 		return nil, err
 	}
-	server, err := members.Webhook{Listener: listener, CA: p.authority, ServerNames: names, Sidecar: *p.sidecar, Log: p.log}.Server(p.manager)
+	server, err := members.Webhook{Listener: listener, CA: p.authority, ServerNames: names, Sidecar: *p.sidecar, Log: p.log}.Server()
 	if err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}

@@ -4,43 +4,82 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 )
 
 // Bounds of the webhook, which every pod reaches while only the API server has
-// business there. It has one address or two and milliseconds for a request; all
-// together must fit into the memory of a control plane.
+// business there. That has one address or two, and speaks HTTP/1.1 to webhooks
+// whatever they offer (https://issue.k8s.io/75791): a burst of pods is as many
+// connections of one remote. A connection that waits is cheap, so a remote may have
+// many; what costs is the work, for which its requests queue.
 const (
-	readTimeout    = 5 * time.Second
+	// readTimeout is less than the ten seconds that the API server waits.
+	readTimeout    = 8 * time.Second
 	writeTimeout   = 5 * time.Second
 	maxHeaderBytes = 16 << 10
 
-	maxConns          = 128
-	maxConnsPerRemote = 16
+	maxConns          = 1024
+	maxConnsPerRemote = 256
+
+	// maxReviews are read, computed and answered at once, maxReviewsPerRemote of
+	// them for one remote.
+	maxReviews          = 128
+	maxReviewsPerRemote = 16
+	// maxComputed of them have been decoded: nobody keeps such a place, no client
+	// is waited for in it.
+	maxComputed = 2
 
 	// maxReviewBytes is more than a pod of the largest size that etcd takes.
 	maxReviewBytes = 3 << 20
-	// smallReviewBytes is what nearly every pod's review stays below: such a one is
-	// read at once. Larger ones share largeReviews places, so that those who keep
-	// them hold up other large ones only.
+	// smallReviewBytes is what nearly every pod's review stays below. Larger ones
+	// share largeReviews places as well, so that those who keep them hold up other
+	// large ones only.
 	smallReviewBytes = 128 << 10
 	largeReviews     = 4
-	// placeWait is how long a large one waits; the body has to come in what is left
-	// of readTimeout.
-	placeWait = 2 * time.Second
+	// placeWait is how long a request waits for its places; the body has to come in
+	// what is left of readTimeout.
+	placeWait = 4 * time.Second
 )
 
-// bounds keep requests' bodies from taking more memory than there is.
+// bounds keep requests from taking more memory than there is.
 type bounds struct {
-	large chan struct{} // holds one for each place that is taken
+	all   places
+	large places
+
+	mu      sync.Mutex
+	remotes map[netip.Prefix]*share
 }
 
-func newBounds() *bounds { return &bounds{large: make(chan struct{}, largeReviews)} }
+// places hold one for each that is taken.
+type places chan struct{}
+
+func (p places) enter(ctx context.Context) bool {
+	select {
+	case p <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (p places) leave() { <-p }
+
+// share is what a remote has of all places.
+type share struct {
+	places
+	users int // who have a place or wait for one
+}
+
+func newBounds() *bounds {
+	return &bounds{all: make(places, maxReviews), large: make(places, largeReviews), remotes: map[netip.Prefix]*share{}}
+}
 
 // bounded refuses what is too large before a byte of it is read, and what finds
-// no place.
+// no place in time.
 func (b *bounds) bounded(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength > maxReviewBytes {
@@ -51,15 +90,15 @@ func (b *bounds) bounded(next http.Handler) http.Handler {
 		limit := int64(smallReviewBytes)
 		if r.ContentLength < 0 || r.ContentLength > limit {
 			limit = maxReviewBytes
-			if !b.enter(r.Context()) {
-				w.Header().Set("Retry-After", "1")
-				httpserver.Problem(w, http.StatusServiceUnavailable, "", "too many large reviews are being read")
-				return
-			}
-			defer b.leave()
 		}
-		// An answer repeats the review's UID, which need not be short: who does not
-		// read it is not waited for.
+		leave := b.enter(r, limit > smallReviewBytes)
+		if leave == nil {
+			w.Header().Set("Retry-After", "1")
+			httpserver.Problem(w, http.StatusServiceUnavailable, "", "too many reviews are being read")
+			return
+		}
+		defer leave()
+		// Who does not read its answer is not waited for.
 		if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(readTimeout + writeTimeout)); err != nil {
 			httpserver.Problem(w, http.StatusInternalServerError, "", err.Error())
 			return
@@ -69,15 +108,57 @@ func (b *bounds) bounded(next http.Handler) http.Handler {
 	})
 }
 
-func (b *bounds) enter(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, placeWait)
+// enter takes the places of a request, of its remote's share first: what waits for
+// that takes nothing from others. It is nil when they are not free in time.
+func (b *bounds) enter(r *http.Request, large bool) (leave func()) {
+	ctx, cancel := context.WithTimeout(r.Context(), placeWait)
 	defer cancel()
-	select {
-	case b.large <- struct{}{}:
-		return true
-	case <-ctx.Done():
-		return false
+	remote := remoteOf(r.RemoteAddr)
+	b.mu.Lock()
+	own := b.remotes[remote]
+	if own == nil {
+		own = &share{places: make(places, maxReviewsPerRemote)}
+		b.remotes[remote] = own
 	}
+	own.users++
+	b.mu.Unlock()
+
+	wanted := []places{own.places, b.all}
+	if large {
+		wanted = append(wanted, b.large)
+	}
+	taken := 0
+	leave = func() {
+		for _, p := range wanted[:taken] {
+			p.leave()
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if own.users--; own.users == 0 {
+			delete(b.remotes, remote)
+		}
+	}
+	for _, p := range wanted {
+		if !p.enter(ctx) {
+			leave()
+			return nil
+		}
+		taken++
+	}
+	return leave
 }
 
-func (b *bounds) leave() { <-b.large }
+// remoteOf is whom a request counts for: an address, or for IPv6 the network of 64
+// bits that one host may have to itself.
+func remoteOf(address string) netip.Prefix {
+	parsed, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	addr := parsed.Addr().Unmap().WithZone("")
+	bits := addr.BitLen()
+	if addr.Is6() {
+		bits = 64
+	}
+	return netip.PrefixFrom(addr, bits).Masked()
+}

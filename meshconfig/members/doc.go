@@ -5,7 +5,7 @@
 //	                            for a sidecar, and in the system's: the mesh's CA,
 //	                            the proxy's bootstrap                      (configmap.go)
 //	admission webhook           a sidecar for every other pod with the label (webhook.go,
-//	                            inject.go, bounds.go)
+//	                            review.go, inject.go, bounds.go)
 //
 // Lambdas' pods come with their sidecar from lambdas/deploy, and our own from the
 // manifests. What a member may reach and who may reach it is decided by translate;

@@ -3,7 +3,6 @@ package members
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,7 +10,6 @@ import (
 	"net/http"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -20,7 +18,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
@@ -51,43 +48,18 @@ type Webhook struct {
 }
 
 // Server is a component; every replica serves.
-func (w Webhook) Server(mgr ctrl.Manager) (*httpserver.Server, error) {
+func (w Webhook) Server() (*httpserver.Server, error) {
 	if w.Listener == nil || w.CA == nil || len(w.ServerNames) == 0 {
 		return nil, errors.New("configure the webhook: Listener, CA and ServerNames are required")
 	}
-	handler, err := admission.StandaloneWebhook(&admission.Webhook{Handler: &injector{config: w.Sidecar, decoder: admission.NewDecoder(mgr.GetScheme())}}, admission.StandaloneOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("configure the webhook: %w", err)
-	}
 	mux := http.NewServeMux()
-	mux.Handle("POST "+WebhookPath, newBounds().bounded(handler))
+	mux.Handle("POST "+WebhookPath, newBounds().bounded(newReviewer(w.Sidecar)))
 	mux.HandleFunc("/", httpserver.NotFound)
 	return httpserver.New(httpserver.Config{
 		Name: "webhook", Listener: w.Listener, Handler: mux, Log: w.Log,
-		TLS:         &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: w.CA.ServerCertificate(w.ServerNames...)},
-		ReadTimeout: readTimeout, MaxHeaderBytes: maxHeaderBytes, MaxConns: maxConns, MaxConnsPerRemote: maxConnsPerRemote,
+		TLS:               &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: w.CA.ServerCertificate(w.ServerNames...)},
+		ReadHeaderTimeout: readTimeout, ReadTimeout: readTimeout, MaxHeaderBytes: maxHeaderBytes, MaxConns: maxConns, MaxConnsPerRemote: maxConnsPerRemote,
 	}), nil
-}
-
-type injector struct {
-	config  sidecar.Config
-	decoder admission.Decoder
-}
-
-// Handle implements admission.Handler.
-func (i *injector) Handle(_ context.Context, request admission.Request) admission.Response {
-	pod := &corev1.Pod{}
-	if err := i.decoder.Decode(request, pod); err != nil {
-		return admission.Errored(http.StatusBadRequest, err)
-	}
-	if err := inject(pod, i.config); err != nil {
-		return admission.Denied("no sidecar of the mesh fits into the pod: " + err.Error())
-	}
-	changed, err := json.Marshal(pod)
-	if err != nil {
-		return admission.Errored(http.StatusInternalServerError, err)
-	}
-	return admission.PatchResponseFromRaw(request.Object.Raw, changed)
 }
 
 // ConfigureCache keeps of all webhook configurations the one that is ours.
