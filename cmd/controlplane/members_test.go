@@ -425,7 +425,8 @@ func TestPodsThatAskForOneGetASidecar(t *testing.T) {
 			})(p)
 			p.Spec.Volumes = []corev1.Volume{{Name: "own", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
 		}, "container helper: /var/run/lambdamesh/app is where the sidecar shares a directory"},
-		"the node's network": {func(p *corev1.Pod) { p.Spec.HostNetwork = true }, "hostNetwork: everybody on the node would call with the pod's identity"},
+		"the node's network":            {func(p *corev1.Pod) { p.Spec.HostNetwork = true }, "hostNetwork: everybody on the node would call with the pod's identity"},
+		"processes that see each other": {func(p *corev1.Pod) { p.Spec.ShareProcessNamespace = new(true) }, "shareProcessNamespace: the application would read the sidecar's token"},
 		"an address of others": {func(p *corev1.Pod) {
 			p.Annotations = map[string]string{v1alpha1.AnnotationAppAddress: "0.0.0.0:8080"}
 		}, "is not on loopback"},

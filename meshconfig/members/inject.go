@@ -113,6 +113,9 @@ func fits(spec *corev1.PodSpec, rootSocket bool) error {
 	if spec.HostNetwork {
 		refuse("hostNetwork: everybody on the node would call with the pod's identity; leave it out, or the label")
 	}
+	if spec.ShareProcessNamespace != nil && *spec.ShareProcessNamespace {
+		refuse("shareProcessNamespace: the application would read the sidecar's token and keys in /proc; leave it out, or the label")
+	}
 	for _, container := range running(spec) {
 		for _, port := range container.Ports {
 			if port.Name == v1alpha1.ServiceHTTPPort {
