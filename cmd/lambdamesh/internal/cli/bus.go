@@ -70,7 +70,7 @@ func (o *busOptions) admin(ctx context.Context, g *globals) (*busAdmin, error) {
 		if err != nil {
 			return nil, fmt.Errorf("connect to the API server %s: %w", cfg.Host, err)
 		}
-		address, err := forwardBusPort(ctx, cfg, clientset, adminPort)
+		address, err := forwardPort(ctx, cfg, clientset, publicService, adminPort)
 		if err != nil {
 			return nil, err
 		}

@@ -47,7 +47,7 @@ func forwardEventBus(ctx context.Context, cfg *rest.Config, ca string) (url stri
 	if err != nil {
 		return "", nil, err
 	}
-	address, err := forwardBusPort(ctx, cfg, clientset, publicPort)
+	address, err := forwardPort(ctx, cfg, clientset, publicService, publicPort)
 	if err != nil {
 		return "", nil, err
 	}
@@ -61,31 +61,31 @@ func forwardEventBus(ctx context.Context, cfg *rest.Config, ca string) (url stri
 	return "https://" + host, &http.Client{Transport: transport, Timeout: publishTimeout}, nil
 }
 
-// forwardBusPort leads to a port of the event bus, by its name in the pod, until ctx
-// ends, and returns the address on this machine.
-func forwardBusPort(ctx context.Context, cfg *rest.Config, clientset kubernetes.Interface, portName string) (address string, err error) {
-	pod, port, err := busPod(ctx, clientset, portName)
+// forwardPort leads to a port of a pod behind a Service of the system, by its name
+// in the pod, until ctx ends, and returns the address on this machine.
+func forwardPort(ctx context.Context, cfg *rest.Config, clientset kubernetes.Interface, service, portName string) (address string, err error) {
+	pod, port, err := servicePod(ctx, clientset, service, portName)
 	if err != nil {
 		return "", err
 	}
 	address, err = forward(ctx, cfg, clientset.CoreV1().RESTClient().Post().
 		Resource("pods").Namespace(v1alpha1.SystemNamespace).Name(pod).SubResource("portforward"), port)
 	if err != nil {
-		return "", fmt.Errorf("reach the event bus through the API server (pod %s/%s): %w; or name its address", v1alpha1.SystemNamespace, pod, err)
+		return "", fmt.Errorf("reach %s through the API server (pod %s/%s): %w; or name its address", service, v1alpha1.SystemNamespace, pod, err)
 	}
 	return address, nil
 }
 
-// busPod is a pod of the event bus that is ready, and a port of it.
-func busPod(ctx context.Context, clientset kubernetes.Interface, portName string) (name string, port int32, err error) {
+// servicePod is a pod behind a Service that is ready, and a port of it.
+func servicePod(ctx context.Context, clientset kubernetes.Interface, of, portName string) (name string, port int32, err error) {
 	system := clientset.CoreV1()
-	service, err := system.Services(v1alpha1.SystemNamespace).Get(ctx, publicService, metav1.GetOptions{})
+	service, err := system.Services(v1alpha1.SystemNamespace).Get(ctx, of, metav1.GetOptions{})
 	if err != nil {
-		return "", 0, fmt.Errorf("find the event bus of the cluster (is Lambdamesh installed there, with eventbus.public?): %w", err)
+		return "", 0, fmt.Errorf("find the Service %s of the cluster (is Lambdamesh installed there, with that part's public.enabled?): %w", of, err)
 	}
 	pods, err := system.Pods(v1alpha1.SystemNamespace).List(ctx, metav1.ListOptions{LabelSelector: labels.SelectorFromSet(service.Spec.Selector).String()})
 	if err != nil {
-		return "", 0, fmt.Errorf("find the event bus of the cluster: %w", err)
+		return "", 0, fmt.Errorf("find the pods of %s: %w", of, err)
 	}
 	for i := range pods.Items {
 		pod := &pods.Items[i]
@@ -100,7 +100,7 @@ func busPod(ctx context.Context, clientset kubernetes.Interface, portName string
 			}
 		}
 	}
-	return "", 0, fmt.Errorf("none of the %d pods of the event bus is ready: see `kubectl -n %s get pods`", len(pods.Items), v1alpha1.SystemNamespace)
+	return "", 0, fmt.Errorf("none of the %d pods of %s is ready: see `kubectl -n %s get pods`", len(pods.Items), of, v1alpha1.SystemNamespace)
 }
 
 func isReady(pod *corev1.Pod) bool {

@@ -91,6 +91,7 @@ Exit codes: 0, it is done; 1, it failed; 2, the command line is wrong.`,
 		newPublishCommand(g),
 		newEventsCommand(g),
 		newDeadLettersCommand(g),
+		newPairCommand(g),
 		newTokenCommand(),
 		newTranslateCommand(),
 	)
