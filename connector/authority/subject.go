@@ -32,8 +32,12 @@ type part struct {
 func parts(application string) []part {
 	oid := func(last int) asn1.ObjectIdentifier { return asn1.ObjectIdentifier{2, 5, 4, last} } // RFC 5280, appendix A.1
 	return []part{
-		{oid(11), "OU", "Applications"}, {oid(10), "O", "Lambdamesh"}, {oid(7), "L", "Mesh"},
-		{oid(8), "ST", "Mesh"}, {oid(6), "C", "ZZ"}, {oid(3), "CN", application},
+		{oid(11), "OU", "Applications"},
+		{oid(10), "O", "Lambdamesh"},
+		{oid(7), "L", "Mesh"},
+		{oid(8), "ST", "Mesh"},
+		{oid(6), "C", "ZZ"},
+		{oid(3), "CN", application},
 	}
 }
 

@@ -38,18 +38,23 @@ func (b *behind) Sign(w http.ResponseWriter, _ *http.Request) { b.note(w, "sign"
 func (b *behind) Management(w http.ResponseWriter, _ *http.Request, c public.Client) {
 	b.note(w, "management of "+c.Application)
 }
+
 func (b *behind) Renew(w http.ResponseWriter, _ *http.Request, c public.Client) {
 	b.note(w, "renew of "+c.Application)
 }
+
 func (b *behind) Revoke(w http.ResponseWriter, _ *http.Request, c public.Client) {
 	b.note(w, "revoke of "+c.Application)
 }
+
 func (b *behind) Services(w http.ResponseWriter, _ *http.Request, application string) {
 	b.note(w, "services of "+application)
 }
+
 func (b *behind) Service(w http.ResponseWriter, _ *http.Request, application, id string) {
 	b.note(w, "service "+id+" of "+application)
 }
+
 func (b *behind) Events(w http.ResponseWriter, _ *http.Request, application, path string) {
 	b.note(w, path+" of "+application)
 }

@@ -151,15 +151,23 @@ func TestATenantSeesAndRepairsItsOwnAndNothingElse(t *testing.T) {
 	// Whoever owns another namespace reaches nothing of this one, by either way.
 	path := fmt.Sprintf("/dead-letters/%d", letter)
 	for _, request := range [][2]string{
-		{http.MethodGet, "/events"}, {http.MethodGet, "/events?source=" + w.ns}, {http.MethodGet, "/explain?id=fine"},
-		{http.MethodGet, "/dead-letters"}, {http.MethodGet, path}, {http.MethodPost, path + "/redrive"}, {http.MethodDelete, path},
+		{http.MethodGet, "/events"},
+		{http.MethodGet, "/events?source=" + w.ns},
+		{http.MethodGet, "/explain?id=fine"},
+		{http.MethodGet, "/dead-letters"},
+		{http.MethodGet, path},
+		{http.MethodPost, path + "/redrive"},
+		{http.MethodDelete, path},
 		{http.MethodPost, "/subscriptions/orders/replay"},
 	} {
 		require.Equal(t, 403, stranger.call(request[0], w.ns, request[1], nil, nil), request)
 	}
 	for _, request := range [][2]string{
-		{http.MethodGet, "/explain?id=fine"}, {http.MethodGet, "/explain?id=fine&source=" + w.ns},
-		{http.MethodGet, path}, {http.MethodPost, path + "/redrive"}, {http.MethodDelete, path},
+		{http.MethodGet, "/explain?id=fine"},
+		{http.MethodGet, "/explain?id=fine&source=" + w.ns},
+		{http.MethodGet, path},
+		{http.MethodPost, path + "/redrive"},
+		{http.MethodDelete, path},
 	} {
 		require.Equal(t, 404, stranger.call(request[0], stranger.namespace, request[1], nil, nil), request)
 	}
