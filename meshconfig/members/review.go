@@ -23,7 +23,7 @@ import (
 const (
 	// maxValues of JSON, several times those of the largest pods.
 	maxValues = 20_000
-	// maxItems of a list that is named in largeLists.
+	// maxItems of a list that is large.
 	maxItems = 128
 	// maxUIDBytes of what the answer repeats; the API server's are of 36.
 	maxUIDBytes = 128
@@ -31,10 +31,14 @@ const (
 	maxReasonBytes = 4 << 10
 )
 
-// largeLists have items of which each takes much memory.
-var largeLists = map[string]bool{
-	"containers": true, "initContainers": true, "ephemeralContainers": true, "volumes": true,
-	"containerStatuses": true, "initContainerStatuses": true, "ephemeralContainerStatuses": true,
+// large says of a list that each of its items takes much memory.
+func large(list string) bool {
+	switch list {
+	case "containers", "initContainers", "ephemeralContainers", "volumes",
+		"containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses":
+		return true
+	}
+	return false
 }
 
 // reviewer answers AdmissionReviews (https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/)
@@ -184,7 +188,7 @@ func judge(body []byte) error {
 		if values++; values > maxValues {
 			return fmt.Errorf("the review holds more than %d values; make the pod smaller", maxValues)
 		}
-		if at.items++; at.items > maxItems && largeLists[at.list] {
+		if at.items++; at.items > maxItems && large(at.list) {
 			return fmt.Errorf("the pod has more than %d %s; make it smaller", maxItems, at.list)
 		}
 		switch token {
