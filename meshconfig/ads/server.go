@@ -15,15 +15,14 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
-
-// firstRequestTimeout bounds the time to the first request, with the node id.
-const firstRequestTimeout = 10 * time.Second
 
 // How long a connection has for its handshakes, and then without a stream.
 const (
@@ -34,9 +33,9 @@ const (
 // maxHeaderBytes of a stream, a token among them.
 const maxHeaderBytes = 64 << 10
 
-// maxRequestBytes of a subscription: the names of all endpoints of a proxy, which
-// are as many as its clusters.
-const maxRequestBytes = 32 << 20
+// maxStreamsPerNode are open at once: those of a client that comes again before its
+// last connection is known to be gone. Beyond it the oldest ends.
+const maxStreamsPerNode = 8
 
 // stopTimeout is how long clients have to take what is being sent to them.
 const stopTimeout = 3 * time.Second
@@ -58,6 +57,7 @@ type Server struct {
 	nextID  uint64
 
 	door        *door
+	first       *firstPlaces
 	certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 }
 
@@ -107,6 +107,7 @@ func New(config Config) (*Server, error) {
 		stopping: make(chan struct{}),
 		sets:     map[string]*set{},
 		streams:  map[uint64]*stream{},
+		first:    newFirstPlaces(),
 
 		certificate: config.CA.ServerCertificate(config.ServerNames...),
 	}
@@ -133,8 +134,10 @@ func (s *Server) Run(ctx context.Context) error {
 		grpc.Creds(credentials.NewTLS(&tls.Config{
 			MinVersion: tls.VersionTLS13, GetCertificate: s.certificate, NextProtos: []string{"h2"},
 		})),
-		grpc.MaxConcurrentStreams(16),
+		grpc.MaxConcurrentStreams(streamsPerConn),
+		grpc.StaticStreamWindowSize(windowBytes),
 		grpc.MaxRecvMsgSize(maxRequestBytes),
+		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(proto.Name)}),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
@@ -196,7 +199,7 @@ func (s *Server) Remove(target string) {
 	delete(s.sets, target)
 	for _, st := range s.streams {
 		if st.target == target {
-			st.leave()
+			st.leave(status.Errorf(codes.PermissionDenied, "the node %q is no longer known", st.nodeID))
 		}
 	}
 }
@@ -251,7 +254,7 @@ func (s *Server) serve(grpcStream adsStream) error {
 	if err != nil {
 		return err
 	}
-	first, err := receiveFirst(ctx, grpcStream)
+	first, err := receiveFirst(ctx, grpcStream, s.first, identity.Namespace)
 	if err != nil {
 		return err
 	}
@@ -267,8 +270,8 @@ func (s *Server) serve(grpcStream adsStream) error {
 		s.door.prove(client.Addr)
 	}
 
-	gone, leave := context.WithCancel(ctx)
-	defer leave()
+	gone, leave := context.WithCancelCause(ctx)
+	defer leave(nil)
 	st := &stream{
 		server: s, nodeID: nodeID, target: target, grpc: grpcStream, gone: gone, leave: leave,
 		secrets: &secrets{
@@ -283,6 +286,7 @@ func (s *Server) serve(grpcStream adsStream) error {
 	s.nextID++
 	st.id = s.nextID
 	s.streams[st.id] = st
+	s.endOldest(nodeID)
 	s.mu.Unlock()
 	s.metrics.streams.Inc()
 	s.log.Info("a node connected", "node", nodeID, "identity", identity.String())
@@ -296,6 +300,23 @@ func (s *Server) serve(grpcStream adsStream) error {
 		s.config.OnChange(target)
 	}()
 	return st.run(first, s.stopping)
+}
+
+// endOldest ends the oldest stream of a node that has too many. Call it with mu held.
+func (s *Server) endOldest(nodeID string) {
+	var oldest *stream
+	n := 0
+	for _, st := range s.streams {
+		if st.nodeID != nodeID || st.gone.Err() != nil {
+			continue
+		}
+		if n++; oldest == nil || st.id < oldest.id {
+			oldest = st
+		}
+	}
+	if n > maxStreamsPerNode {
+		oldest.leave(status.Errorf(codes.ResourceExhausted, "newer streams of the node %q took the place", nodeID))
+	}
 }
 
 // admit lets an identity be a node. It answers the same whether the node is
@@ -312,27 +333,4 @@ func (s *Server) admit(ctx context.Context, identity Identity, nodeID string) er
 		}
 	}
 	return status.Errorf(codes.PermissionDenied, "the service account %s may not be the node %q", identity, nodeID)
-}
-
-func receiveFirst(ctx context.Context, grpcStream adsStream) (*discoveryv3.DiscoveryRequest, error) {
-	type received struct {
-		req *discoveryv3.DiscoveryRequest
-		err error
-	}
-	ch := make(chan received, 1)
-	go func() {
-		req, err := grpcStream.Recv()
-		ch <- received{req, err}
-	}()
-	ctx, cancel := context.WithTimeout(ctx, firstRequestTimeout)
-	defer cancel()
-	select {
-	case r := <-ch:
-		return r.req, r.err
-	case <-ctx.Done():
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return nil, status.Error(codes.DeadlineExceeded, "no request came")
-		}
-		return nil, ctx.Err()
-	}
 }

@@ -28,8 +28,8 @@ type stream struct {
 	target  string
 	secrets *secrets
 	wake    chan struct{}   // something to send may have changed; holds one
-	gone    context.Context //nolint:containedctx // ends when the target is removed, whoever asks
-	leave   context.CancelFunc
+	gone    context.Context //nolint:containedctx // ends when the stream must, and its cause says why
+	leave   context.CancelCauseFunc
 
 	grpc    adsStream
 	watches map[string]*watch
@@ -55,7 +55,7 @@ func (s *stream) run(first *discoveryv3.DiscoveryRequest, stopping <-chan struct
 	ended := make(chan error, 1)
 	go func() {
 		for {
-			req, err := s.grpc.Recv()
+			req, err := receive(s.grpc, maxRequestBytes)
 			if err != nil {
 				ended <- err
 				return
@@ -88,7 +88,7 @@ func (s *stream) run(first *discoveryv3.DiscoveryRequest, stopping <-chan struct
 		case <-s.secrets.changed:
 			s.secrets.look()
 		case <-s.gone.Done():
-			return status.Errorf(codes.PermissionDenied, "the node %q is no longer known", s.nodeID)
+			return context.Cause(s.gone)
 		case <-stopping:
 			return status.Error(codes.Unavailable, "the server stops")
 		case err := <-ended:
