@@ -12,9 +12,11 @@ type Conn struct {
 	net.Conn
 
 	off     atomic.Bool // for good: what comes are no lines
-	bad     atomic.Pointer[string]
+	bad     atomic.Pointer[violation]
 	http2   bool // a client may begin with its preface
 	preface int  // bytes of it that have come; -1: something else has
+
+	arrived, answered atomic.Int64 // requests, to their end
 
 	at     part
 	header header
@@ -24,6 +26,12 @@ type Conn struct {
 	// last Read had.
 	bytes, fields         int
 	mostBytes, mostFields int
+}
+
+// violation is the first one of a connection.
+type violation struct {
+	reason string
+	from   int64 // the first request, from 1, that no handler must see
 }
 
 // part is where in a request the next byte belongs.
@@ -64,9 +72,11 @@ func (c *Conn) Read(p []byte) (int, error) {
 var notImplemented = []byte("HTTP/1.1 501 Not Implemented\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n") //nolint:gochecknoglobals // read only
 
 // Write makes net/http's 501 a 400: to a proxy such framing is not a wish that
-// it does not fulfill but a request that two readers end at different places.
+// it does not fulfill but a request that two readers end at different places. An
+// answer that a handler writes stays as it is, whatever it looks like.
 func (c *Conn) Write(p []byte) (int, error) {
-	if !bytes.HasPrefix(p, notImplemented) {
+	bad := c.bad.Load()
+	if bad == nil || c.answered.Load()+1 < bad.from || !bytes.HasPrefix(p, notImplemented) {
 		return c.Conn.Write(p)
 	}
 	answer := bytes.Replace(p, []byte("501 Not Implemented"), []byte("400 Bad Request"), 1)
@@ -87,16 +97,36 @@ func (c *Conn) Stop() { c.off.Store(true) }
 // Violation tells what is wrong with the framing of a request of the connection;
 // empty when nothing is. Answer 400 and close the connection.
 func (c *Conn) Violation() string {
-	if reason := c.bad.Load(); reason != nil {
-		return *reason
+	if bad := c.bad.Load(); bad != nil {
+		return bad.reason
 	}
 	return ""
 }
 
-func (c *Conn) refuse(reason string) {
+// Answered tells that a request was answered and another may follow, which is
+// when http.Server's ConnState says idle.
+func (c *Conn) Answered() { c.answered.Add(1) }
+
+// Arrived tells whether the request that is being answered, of HTTP/1, has come to
+// its end: what is left of it waits for no client.
+func (c *Conn) Arrived() bool { return c.arrived.Load() > c.answered.Load() }
+
+// refuse refuses the request that is arriving: its handler has not begun.
+func (c *Conn) refuse(reason string) { c.refuseFrom(c.arrived.Load()+1, reason) }
+
+// refuseNext refuses those behind it: its handler may be reading it.
+func (c *Conn) refuseNext(reason string) { c.refuseFrom(c.arrived.Load()+2, reason) }
+
+func (c *Conn) refuseFrom(request int64, reason string) {
 	if reason != "" {
-		c.bad.CompareAndSwap(nil, &reason)
+		c.bad.CompareAndSwap(nil, &violation{reason, request})
 	}
+}
+
+// arrive ends the request that is arriving.
+func (c *Conn) arrive() {
+	c.at = inHeader
+	c.arrived.Add(1)
 }
 
 var http2Preface = []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") //nolint:gochecknoglobals // read only
@@ -142,12 +172,12 @@ func (c *Conn) lookAtBody(b []byte) []byte {
 	switch {
 	case !ok:
 		// Nobody knows where it ends: net/http gives it up too.
-		c.refuse(reasonChunk)
+		c.refuseNext(reasonChunk)
 		c.off.Store(true)
 	case ended && c.body.chunked:
 		c.at, c.header = inTrailer, header{requestLine: true, line: c.header.line[:0]}
 	case ended:
-		c.at = inHeader
+		c.arrive()
 	}
 	return rest
 }
@@ -176,13 +206,15 @@ func (c *Conn) lookAtLine(b []byte) (rest []byte) {
 		return rest
 	}
 	if c.at == inTrailer {
-		c.refuse(h.reason)
-		c.at = inHeader
+		c.refuseNext(h.reason)
+		c.arrive()
 	} else {
 		c.refuse(h.verdict())
 		c.body = body{chunked: h.hasEncoding, left: h.length}
 		if h.hasEncoding || h.length > 0 {
 			c.at = inBody
+		} else {
+			c.arrive()
 		}
 	}
 	c.header = header{line: h.line[:0]}

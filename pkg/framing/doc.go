@@ -6,6 +6,7 @@
 //
 //	listener:           framing.New(conn), and AllowHTTP2 where the server speaks it
 //	server.ConnContext: keep the *framing.Conn
+//	server.ConnState:   conn.Answered() at http.StateIdle
 //	handler:            if conn.Violation() != "", answer 400 and close
 //
 // Bodies are read along too, for where they end: so every header is judged, those

@@ -24,6 +24,7 @@ type header struct {
 
 	older                  bool // than HTTP/1.1
 	hasLength, hasEncoding bool
+	otherEncoding          bool // than chunked, or besides it
 	length                 uint64
 	reason                 string
 }
@@ -75,6 +76,9 @@ func (h *header) endLine() (field, last bool) {
 	case bytes.EqualFold(name, []byte("content-length")):
 		h.setLength(value, size > len(line))
 	case bytes.EqualFold(name, []byte("transfer-encoding")):
+		// net/http refuses them too.
+		cut := size > len(line)
+		h.otherEncoding = h.hasEncoding || cut || !bytes.EqualFold(bytes.Trim(value, " \t"), []byte("chunked"))
 		h.hasEncoding = true
 	}
 	return true, false
@@ -97,6 +101,8 @@ func (h *header) verdict() string {
 		return "http1.content_length_and_chunked"
 	case h.hasEncoding && h.older:
 		return "http1.transfer_encoding_in_http10" // which some readers do not know
+	case h.otherEncoding:
+		return "http1.transfer_encoding"
 	}
 	return h.reason
 }

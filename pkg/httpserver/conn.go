@@ -78,6 +78,8 @@ type conn struct {
 	counted  int                  // bytes of the header that have their places
 	refused  atomic.Pointer[refusal]
 	answered atomic.Bool // the refusal, by whoever came first
+	hijacked atomic.Bool
+	until    time.Time // a body that has not come is waited for; zero: all has
 }
 
 // refusal is the answer to a request whose header is too much.
@@ -187,9 +189,16 @@ func state(c net.Conn, state http.ConnState) {
 	case http.StateActive:
 		own.listener.places.busy(own)
 	case http.StateIdle:
+		if !own.fit() {
+			own.Close() // which net/http finds
+			return
+		}
+		own.Answered()
+		own.until = time.Time{}
 		own.counted = 0
 		own.listener.places.idle(own)
 	case http.StateHijacked:
+		own.hijacked.Store(true)
 		own.Stop()
 	}
 }
@@ -210,6 +219,7 @@ func judged(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
+		defer c.waitNoMore()
 		if why := c.refused.Load(); why != nil {
 			if !c.answered.CompareAndSwap(false, true) {
 				panic(http.ErrAbortHandler)
@@ -231,11 +241,22 @@ func judged(next http.Handler) http.Handler {
 		}
 		r.TLS = c.security()
 		next.ServeHTTP(w, r)
-		// What the handler has not read, net/http reads before it answers, and waits
-		// for it as long as it may: who was refused must not keep its places by a body
-		// that does not come. Afterwards net/http sets deadlines of its own.
-		if r.ContentLength != 0 {
-			_ = c.SetReadDeadline(time.Now().Add(lingering))
-		}
 	})
+}
+
+// waitNoMore bounds the wait for a body that has not come when its handler is
+// done: net/http reads it before it answers, and who was refused must not keep its
+// places by not sending it.
+func (c *conn) waitNoMore() {
+	if !c.Arrived() && !c.hijacked.Load() {
+		c.until = time.Now().Add(lingering)
+		_ = c.SetReadDeadline(c.until)
+	}
+}
+
+// fit tells whether the connection may serve another request. Where a body was
+// given up its rest would be taken for one; and a deadline that passes, be it only
+// while the answer is sent, makes net/http cancel the context of all that follow.
+func (c *conn) fit() bool {
+	return c.until.IsZero() || c.Arrived() && time.Now().Before(c.until)
 }

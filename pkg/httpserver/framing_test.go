@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -192,4 +193,61 @@ func TestChunksInHTTP10AreRefused(t *testing.T) {
 	require.NoError(t, err)
 	response.Body.Close()
 	require.Equal(t, http.StatusBadRequest, response.StatusCode)
+}
+
+// Another coding than chunked is refused like all framing that two readers may
+// take differently, not as a wish that is not fulfilled.
+func TestOtherCodingsAreBadRequests(t *testing.T) {
+	for _, lines := range []string{
+		"Transfer-Encoding: gzip",
+		"Transfer-Encoding:",
+		"Transfer-Encoding: identity, chunked",
+		"Transfer-Encoding: chunked\r\ntransfer-encoding: chunked",
+		"Transfer-Encoding: chunked\r\n , gzip",
+		"Content-Length: 3\r\nTransfer-Encoding: gzip",
+		"Transfer-Encoding: " + strings.Repeat(" ", 100) + "chunked",
+	} {
+		t.Run(lines, func(t *testing.T) {
+			c := dialHere(t, framingServer(t))
+			require.Equal(t, http.StatusOK, c.ask(t, "/"))
+			c.send(t, "POST / HTTP/1.1\r\nHost: x\r\n"+lines+"\r\n\r\n")
+			status, _ := c.answer(t)
+			require.Equal(t, http.StatusBadRequest, status)
+		})
+	}
+}
+
+// An answer is its handler's, be it a text of net/http's own.
+func TestAnAnswerIsSentAsItIs(t *testing.T) {
+	const text = "HTTP/1.1 501 Not Implemented\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\nUnsupported transfer encoding"
+	url, _, _ := start(t, httpserver.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+		control := http.NewResponseController(w)
+		_ = control.Flush()
+		_, _ = io.WriteString(w, text)
+		_ = control.Flush()
+	})})
+	for name, next := range map[string]string{
+		"alone":                     "",
+		"and a bad one behind it":   "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+		"and half a one behind it":  "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gz",
+		"and no request behind it":  "\x00\x00",
+		"and a bad body behind it":  "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nx",
+		"and a good one behind it ": "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := dialHere(t, url)
+			c.send(t, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\nExpect: 100-continue\r\n\r\n")
+			line, err := c.r.ReadString('\n')
+			require.NoError(t, err)
+			require.Contains(t, line, " 100 ", "the handler reads")
+			_, err = c.r.ReadString('\n')
+			require.NoError(t, err)
+			c.send(t, "abcdef"+next)
+			status, body := c.answer(t)
+			require.Equal(t, http.StatusOK, status)
+			require.Equal(t, text, body)
+		})
+	}
 }

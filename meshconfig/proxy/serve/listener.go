@@ -302,9 +302,14 @@ func newChainServer(p *Server, chain *compile.Chain) *chainServer {
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, c)
 		},
-		ConnState: func(_ net.Conn, state http.ConnState) {
-			if state == http.StateClosed || state == http.StateHijacked {
+		ConnState: func(c net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateClosed, http.StateHijacked:
 				s.leave()
+			case http.StateIdle:
+				if own, ok := c.(*request.Conn); ok {
+					own.Answered()
+				}
 			}
 		},
 	}
