@@ -3,6 +3,8 @@ package controller
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,16 +21,36 @@ import (
 // kept is a store of consumers.
 type kept struct {
 	Dispatcher
+	mu      sync.Mutex // a bubble's time tells the race detector of no order
 	names   []string
 	err     error
 	removed []string
 }
 
-func (k *kept) Consumers(context.Context) ([]string, error) { return k.names, k.err }
+func (k *kept) Consumers(context.Context) ([]string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.names, k.err
+}
 
 func (k *kept) Remove(_ context.Context, uid string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	k.removed = append(k.removed, uid)
 	return nil
+}
+
+// holds makes the store hold consumers, or fail.
+func (k *kept) holds(err error, names ...string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.names, k.err = names, err
+}
+
+func (k *kept) gone() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.removed)
 }
 
 func TestConsumersWithoutASubscriptionAreRemoved(t *testing.T) {
@@ -39,7 +61,8 @@ func TestConsumersWithoutASubscriptionAreRemoved(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		api := fake.NewClientBuilder().WithScheme(scheme).WithObjects(sub("stays")).Build()
-		store := &kept{names: []string{"stays", "orphan", "late"}}
+		store := &kept{}
+		store.holds(nil, "stays", "orphan", "late")
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- (&sweeper{reader: api, consumers: store, dispatcher: store}).Start(ctx) }()
@@ -48,17 +71,16 @@ func TestConsumersWithoutASubscriptionAreRemoved(t *testing.T) {
 			synctest.Wait()
 		}
 		synctest.Wait()
-		require.Empty(t, store.removed, "its Subscription may just have been made")
+		require.Empty(t, store.gone(), "its Subscription may just have been made")
 		require.NoError(t, api.Create(ctx, sub("late")))
 		look()
-		require.Equal(t, []string{"orphan"}, store.removed)
-		store.names = []string{"stays", "late", "another"}
-		store.err = errors.New("NATS is away")
+		require.Equal(t, []string{"orphan"}, store.gone())
+		store.holds(errors.New("NATS is away"), "stays", "late", "another")
 		look()
-		store.err = nil
+		store.holds(nil, "stays", "late", "another")
 		look()
 		look()
-		require.Equal(t, []string{"orphan", "another"}, store.removed)
+		require.Equal(t, []string{"orphan", "another"}, store.gone())
 		cancel()
 		require.NoError(t, <-done)
 	})
