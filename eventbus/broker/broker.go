@@ -86,6 +86,10 @@ type Delivery interface {
 	Ack() error
 	// Retry asks for the event again after delay.
 	Retry(delay time.Duration) error
+	// Recall returns what asks at once for an event that Retry has put off. It keeps
+	// nothing of the event, and does nothing when that has come again meanwhile and
+	// has its end.
+	Recall() func() error
 	// Extend says the work goes on: the answer will take longer.
 	Extend() error
 }

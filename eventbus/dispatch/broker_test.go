@@ -134,6 +134,7 @@ type consumer struct {
 	queue    []*delivery
 	attempts map[uint64]int
 	open     map[uint64]time.Time // when those were stored that are not acknowledged
+	waiting  map[uint64]waiting   // pauses
 	inFlight map[uint64]time.Time // until when those have that wait for an answer
 }
 
@@ -180,10 +181,15 @@ func (b *fakeBroker) lose() {
 	}
 }
 
-// offer puts a delivery into the queue. Call it with mu held.
+// offer puts a delivery into the queue: what was handed out before, before what was
+// not. Call it with mu held.
 func (c *consumer) offer(d delivery) {
 	d.c = c
-	c.queue = append(c.queue, &d)
+	if at := slices.IndexFunc(c.queue, func(q *delivery) bool { return c.attempts[q.seq] == 0 }); at >= 0 && c.attempts[d.seq] > 0 {
+		c.queue = slices.Insert(c.queue, at, &d)
+	} else {
+		c.queue = append(c.queue, &d)
+	}
 	c.open[d.seq] = d.stored
 	close(c.changed)
 	c.changed = make(chan struct{})
@@ -192,13 +198,37 @@ func (c *consumer) offer(d delivery) {
 // again offers a delivery after a while.
 func (d *delivery) again(after time.Duration) {
 	copied := *d
-	time.AfterFunc(after, func() {
+	c := d.c
+	offer := func() {
 		d.b.mu.Lock()
 		defer d.b.mu.Unlock()
-		if copied.life == d.b.life {
-			d.c.offer(copied)
+		delete(c.waiting, d.seq)
+		if _, open := c.open[d.seq]; open && copied.life == d.b.life {
+			c.offer(copied)
 		}
-	})
+	}
+	d.b.mu.Lock()
+	defer d.b.mu.Unlock()
+	c.waiting[d.seq] = waiting{time.AfterFunc(after, offer), offer}
+}
+
+// waiting is the pause of a delivery.
+type waiting struct {
+	timer *time.Timer
+	offer func()
+}
+
+func (d *delivery) Recall() func() error {
+	c, seq := d.c, d.seq
+	return func() error {
+		c.b.mu.Lock()
+		w, ok := c.waiting[seq]
+		c.b.mu.Unlock()
+		if ok && w.timer.Stop() {
+			w.offer()
+		}
+		return nil
+	}
 }
 
 func (b *fakeBroker) Subscribe(_ context.Context, spec broker.ConsumerSpec) (broker.Consumer, error) {
@@ -206,7 +236,7 @@ func (b *fakeBroker) Subscribe(_ context.Context, spec broker.ConsumerSpec) (bro
 	defer b.mu.Unlock()
 	c, ok := b.consumers[spec.Name]
 	if !ok {
-		c = &consumer{b: b, changed: make(chan struct{}), attempts: map[uint64]int{}, open: map[uint64]time.Time{}, inFlight: map[uint64]time.Time{}}
+		c = &consumer{b: b, changed: make(chan struct{}), attempts: map[uint64]int{}, open: map[uint64]time.Time{}, inFlight: map[uint64]time.Time{}, waiting: map[uint64]waiting{}}
 		for _, d := range b.stored {
 			c.offer(d)
 		}
@@ -344,7 +374,7 @@ func (d *delivery) Ack() error {
 	defer d.b.mu.Unlock()
 	if d.b.ackFails {
 		d.b.ackFails = false
-		d.again(10 * time.Second) // the ack wait
+		go d.again(10 * time.Second) // the ack wait
 		return errors.New("disconnected")
 	}
 	d.b.acked = append(d.b.acked, d.seq)

@@ -19,6 +19,8 @@ type History struct {
 	// Attempts are the requests that were sent, the one whose outcome is judged
 	// included, unless that was a probe.
 	Attempts int
+	// Probes are those that were no attempts, likewise.
+	Probes int
 }
 
 // Decision is what becomes of an event.
@@ -44,10 +46,11 @@ func Decide(policy Retry, history History, outcome Outcome, now time.Time) Decis
 	case !now.Before(history.Expires):
 		return Decision{What: broker.Dead, Reason: broker.ReasonExpired}
 	}
-	pause := max(policy.backoff(max(1, history.Attempts), history.Salt), outcome.RetryAfter)
-	if outcome.Probe {
-		pause = max(probeEvery, outcome.RetryAfter)
+	pause := policy.backoff(max(1, history.Attempts+history.Probes), history.Salt)
+	if outcome.Probe && unconnected(outcome) { // which is no reason to spare the sink this event
+		pause = probeEvery
 	}
+	pause = max(pause, outcome.RetryAfter)
 	at := now.Add(pause)
 	if at.After(history.Expires) { // until then maxAge may be raised
 		at = history.Expires

@@ -2,6 +2,7 @@ package dispatch_test
 
 import (
 	"errors"
+	"net"
 	"testing"
 	"time"
 
@@ -58,7 +59,8 @@ func TestDecide(t *testing.T) {
 		"500, close to its end":      {unlimited, 9, 3 * time.Second, dispatch.Outcome{Status: 500}, again(3*time.Second, 3*time.Second)},
 		"no answer":                  {limited, 1, 0, dispatch.Outcome{Err: refused}, again(time.Second, 1250*time.Millisecond)},
 		"no answer to the last":      {limited, 3, 0, dispatch.Outcome{Err: refused}, is(broker.Dead, broker.ReasonAttemptsExhausted)},
-		"a probe that failed":        {limited, 3, 0, dispatch.Outcome{Err: refused, Probe: true}, again(time.Second, time.Second)},
+		"a probe that nobody saw":    {limited, 3, 0, dispatch.Outcome{Err: &net.OpError{Op: "dial", Err: refused}, Probe: true}, again(time.Second, time.Second)},
+		"a probe that failed":        {limited, 3, 0, dispatch.Outcome{Err: refused, Probe: true}, again(4*time.Second, 5*time.Second)},
 		"a probe of what is too old": {limited, 3, -1, dispatch.Outcome{Err: refused, Probe: true}, is(broker.Dead, broker.ReasonExpired)},
 		"429 with Retry-After":       {limited, 1, 0, dispatch.Outcome{Status: 429, RetryAfter: 20 * time.Second}, again(20*time.Second, 20*time.Second)},
 		"503 with a short one":       {limited, 2, 0, dispatch.Outcome{Status: 503, RetryAfter: time.Second}, again(2*time.Second, 2500*time.Millisecond)},

@@ -25,6 +25,9 @@ const (
 type ticket struct {
 	passage passage
 	probe   bool          // of pass
+	stale   bool          // of a probe: the event was answered before
+	recall  bool          // of stay: it may be asked for before the pause is over
+	closed  int           // how often the breaker had closed
 	pause   time.Duration // of stay
 	reason  string        // of bury
 }
@@ -71,6 +74,7 @@ func (r *runner) gateNow(sub *Subscription, d delivery, now time.Time) ticket {
 	defer r.mu.Unlock()
 	known := r.ledger.of(d.identity())
 	expires := sub.expires(d.Stored())
+	stale := known.stale()
 	switch {
 	case known.decided.What == broker.Dead: // its dead letter could not be stored or acknowledged
 		return ticket{passage: bury, reason: known.decided.Reason}
@@ -81,15 +85,20 @@ func (r *runner) gateNow(sub *Subscription, d delivery, now time.Time) ticket {
 	case r.resting():
 		return ticket{passage: stay, pause: brokerPause}
 	case known.next.After(now): // the broker was restarted, or we were
-		return ticket{passage: stay, pause: min(known.next.Sub(now), expires.Sub(now))}
+		return ticket{passage: stay, pause: min(known.next.Sub(now), expires.Sub(now)), recall: true, closed: r.breaker.closed}
 	}
 	if pause := r.breaker.wait(now); pause > 0 {
 		return ticket{passage: stay, pause: min(max(pause, probeEvery), expires.Sub(now))}
 	}
+	if !r.breaker.takes(stale, now) {
+		known.row = r.breaker.row
+		return ticket{passage: stay, pause: min(putOff, expires.Sub(now)), recall: true, closed: r.breaker.closed}
+	}
 	if r.limiter != nil && !r.limiter.AllowN(now, 1) {
 		return ticket{passage: stay, pause: time.Duration(float64(time.Second) / float64(r.limiter.Limit()))}
 	}
-	return ticket{passage: pass, probe: r.breaker.admit(now)}
+	probe := r.breaker.admit(stale, now)
+	return ticket{passage: pass, probe: probe, stale: probe && stale, closed: r.breaker.closed}
 }
 
 // ended reports whether the event was delivered, or its dead letter is stored.

@@ -32,12 +32,44 @@ type ledger map[identity]*entry
 // entry of an event.
 type entry struct {
 	attempts int       // requests that were sent
+	probes   int       // of those that were not counted, since this process began
 	last     Outcome   // of the last one
 	decided  Decision  // what the last one led to
 	next     time.Time // not before then
 	buried   bool      // its dead letter is stored
 	here     int       // deliveries that are being handled
+	busy     bool      // one of them is beyond the gate
+	done     bool      // nothing is to be done any more
 	touched  time.Time
+
+	// Of an event that failed and is put off:
+	sent   time.Time    // when it failed last
+	asked  time.Time    // until when its sink asked for patience
+	row    int          // of failures, see breaker
+	recall func() error // asks for it at once; nil when it is not put off
+	// outlived is how many successes, of other events, lay between two of its failures.
+	outlived int
+}
+
+// stale reports whether the sink may have seen the event: its next outcome may be
+// the same because of what it is.
+func (e *entry) stale() bool {
+	return e.attempts+e.probes > 0 && !unconnected(e.last)
+}
+
+// maxOutlived is how many times an event may fail again after the sink took others:
+// one that does so more often fails because of what it is.
+const maxOutlived = 3
+
+// suspect reports whether the failures of an event say nothing about its sink.
+func (e *entry) suspect() bool { return e.outlived >= maxOutlived }
+
+// fail notes that it failed in a row of failures; -1: not one that the breaker knows.
+func (e *entry) fail(row int, now time.Time, o Outcome) {
+	if !e.sent.IsZero() && e.row >= 0 && e.row != row {
+		e.outlived++
+	}
+	e.row, e.sent, e.asked = row, now, now.Add(o.RetryAfter)
 }
 
 // of returns the entry of an event.
@@ -49,6 +81,17 @@ func (l ledger) of(id identity) *entry {
 	}
 	e.touched = time.Now()
 	return e
+}
+
+// leave notes that a delivery is not handled any more, and forgets an event that is
+// done with when it was the last one.
+func (l ledger) leave(id identity, done bool) {
+	e := l.of(id)
+	e.here--
+	e.done = e.done || done
+	if e.done && e.here <= 0 {
+		delete(l, id)
+	}
 }
 
 // restore notes an attempt that the journal knows.

@@ -24,12 +24,25 @@ type kept struct {
 	*taken
 	again bool
 	pause time.Duration
+	wake  chan struct{} // ends the pause
 }
 
 // Retry is done by the lane and not by the broker.
 func (k *kept) Retry(pause time.Duration) error {
 	k.again, k.pause = true, pause
 	return nil
+}
+
+// Recall ends the pause of the lane.
+func (k *kept) Recall() func() error {
+	wake := k.wake
+	return func() error {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+		return nil
+	}
 }
 
 // ackWaits is a little more than how many ExtendEvery make up the broker's ack
@@ -115,7 +128,7 @@ func (r *runner) enqueue(key string, d *taken) {
 // drop forgets a delivery of which there is another. Call it with mu held.
 func (r *runner) drop(d *taken) {
 	r.inFlight--
-	r.ledger.of(d.id).here--
+	r.ledger.leave(d.id, false)
 	r.d.work.Go(func() { r.account.release(d.bytes) })
 	r.signal()
 }
@@ -141,7 +154,7 @@ func (r *runner) follow(key string, l *lane) {
 // untilDone handles one delivery until it is done with. When the runner ends, the
 // delivery is given back.
 func (r *runner) untilDone(d *taken) (done bool) {
-	k := &kept{taken: d}
+	k := &kept{taken: d, wake: make(chan struct{}, 1)}
 	for r.ctx.Err() == nil {
 		sub, _ := r.current()
 		k.again = false
@@ -149,7 +162,13 @@ func (r *runner) untilDone(d *taken) (done bool) {
 		if !k.again {
 			return done
 		}
-		r.wait(k.pause)
+		timer := time.NewTimer(k.pause)
+		select {
+		case <-timer.C:
+		case <-k.wake:
+		case <-r.ctx.Done():
+		}
+		timer.Stop()
 	}
 	r.told("give back", d.Retry(0))
 	return false

@@ -3,9 +3,11 @@ package dispatch_test
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,8 +46,14 @@ func (o *outage) end() {
 	o.fail = nil
 }
 
+// refused is what a dialer says when nobody listens.
+func refused() error {
+	return &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
+}
+
 func TestBacklogFlowsWithinTwoSecondsAfterAnOutage(t *testing.T) {
-	refuse := func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") }
+	refuse := func(*http.Request) (*http.Response, error) { return nil, refused() }
+	reset := func(*http.Request) (*http.Response, error) { return nil, errors.New("connection reset by peer") }
 	hang := func(r *http.Request) (*http.Response, error) { <-r.Context().Done(); return nil, r.Context().Err() }
 	status := func(code int) func(*http.Request) (*http.Response, error) {
 		return func(*http.Request) (*http.Response, error) { return answer(code), nil }
@@ -58,13 +66,16 @@ func TestBacklogFlowsWithinTwoSecondsAfterAnOutage(t *testing.T) {
 		timeout     time.Duration
 		within      time.Duration // of the end; a request that hangs ends with its timeout
 	}{
-		"refused":                   {refuse, 50, 0, "", 30 * time.Second, 2 * time.Second},
-		"refused, attempts limited": {refuse, 50, 3, "", 30 * time.Second, 2 * time.Second},
-		"refused, ordered":          {refuse, 50, 0, "subject", 30 * time.Second, 2 * time.Second},
-		"refused, one event":        {refuse, 1, 0, "", 30 * time.Second, 2 * time.Second},
-		"503":                       {status(503), 50, 3, "", 30 * time.Second, 2 * time.Second},
-		"500 for every event":       {status(500), 50, 0, "", 30 * time.Second, 2 * time.Second},
-		"hangs":                     {hang, 50, 0, "", 5 * time.Second, 7 * time.Second},
+		"refused":                    {refuse, 50, 0, "", 30 * time.Second, 2 * time.Second},
+		"refused, attempts limited":  {refuse, 50, 3, "", 30 * time.Second, 2 * time.Second},
+		"refused, ordered":           {refuse, 50, 0, "subject", 30 * time.Second, 2 * time.Second},
+		"reset, ordered":             {reset, 50, 0, "subject", 30 * time.Second, 2 * time.Second},
+		"503, ordered, three events": {status(503), 3, 0, "subject", 30 * time.Second, 2 * time.Second},
+		"503, three events":          {status(503), 3, 0, "", 30 * time.Second, 2 * time.Second},
+		"refused, one event":         {refuse, 1, 0, "", 30 * time.Second, 2 * time.Second},
+		"503":                        {status(503), 50, 3, "", 30 * time.Second, 2 * time.Second},
+		"500 for every event":        {status(500), 50, 0, "", 30 * time.Second, 2 * time.Second},
+		"hangs":                      {hang, 50, 0, "", 5 * time.Second, 7 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := &outage{fail: tt.fail, taken: map[string]time.Time{}}

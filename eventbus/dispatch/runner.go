@@ -63,13 +63,23 @@ func (r *runner) stop() { r.end() }
 
 // update changes what is pushed from the next event on.
 func (r *runner) update(sub Subscription, consumer broker.Consumer) {
+	r.recall(r.updateLocked(sub, consumer))
+}
+
+// updateLocked returns what asks for the events that may be tried now.
+func (r *runner) updateLocked(sub Subscription, consumer broker.Consumer) (all []func() error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if sub.Generation != r.sub.Generation {
 		r.gone, r.stats.Gone = false, false
 	}
 	if sub.Sink.URL != r.sub.Sink.URL { // another one may be reachable
-		r.breaker = breaker{probes: r.breaker.probes}
+		r.breaker = breaker{probes: r.breaker.probes, stale: r.breaker.stale, row: r.breaker.row + 1, closed: r.breaker.closed + 1}
+		r.stats.HeldBack = false
+		for _, e := range r.ledger { // also what is in hand, or waits since a restart
+			e.next, e.asked = time.Time{}, time.Time{}
+		}
+		all = r.ledger.recall(func(*entry) bool { return true })
 	}
 	if sub.Rate != r.sub.Rate {
 		r.limiter = sub.Rate.limiter()
@@ -79,6 +89,7 @@ func (r *runner) update(sub Subscription, consumer broker.Consumer) {
 		r.stopFetching()
 	}
 	r.signal()
+	return all
 }
 
 // hold pushes nothing more, nor dead letters: whatever is there waits.

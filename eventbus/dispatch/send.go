@@ -16,6 +16,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/eventbus/broker"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/event/legacy"
+	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
 
 const (
@@ -37,9 +38,14 @@ type Outcome struct {
 	// Probe: the request asked whether the sink is back, and is no attempt unless it
 	// is.
 	Probe bool
+	// Unsent: there was no request, and so no attempt.
+	Unsent bool
 	// Interrupted: the request was cut off because the dispatcher stops, which says
 	// nothing about the sink.
 	Interrupted bool
+
+	stale  bool // a probe with an event that was answered before
+	closed int  // how often the breaker had closed before
 }
 
 func (o Outcome) ok() bool { return o.Err == nil && o.Status >= 200 && o.Status < 300 }
@@ -61,7 +67,7 @@ func (d *Dispatcher) send(sub *Subscription, sink Sink, delivery broker.Delivery
 	defer cancel()
 	request, err := newRequest(ctx, sub, sink, delivery)
 	if err != nil {
-		return Outcome{Err: err}
+		return Outcome{Err: err, Unsent: true}
 	}
 	if letter != nil {
 		request.Header.Set("Lambdamesh-Dead-Letter-Reason", letter.Reason)
@@ -79,7 +85,7 @@ func (d *Dispatcher) send(sub *Subscription, sink Sink, delivery broker.Delivery
 		} else if u, ok := errors.AsType[*url.Error](err); ok {
 			err = u.Err // the URL is known, and may hold a secret
 		}
-		return Outcome{Err: err, Took: time.Since(begin), Interrupted: d.push.Err() != nil}
+		return Outcome{Err: err, Took: time.Since(begin), Interrupted: d.push.Err() != nil, Unsent: targets.IsRefused(err)}
 	}
 	defer response.Body.Close()
 	_, _ = io.CopyN(io.Discard, response.Body, maxAnswer)

@@ -19,20 +19,29 @@ const (
 // handle does with a delivery what is to be done now. It returns whether the event
 // is done with.
 func (r *runner) handle(sub *Subscription, d delivery) (done bool) {
+	if !r.claim(d) { // offered again while it is being sent
+		r.told("give back", d.Retry(brokerPause))
+		return false
+	}
+	defer r.unclaim(d)
 	defer r.extend(d)()
 	t := r.gate(sub, d)
 	switch t.passage {
 	case skip:
 		return r.told("acknowledge", d.Ack())
 	case stay:
-		r.told("give back", d.Retry(t.pause))
+		if t.recall {
+			r.putOff(d, t.pause, t.closed)
+		} else {
+			r.told("give back", d.Retry(t.pause))
+		}
 		return false
 	case bury:
 		return r.bury(sub, d, t.reason)
 	}
 	begin := time.Now()
 	outcome := r.d.send(sub, sub.Sink, d, nil)
-	outcome.Probe = t.probe
+	outcome.Probe, outcome.stale, outcome.closed = t.probe, t.stale, t.closed
 	if r.d.push.Err() != nil && !outcome.ok() { // cut off: no failure of the sink
 		outcome.Interrupted = true
 	}
@@ -41,7 +50,7 @@ func (r *runner) handle(sub *Subscription, d delivery) (done bool) {
 
 // settle does what an outcome leads to.
 func (r *runner) settle(sub *Subscription, d delivery, begin time.Time, outcome Outcome) (done bool) {
-	decision, attempt := r.enter(sub, d, begin, outcome)
+	decision, attempt, closed := r.enter(sub, d, begin, outcome)
 	switch {
 	case outcome.Interrupted:
 		r.told("give back", d.Retry(0))
@@ -54,40 +63,78 @@ func (r *runner) settle(sub *Subscription, d delivery, begin time.Time, outcome 
 	if decision.What == broker.Dead {
 		return r.bury(sub, d, decision.Reason)
 	}
-	r.told("retry", d.Retry(max(0, time.Until(decision.At))))
+	r.putOff(d, time.Until(decision.At), closed)
 	return false
 }
 
+// claim takes an event beyond the gate, and returns false when another delivery of
+// it is there.
+func (r *runner) claim(d delivery) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known := r.ledger.of(d.identity())
+	if known.busy {
+		return false
+	}
+	known.busy, known.recall = true, nil
+	return true
+}
+
+func (r *runner) unclaim(d delivery) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ledger.of(d.identity()).busy = false
+}
+
 // enter puts an outcome into the ledger, from which the stats, the metrics and the
-// journal have it, and decides what it leads to.
-func (r *runner) enter(sub *Subscription, d delivery, begin time.Time, outcome Outcome) (Decision, *broker.Attempt) {
+// journal have it, and decides what it leads to. It returns how often the breaker
+// had closed by then.
+//
+// The outcome is that of the sink that was asked, which may be another one by now:
+// what it says about itself counts no longer then.
+func (r *runner) enter(sub *Subscription, d delivery, begin time.Time, outcome Outcome) (Decision, *broker.Attempt, int) {
 	e, id := d.Event(), d.identity()
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	known := r.ledger.of(id)
-	counts := !outcome.Interrupted && (!outcome.Probe || outcome.ok())
-	if counts {
+	limited := sub.Retry.MaxAttempts > 0
+	r.breaker.left(outcome)
+	if outcome.Probe && !outcome.Interrupted && !fails(outcome, limited) {
+		outcome.Probe = false // the sink is back, and this is an attempt
+	}
+	switch {
+	case outcome.Interrupted:
+	case outcome.Probe || outcome.Unsent:
+		known.probes++
+	default:
 		if known.attempts++; known.attempts > 1 {
 			r.stats.Redelivered++
 		}
 	}
-	if r.breaker.observe(id, outcome, sub.Retry.MaxAttempts > 0, now) {
-		r.log.Info("the sink is reachable again: its events flow")
-		r.signal()
+	history := History{Salt: sub.UID + e.ID, Expires: sub.expires(d.Stored()), Attempts: known.attempts, Probes: known.probes}
+	decision := Decide(sub.Retry, history, outcome, now)
+	known.last = outcome
+	failed := fails(outcome, limited)
+	switch {
+	case outcome.Interrupted:
+	case failed:
+		known.fail(r.breaker.row, now, outcome)
+	default:
+		known.fail(-1, now, outcome)
 	}
-	decision := Decide(sub.Retry, History{Salt: sub.UID + e.ID, Expires: sub.expires(d.Stored()), Attempts: known.attempts}, outcome, now)
-	if r.breaker.open && decision.What == broker.Again && !r.stats.HeldBack {
-		r.log.Warn("the sink is not reachable: its events are held back until it is", "last", outcome.text())
-		r.stopFetching()
-	}
-	r.stats.HeldBack = r.breaker.open
-	if r.breaker.open && decision.What == broker.Again { // the breaker holds it back, and no pause of its own
-		decision.At = minTime(decision.At, now.Add(probeEvery))
+	switch {
+	case sub.Sink.URL != r.sub.Sink.URL, outcome.Probe && outcome.closed != r.breaker.closed: // another one, or back since
+		if decision.What == broker.Again {
+			decision.At = now
+		}
+	case failed && known.suspect() && !r.breaker.open:
+	case !outcome.Interrupted:
+		r.observeSink(id, outcome, limited, now)
 	}
 	attempt := &broker.Attempt{
 		Consumer: sub.UID, Sequence: d.Sequence(), Stored: d.Stored(), Key: id.key, Replay: d.Replay(),
-		Number: known.attempts, Probe: outcome.Probe && !outcome.ok(),
+		Number: known.attempts, Probe: outcome.Probe || outcome.Unsent,
 		At: begin, Took: outcome.Took, Status: outcome.Status, Replica: r.d.config.Replica,
 		Decision: decision.What, Reason: decision.Reason, Next: decision.At,
 	}
@@ -95,24 +142,49 @@ func (r *runner) enter(sub *Subscription, d delivery, begin time.Time, outcome O
 		text := outcome.Err.Error()
 		attempt.Error = text[:min(len(text), maxErrorText)]
 	}
-	known.last, known.decided, known.next = outcome, decision, decision.At
+	known.decided, known.next = decision, decision.At
 	r.dirty = true
 	if outcome.Interrupted {
 		known.decided, known.next = Decision{}, time.Time{}
-		return decision, attempt
+		return decision, attempt, r.breaker.closed
 	}
 	r.observe(sub, outcome)
 	r.stats.Failing = decision.What != broker.Delivered
 	switch decision.What {
 	case broker.Delivered:
 		r.stats.Delivered++
-		return decision, attempt
+		return decision, attempt, r.breaker.closed
 	case broker.Gone:
-		r.gone, r.stats.Gone = true, true
-		r.stopFetching()
+		if sub.Generation == r.sub.Generation {
+			r.gone, r.stats.Gone = true, true
+			r.stopFetching()
+		}
 	}
-	r.stats.LastError = fmt.Sprintf("event %s, %s: %s", e.ID, numbered(attempt, sub.Retry), outcome.text())
-	return decision, attempt
+	which := numbered(attempt, sub.Retry)
+	if outcome.Unsent {
+		which = "not sent"
+	}
+	r.stats.LastError = fmt.Sprintf("event %s, %s: %s", e.ID, which, outcome.text())
+	return decision, attempt, r.breaker.closed
+}
+
+// observeSink lets the breaker know of an outcome. Call it with mu held.
+func (r *runner) observeSink(id identity, outcome Outcome, limited bool, now time.Time) {
+	row := r.breaker.row
+	opened, closed := r.breaker.observe(id, outcome, limited, now)
+	r.stats.HeldBack = r.breaker.open
+	switch {
+	case opened:
+		r.log.Warn("the sink is not reachable: its events are held back until it is", "last", outcome.text())
+		r.stopFetching()
+		times := r.breaker.closed
+		r.d.work.Go(func() { r.ask(times) })
+	case closed:
+		r.log.Info("the sink is reachable again: its events flow")
+		all := r.ledger.recall(func(e *entry) bool { return e.returning(row, now) })
+		r.d.work.Go(func() { r.recall(all) })
+		r.signal()
+	}
 }
 
 // numbered says which attempt it was.
@@ -217,11 +289,4 @@ func (r *runner) observe(sub *Subscription, outcome Outcome) {
 	}
 	m.pushes.WithLabelValues(sub.Namespace, sub.Name, label).Inc()
 	m.seconds.Observe(outcome.Took.Seconds())
-}
-
-func minTime(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
-	}
-	return b
 }

@@ -66,22 +66,54 @@ func (r *runner) sendsNothing() bool {
 func clampSweep(pause time.Duration) time.Duration { return max(minSweep, min(pause, maxSweep)) }
 
 // expireOne fetches one event and buries it. It returns false when there was none
-// that expired, or it could not be stored.
+// that expired, or it could not be stored. Of an ordered subscription it is accepted
+// like any other: its lane buries it, and what is younger after all keeps its place.
 func (r *runner) expireOne(sub *Subscription, consumer broker.Consumer) (done bool) {
 	reserved := r.account.reserve(maxMessage, maxMessage)
 	if reserved == 0 {
 		return false
 	}
-	defer r.account.release(reserved)
+	defer func() { r.account.release(reserved) }()
+	ordered := sub.OrderBy != ""
+	if ordered {
+		if !r.demandOne() {
+			return false
+		}
+		defer func() {
+			if !done {
+				r.change(func() { r.demanded-- })
+				r.signal()
+			}
+		}()
+	}
 	ctx, cancel := context.WithTimeout(r.ctx, sweepWait)
 	defer cancel()
-	var taken broker.Delivery
-	_, err := consumer.Fetch(ctx, broker.Window{Events: 1, Bytes: int(reserved)}, sweepWait, func(d broker.Delivery) { taken = d })
-	if err != nil || taken == nil {
-		return false
+	var alone broker.Delivery
+	_, err := consumer.Fetch(ctx, broker.Window{Events: 1, Bytes: int(reserved)}, sweepWait, func(d broker.Delivery) {
+		if ordered {
+			reserved -= r.accept(d, reserved)
+			done = true
+			return
+		}
+		alone = d
+	})
+	if err != nil || alone == nil {
+		return done
 	}
-	t := r.take(taken, 0)
+	t := r.take(alone, 0)
 	done = r.handle(sub, t)
 	r.finish(t, done)
 	return done
+}
+
+// demandOne demands an event of an ordered subscription, when nobody else does, who
+// could have one that it would overtake, and there is room for it.
+func (r *runner) demandOne() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.demanded > 0 || r.inFlight >= r.sub.MaxInFlight {
+		return false
+	}
+	r.demanded++
+	return true
 }

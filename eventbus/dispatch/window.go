@@ -188,7 +188,9 @@ func (r *runner) take(d broker.Delivery, bytes int64) *taken {
 // takeLocked is take with mu held.
 func (r *runner) takeLocked(d broker.Delivery, id identity, bytes int64) *taken {
 	r.inFlight++
-	r.ledger.of(id).here++
+	known := r.ledger.of(id)
+	known.here++
+	known.recall = nil
 	return &taken{Delivery: d, id: id, bytes: bytes}
 }
 
@@ -204,10 +206,7 @@ func (r *runner) finish(t *taken, done bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.inFlight--
-	r.ledger.of(t.id).here--
-	if done {
-		delete(r.ledger, t.id)
-	}
+	r.ledger.leave(t.id, done)
 	r.dirty = true
 	r.signal()
 }

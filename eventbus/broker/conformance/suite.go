@@ -391,6 +391,22 @@ func Run(t *testing.T, start Open, lacks Lacks) {
 		require.Equal(t, 3, Take(t, c, 1)[0].Attempt())
 	})
 
+	t.Run("a delivery that is recalled comes again before its delay is over, and not when it has its end", func(t *testing.T) {
+		b := fresh(t)
+		c := Subscribe(t, b, "c1", broker.Start{}, "", "**")
+		Publish(t, b, Event("1"))
+		d := Take(t, c, 1)[0]
+		recall := d.Recall()
+		require.NoError(t, d.Retry(time.Hour))
+		require.NoError(t, recall())
+		again := Take(t, c, 1)[0]
+		require.Equal(t, "1", again.Event().ID)
+		require.Equal(t, 2, again.Attempt())
+		require.NoError(t, again.Ack())
+		require.NoError(t, recall())
+		Nothing(t, c)
+	})
+
 	t.Run("an unanswered delivery comes again, an extended one does not", func(t *testing.T) {
 		// As long as the one that extends may be kept from running.
 		b, _ := open(t, Options{Dir: t.TempDir(), AckWait: 5 * time.Second})

@@ -221,6 +221,17 @@ func (d *delivery) Replay() string                 { return d.msg.Header.Get(hea
 func (d *delivery) Ack() error                     { return translate(d.msg.Ack()) }
 func (d *delivery) Extend() error                  { return translate(d.msg.InProgress()) }
 
+// Recall implements [broker.Delivery]. The server takes a second -NAK, without a
+// delay, for an event whose delay is not over; a message that was answered sends
+// none.
+func (d *delivery) Recall() func() error {
+	reply, sub := d.msg.Reply, d.msg.Sub
+	return func() error {
+		again := &nats.Msg{Reply: reply, Sub: sub}
+		return translate(again.Nak())
+	}
+}
+
 func (d *delivery) Retry(delay time.Duration) error {
 	if delay <= 0 {
 		return translate(d.msg.Nak())

@@ -523,6 +523,20 @@ func (d *delivery) Retry(delay time.Duration) error {
 	return nil
 }
 
+// Recall implements [broker.Delivery].
+func (d *delivery) Recall() func() error {
+	c, sequence, attempt := d.c, d.sequence, d.attempt
+	return func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if h, ok := c.held[sequence]; ok && h.state == resting && h.attempt == attempt {
+			h.stopTimer()
+			c.push(sequence)
+		}
+		return nil
+	}
+}
+
 // Extend starts the ack wait anew.
 func (d *delivery) Extend() error {
 	d.answer(func() { d.c.pushAfter(d.sequence, d.c.s.config.AckWait, handed) })
