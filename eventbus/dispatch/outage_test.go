@@ -153,8 +153,12 @@ func TestWhatIsHeldBackTooLongIsADeadLetter(t *testing.T) {
 func TestASinkThatIsGonePausesUntilTheSubscriptionIsChanged(t *testing.T) {
 	for _, orderBy := range []string{"", "subject"} {
 		t.Run(orderBy, func(t *testing.T) {
-			status, requests := 410, 0
-			bubble(t, func(*http.Request) (*http.Response, error) { requests++; return answer(status), nil }, func(t *testing.T, b *fakeBroker, d *dispatch.Dispatcher) {
+			var status, requests atomic.Int32
+			status.Store(410)
+			bubble(t, func(*http.Request) (*http.Response, error) {
+				requests.Add(1)
+				return answer(int(status.Load())), nil
+			}, func(t *testing.T, b *fakeBroker, d *dispatch.Dispatcher) {
 				sub := subscription("u1")
 				sub.OrderBy, sub.Generation = orderBy, 1
 				require.NoError(t, d.Set(t.Context(), sub))
@@ -163,17 +167,18 @@ func TestASinkThatIsGonePausesUntilTheSubscriptionIsChanged(t *testing.T) {
 				b.keyed(2, "2", "a")
 				time.Sleep(10 * time.Minute)
 				synctest.Wait()
-				require.Equal(t, 1, requests)
+				require.EqualValues(t, 1, requests.Load())
 				stats, _ := d.Stats("u1")
 				require.True(t, stats.Gone)
 				require.NoError(t, d.Set(t.Context(), sub), "the same again")
 				time.Sleep(time.Minute)
 				synctest.Wait()
-				require.Equal(t, 1, requests)
+				require.EqualValues(t, 1, requests.Load())
 				require.Empty(t, b.dead())
 				require.Empty(t, b.acked)
 
-				status, sub.Generation = 200, 2
+				status.Store(200)
+				sub.Generation = 2
 				require.NoError(t, d.Set(t.Context(), sub))
 				time.Sleep(time.Minute)
 				synctest.Wait()
