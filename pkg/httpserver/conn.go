@@ -190,7 +190,7 @@ func state(c net.Conn, state http.ConnState) {
 		own.listener.places.busy(own)
 	case http.StateIdle:
 		if !own.fit() {
-			own.Close() // which net/http finds
+			_ = own.Close() // which net/http finds
 			return
 		}
 		own.Answered()
