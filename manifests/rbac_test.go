@@ -340,6 +340,8 @@ func TestControlPlaneGetsByWithItsFlagsAndRole(t *testing.T) {
 // Controllers believe what they wrote: what a rule is charged for, which hosts it
 // has, where events go on. So a tenant must not be able to write it.
 func TestNobodyButTheProgramsWritesStatuses(t *testing.T) {
+	// No objects: the API server serves none, the event bus asks whether they are allowed.
+	askedAbout := []string{"subscriptions/events", "subscriptions/deadletters"}
 	for _, dir := range kustomizations() {
 		t.Run(dir, func(t *testing.T) {
 			objects := render(t, dir)
@@ -350,7 +352,9 @@ func TestNobodyButTheProgramsWritesStatuses(t *testing.T) {
 					if !ours || len(intersect(rule.Verbs, "create", "update", "patch", "delete", "deletecollection", "*")) == 0 {
 						continue
 					}
-					if !slices.ContainsFunc(rule.Resources, func(r string) bool { return strings.ContainsAny(r, "/*") }) {
+					if !slices.ContainsFunc(rule.Resources, func(r string) bool {
+						return strings.ContainsAny(r, "/*") && !slices.Contains(askedAbout, r)
+					}) {
 						continue
 					}
 					writers[o.GetName()] = true
