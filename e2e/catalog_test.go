@@ -114,7 +114,7 @@ spec: {application: third-shop, services: [orders], lambdas: {names: [caller]}}
 	require.Contains(t, m.mustKubectl(t, "", "get", "evt", "-n", "lambdamesh-system", "--field-selector", "spec.source=third-shop"), "order.created.v1")
 	require.Contains(t, m.mustKubectl(t, "", "get", "appsvc", "--field-selector", "spec.application=third-shop"), shop.URL)
 	eventually(t, demoTimeout, func() error {
-		out, code := m.cli(t, "status")
+		out, code := m.cli(t, "status", "-A")
 		for line := range strings.Lines(out) {
 			if strings.Contains(line, "third-shop") && strings.Contains(line, "services 1, event types 1, calls ") &&
 				strings.Contains(line, "orders: the target answered 500") && code == 0 {
