@@ -99,24 +99,88 @@ type ApplicationSpec struct {
 	RevokedCertificates []string `json:"revokedCertificates,omitempty"`
 }
 
-// Webhook is a signed call of the third-party system that becomes events.
+// Webhook is a signed call of the third-party system that becomes an event of the
+// application's. It comes to https://<connector's webhook name>/webhooks/<application>/<name>.
+// +kubebuilder:validation:XValidation:rule="!has(self.hmac) || self.provider == 'hmac'",message="hmac is for the provider hmac: the schemes of the others are known"
 type Webhook struct {
 	// Name in the URL: /webhooks/<application>/<name>.
 	// +kubebuilder:validation:MaxLength=63
 	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",message="a webhook name is lower-case letters, digits and '-'"
 	Name string `json:"name"`
-	// Provider whose signature scheme is checked.
+	// Provider whose signature scheme is checked. hmac without the field of that
+	// name is Standard Webhooks (webhook-id, webhook-timestamp, webhook-signature).
 	// +kubebuilder:validation:Enum=shopify;stripe;commercetools;github;hmac
 	Provider string `json:"provider"`
-	// SecretName of a Secret of the system namespace with the key secret.
+	// SecretName of a Secret of the system namespace with the key secret, and,
+	// while the secret is being replaced, the key previous: both are good then. For
+	// commercetools it is the value of the header Authorization.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	SecretName string `json:"secretName"`
-	// Types: the provider's topics that are taken; empty: all.
+	// Types: the provider's topics that are taken, such as orders/create of Shopify,
+	// charge.succeeded of Stripe, pull_request of GitHub, OrderCreated of
+	// commercetools; empty: all. Others are answered 200 and not stored.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=128
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=253
 	Types []string `json:"types,omitempty"`
+	// HMAC says how a system signs that does not as Standard Webhooks has it.
+	// +optional
+	HMAC *HMACScheme `json:"hmac,omitempty"`
+}
+
+// Encodings of signatures and algorithms of [HMACScheme].
+const (
+	EncodingHex     = "hex"
+	EncodingBase64  = "base64"
+	AlgorithmSHA256 = "sha256"
+	AlgorithmSHA512 = "sha512"
+)
+
+// HMACScheme is how a request is signed: the HMAC of its body, or of
+// <timestamp>.<body>, in a header.
+type HMACScheme struct {
+	// Header with the signature, such as X-Signature.
+	// +kubebuilder:validation:MaxLength=128
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[A-Za-z0-9-]+$')",message="write the name of a header, such as X-Signature"
+	Header string `json:"header"`
+	// Prefix of the signature in the header, such as sha256=.
+	// +optional
+	// +kubebuilder:validation:MaxLength=32
+	Prefix string `json:"prefix,omitempty"`
+	// Encoding of the signature.
+	// +optional
+	// +kubebuilder:validation:Enum=hex;base64
+	// +kubebuilder:default=hex
+	Encoding string `json:"encoding,omitempty"`
+	// Algorithm of the hash.
+	// +optional
+	// +kubebuilder:validation:Enum=sha256;sha512
+	// +kubebuilder:default=sha256
+	Algorithm string `json:"algorithm,omitempty"`
+	// TimestampHeader holds when the request was signed, in Unix seconds. What is
+	// signed is then <timestamp>.<body>, and what is older than five minutes is
+	// refused. Absent: the body alone is signed, and a request that somebody has
+	// recorded is told apart from a new one by its body only.
+	// +optional
+	// +kubebuilder:validation:MaxLength=128
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[A-Za-z0-9-]+$')",message="write the name of a header, such as X-Timestamp"
+	TimestampHeader string `json:"timestampHeader,omitempty"`
+	// TypePointer is where the body, JSON, says the type of the event (RFC 6901);
+	// where there is none the type is the webhook's name.
+	// +optional
+	// +kubebuilder:validation:MaxLength=256
+	// +kubebuilder:validation:XValidation:rule="self.startsWith('/')",message="write a JSON pointer, such as /type"
+	// +kubebuilder:default=/type
+	TypePointer string `json:"typePointer,omitempty"`
+	// IDPointer is where the body says the id of the event; where there is none two
+	// requests with the same body are one event.
+	// +optional
+	// +kubebuilder:validation:MaxLength=256
+	// +kubebuilder:validation:XValidation:rule="self.startsWith('/')",message="write a JSON pointer, such as /id"
+	IDPointer string `json:"idPointer,omitempty"`
 }
 
 // SourceOwner returns the application that speaks for a source: the one of that
@@ -172,6 +236,49 @@ type ApplicationStatus struct {
 	// Calls of lambdas to its APIs.
 	// +optional
 	Calls *CallStatus `json:"calls,omitempty"`
+	// Events it has sent, with its certificate and by webhooks.
+	// +optional
+	Events *EventStatus `json:"events,omitempty"`
+	// Webhooks of it that were called.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	// +kubebuilder:validation:MaxItems=32
+	Webhooks []WebhookStatus `json:"webhooks,omitempty"`
+}
+
+// EventStatus counts events that a third-party system sent. It lags behind by up
+// to half a minute.
+type EventStatus struct {
+	// Requests with events that the event bus has stored; a repeated one counts.
+	// +optional
+	Total int64 `json:"total,omitempty"`
+	// LastEvent is when the last one was.
+	// +optional
+	LastEvent *metav1.Time `json:"lastEvent,omitempty"`
+}
+
+// WebhookStatus is what came to a webhook. It lags behind by up to half a minute.
+type WebhookStatus struct {
+	// Name of the webhook.
+	// +kubebuilder:validation:MaxLength=63
+	Name string `json:"name"`
+	// Events: requests that became events; a repeated one counts.
+	// +optional
+	Events int64 `json:"events,omitempty"`
+	// LastEvent is when the last one was.
+	// +optional
+	LastEvent *metav1.Time `json:"lastEvent,omitempty"`
+	// Refused requests.
+	// +optional
+	Refused int64 `json:"refused,omitempty"`
+	// LastRefused is when the last one was.
+	// +optional
+	LastRefused *metav1.Time `json:"lastRefused,omitempty"`
+	// LastRefusedReason says why: Signature, Stale, NoSecret, Malformed, TooLarge,
+	// TooMany or EventBus. The caller is not told.
+	// +optional
+	LastRefusedReason string `json:"lastRefusedReason,omitempty"`
 }
 
 // ClientCertificate is one that was issued to an application.
