@@ -5,7 +5,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -40,11 +39,19 @@ func Cases(t testing.TB) []Case {
 	return all
 }
 
+// testdata is meshconfig/testdata, seen from whatever package's folder a test
+// runs in. Where this file was compiled says nothing: with -trimpath it is no path.
 func testdata(t testing.TB) string {
 	t.Helper()
-	_, file, _, ok := runtime.Caller(0)
-	require.True(t, ok)
-	return filepath.Join(filepath.Dir(file), "..", "testdata")
+	dir, err := filepath.Abs(".")
+	require.NoError(t, err)
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return filepath.Join(dir, "meshconfig", "testdata")
+		}
+		require.NotEqual(t, filepath.Dir(dir), dir, "no go.mod above the test's folder")
+		dir = filepath.Dir(dir)
+	}
 }
 
 // Snapshot reads in.yaml and jwks.yaml.
