@@ -1,6 +1,9 @@
 package ir
 
-import "strings"
+import (
+	"strings"
+	"time"
+)
 
 // Rule decides about the requests it matches: backend and access together.
 type Rule struct {
@@ -29,8 +32,9 @@ type Rule struct {
 	RequestHeaders  HeaderEdits `json:"requestHeaders,omitzero"`
 	ResponseHeaders HeaderEdits `json:"responseHeaders,omitzero"`
 	Timeout         Duration    `json:"timeout,omitempty"`
-	Retries         *Retries    `json:"retries,omitempty"`
-	RateLimit       *RateLimit  `json:"rateLimit,omitempty"`
+	// Retries; nil: DefaultRetries.
+	Retries   *Retries   `json:"retries,omitempty"`
+	RateLimit *RateLimit `json:"rateLimit,omitempty"`
 	// MaxBodyBytes of a request; 0: no limit here.
 	MaxBodyBytes uint32    `json:"maxBodyBytes,omitempty"`
 	Mirror       *Mirror   `json:"mirror,omitempty"`
@@ -182,7 +186,8 @@ type Header struct {
 // Format is the value where Envoy would substitute %COMMANDS%.
 func (h Header) Format() string { return strings.ReplaceAll(h.Value, "%", "%%") }
 
-// Retries of a failed request.
+// Retries of a failed request, each at an endpoint that was not tried, as far as
+// there is one.
 type Retries struct {
 	// Attempts after the first one.
 	Attempts uint32 `json:"attempts"`
@@ -191,6 +196,22 @@ type Retries struct {
 	// RetryOn: conditions in Envoy's words, sorted.
 	RetryOn []string `json:"retryOn"`
 }
+
+// DefaultRetries are those of whoever asks for none: of requests that no endpoint
+// has seen, whatever they are, because another one may be there.
+func DefaultRetries() *Retries {
+	return &Retries{Attempts: 2, RetryOn: []string{"connect-failure", "refused-stream"}}
+}
+
+// An endpoint that did not take so many connections in a row is left alone for a
+// while, longer each time.
+const (
+	EjectAfter     = 2
+	EjectInterval  = time.Second
+	EjectFor       = 5 * time.Second
+	EjectForAtMost = 30 * time.Second
+	EjectPercent   = 50
+)
 
 // JWT is what a request's bearer token must be: issued by one of the
 // providers, with a sub, and fit for one of the authorizations.

@@ -4,6 +4,8 @@ import (
 	"maps"
 	"slices"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 	networking "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -53,8 +55,21 @@ func (w *writer) destinationRules(workload *ir.Workload) {
 				// Said explicitly: istiod would take those of the endpoints' own service
 				// accounts, and any of the mesh where it knows none.
 				SubjectAltNames: []string{workload.Identity},
-			}},
+			}, OutlierDetection: ejection()},
 		}}
 		w.add(rule)
+	}
+}
+
+// ejection is what the proxies of the other output do with endpoints that take no
+// connections.
+func ejection() *networking.OutlierDetection {
+	return &networking.OutlierDetection{
+		SplitExternalLocalOriginErrors: true,
+		ConsecutiveLocalOriginFailures: wrapperspb.UInt32(ir.EjectAfter),
+		Consecutive_5XxErrors:          wrapperspb.UInt32(0),
+		Interval:                       durationpb.New(ir.EjectInterval),
+		BaseEjectionTime:               durationpb.New(ir.EjectFor),
+		MaxEjectionPercent:             ir.EjectPercent,
 	}
 }

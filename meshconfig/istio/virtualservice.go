@@ -127,8 +127,8 @@ func (w *writer) route(r *ir.Rule) *networking.HTTPRoute {
 		Name:    r.ID,
 		Match:   []*networking.HTTPMatchRequest{match(r)},
 		Timeout: durationpb.New(time.Duration(r.Timeout)),
-		// Said explicitly: istiod would retry twice.
-		Retries: &networking.HTTPRetry{Attempts: 0},
+		// Said explicitly: istiod would retry more than what no endpoint has seen.
+		Retries: retries(r.Retries),
 		Headers: &networking.Headers{
 			Request:  edits(r.RequestHeaders),
 			Response: edits(r.ResponseHeaders),
@@ -169,13 +169,22 @@ func (w *writer) route(r *ir.Rule) *networking.HTTPRoute {
 		}
 		out.Route = append(out.Route, destination)
 	}
-	if r.Retries != nil {
-		out.Retries = &networking.HTTPRetry{Attempts: int32(r.Retries.Attempts), RetryOn: strings.Join(r.Retries.RetryOn, ",")}
-		if r.Retries.PerTryTimeout > 0 {
-			out.Retries.PerTryTimeout = durationpb.New(time.Duration(r.Retries.PerTryTimeout))
-		}
-	}
 	out.Rewrite = rewrite(r)
+	return out
+}
+
+func retries(r *ir.Retries) *networking.HTTPRetry {
+	if r == nil {
+		r = ir.DefaultRetries()
+	}
+	out := &networking.HTTPRetry{Attempts: int32(r.Attempts)}
+	if r.Attempts == 0 {
+		return out // istiod takes nothing else then
+	}
+	out.RetryOn = strings.Join(r.RetryOn, ",")
+	if r.PerTryTimeout > 0 {
+		out.PerTryTimeout = durationpb.New(time.Duration(r.PerTryTimeout))
+	}
 	return out
 }
 

@@ -7,8 +7,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -266,22 +268,108 @@ func TestRetries(t *testing.T) {
 		require.Equal(t, 200, get(t, gateway, "/").code)
 		require.EqualValues(t, 3, calls.Load())
 	})
-	t.Run("connect-failure goes to another endpoint", func(t *testing.T) {
-		dead, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		deadAddr := dead.Addr().String()
-		dead.Close()
-		c := config{hosts: oneRoute("retry_policy: {retry_on: connect-failure, num_retries: 1, retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, typed_config: {'@type': type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}]}")}
-		r := c.resources(t)
-		r[resource.ClusterType] = resources(t, fmt.Sprintf("clusters: [{name: backend, type: STATIC, load_assignment: {cluster_name: backend, endpoints: [{lb_endpoints: [{endpoint: {address: %s}}, {endpoint: {address: %s}}]}]}}]", endpointAddress(deadAddr), endpointAddress(backend(t, echo))))[resource.ClusterType]
-		m := newMesh(t)
-		n := m.node(gatewayNode)
-		m.mustSet(target, r)
-		n.waitReady(t)
-		for range 10 {
-			require.Equal(t, 200, get(t, n.addr("10.0.0.1:80"), "/").code)
-		}
+}
+
+// TestRequestsThatNoEndpointHasSeenAreSentToAnother: what the control plane says of
+// every host, also for what may not be done twice, and for bodies of any size.
+func TestRequestsThatNoEndpointHasSeenAreSentToAnother(t *testing.T) {
+	const retries = "retry_policy: {retry_on: 'connect-failure,refused-stream', num_retries: 2, retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, typed_config: {'@type': type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}]}"
+	var calls atomic.Int32
+	alive := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		calls.Add(1)
+		n, _ := io.Copy(io.Discard, r.Body)
+		_, _ = fmt.Fprint(w, n)
 	})
+	dead, _ := nobody(t)
+	gone, _ := nobody(t)
+	_, _, gateway := serveEndpoints(t, strings.TrimSpace(toBackend)+"\n  "+retries, "", alive, dead, gone)
+	for _, size := range []int{0, 10, 1 << 20} {
+		for range 20 {
+			resp, err := http.Post("http://"+gateway+"/", "text/plain", strings.NewReader(strings.Repeat("x", size)))
+			require.NoError(t, err)
+			body, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			require.NoError(t, err)
+			require.Equal(t, http.StatusOK, resp.StatusCode, "%s", body)
+			require.Equal(t, fmt.Sprint(size), string(body))
+		}
+	}
+	require.EqualValues(t, 60, calls.Load(), "nothing is done twice")
+}
+
+func TestEndpointsThatTakeNoConnectionsAreLeftAlone(t *testing.T) {
+	const ejection = "outlier_detection: {split_external_local_origin_errors: true, consecutive_local_origin_failure: 2, max_ejection_percent: 50, base_ejection_time: %s}"
+	dead, _ := nobody(t)
+	gone, _ := nobody(t)
+	failed := func(t *testing.T, gateway string) int {
+		n := 0
+		for range 40 {
+			if get(t, gateway, "/").code != http.StatusOK {
+				n++
+			}
+		}
+		return n
+	}
+	t.Run("while it lasts", func(t *testing.T) {
+		_, _, gateway := serveEndpoints(t, toBackend, fmt.Sprintf(ejection, "3600s"), dead, backend(t, echo), backend(t, echo))
+		require.Equal(t, 2, failed(t, gateway))
+	})
+	t.Run("no more than may be", func(t *testing.T) {
+		_, _, gateway := serveEndpoints(t, toBackend, fmt.Sprintf(ejection, "3600s"), dead, gone)
+		require.Equal(t, 40, failed(t, gateway))
+		_, _, gateway = serveEndpoints(t, toBackend, fmt.Sprintf(ejection, "3600s"), dead)
+		got := get(t, gateway, "/")
+		require.Contains(t, got.body, "remote connection failure", "the only one is asked all the same")
+	})
+	t.Run("and asked again", func(t *testing.T) {
+		back, listen := nobody(t)
+		_, _, gateway := serveEndpoints(t, toBackend, fmt.Sprintf(ejection, "0.01s"), back, backend(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "the other") }))
+		require.NotZero(t, failed(t, gateway))
+		listener := listen()
+		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "back") }), ReadHeaderTimeout: time.Minute}
+		go func() { _ = server.Serve(listener) }()
+		t.Cleanup(func() { server.Close() })
+		eventually(t, "an answer of the one that is back", func() bool { return get(t, gateway, "/").body == "back" })
+	})
+	t.Run("not for what they answer", func(t *testing.T) {
+		_, _, gateway := serveEndpoints(t, toBackend, fmt.Sprintf(ejection, "3600s"), backend(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }), backend(t, echo))
+		require.Equal(t, 20, failed(t, gateway))
+	})
+}
+
+// serveEndpoints is serve with a cluster of several endpoints, asked by turns.
+func serveEndpoints(t *testing.T, hosts, fields string, addresses ...string) (*mesh, *node, string) {
+	t.Helper()
+	var endpoints []string
+	for _, a := range addresses {
+		endpoints = append(endpoints, "{endpoint: {address: "+endpointAddress(a)+"}}")
+	}
+	r := config{hosts: hosts}.resources(t)
+	r[resource.ClusterType] = resources(t, "clusters:\n- name: backend\n  type: STATIC\n  load_assignment: {cluster_name: backend, endpoints: [{lb_endpoints: ["+strings.Join(endpoints, ", ")+"]}]}\n  "+fields+"\n")[resource.ClusterType]
+	m := newMesh(t)
+	n := m.node(gatewayNode)
+	m.mustSet(target, r)
+	n.waitReady(t)
+	return m, n, n.addr("10.0.0.1:80")
+}
+
+// nobody is an address that nobody listens at, or can take meanwhile, until listen
+// is called.
+func nobody(t *testing.T) (address string, listen func() net.Listener) {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	require.NoError(t, err)
+	socket := os.NewFile(uintptr(fd), "nobody")
+	t.Cleanup(func() { socket.Close() })
+	require.NoError(t, syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	name, err := syscall.Getsockname(fd)
+	require.NoError(t, err)
+	return fmt.Sprintf("127.0.0.1:%d", name.(*syscall.SockaddrInet4).Port), func() net.Listener {
+		require.NoError(t, syscall.Listen(fd, 16))
+		listener, err := net.FileListener(socket)
+		require.NoError(t, err)
+		return listener
+	}
 }
 
 func TestEndpointsAreChosenByHealthAndPriority(t *testing.T) {

@@ -388,10 +388,10 @@ func timeout(candidates ...*metav1.Duration) ir.Duration {
 }
 
 func retries(r *v1alpha1.Retries) *ir.Retries {
-	if r == nil || r.Attempts <= 0 {
+	if r == nil {
 		return nil
 	}
-	out := &ir.Retries{Attempts: uint32(r.Attempts)}
+	out := &ir.Retries{Attempts: uint32(max(r.Attempts, 0))}
 	for _, condition := range r.RetryOn {
 		out.RetryOn = append(out.RetryOn, string(condition))
 	}
@@ -400,7 +400,7 @@ func retries(r *v1alpha1.Retries) *ir.Retries {
 		out.PerTryTimeout = ir.Duration(r.PerTryTimeout.Duration)
 	}
 	if len(out.RetryOn) == 0 {
-		out.RetryOn = []string{"connect-failure", "refused-stream"}
+		out.RetryOn = ir.DefaultRetries().RetryOn
 	}
 	return out
 }

@@ -31,6 +31,8 @@ const (
 	// default of 1024 would refuse work that the lambda's own limits allow.
 	maxUpstream = 16384
 	maxRetries  = 256
+	// hostSelections is how often a retry looks for a host that was not tried.
+	hostSelections = 5
 )
 
 func clusterName(d *ir.Destination) string {
@@ -54,6 +56,7 @@ func (b *builder) cluster(key string) string {
 		ConnectTimeout:                durationpb.New(connectTimeout),
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferBytes),
 		CircuitBreakers:               circuitBreakers(),
+		OutlierDetection:              ejection(),
 	}
 	if len(d.Identities) > 0 {
 		c.TransportSocket = b.upstreamTLS(d)
@@ -78,6 +81,24 @@ func circuitBreakers() *clusterv3.CircuitBreakers {
 		MaxRequests:        wrapperspb.UInt32(maxUpstream),
 		MaxRetries:         wrapperspb.UInt32(maxRetries),
 	}}}
+}
+
+// ejection leaves endpoints alone that take no connections, as those of a node that
+// is away do until the cluster knows; and never for what they answer, which is
+// theirs. No more than half of them: what is wrong with all is not theirs.
+func ejection() *clusterv3.OutlierDetection {
+	none := wrapperspb.UInt32(0)
+	return &clusterv3.OutlierDetection{
+		SplitExternalLocalOriginErrors:  true,
+		ConsecutiveLocalOriginFailure:   wrapperspb.UInt32(ir.EjectAfter),
+		Interval:                        durationpb.New(ir.EjectInterval),
+		BaseEjectionTime:                durationpb.New(ir.EjectFor),
+		MaxEjectionTime:                 durationpb.New(ir.EjectForAtMost),
+		MaxEjectionPercent:              wrapperspb.UInt32(ir.EjectPercent),
+		EnforcingConsecutive_5Xx:        none,
+		EnforcingSuccessRate:            none,
+		EnforcingLocalOriginSuccessRate: none,
+	}
 }
 
 // upstreamTLS proves our identity and takes no other answer than from one of

@@ -11,6 +11,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
+	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -48,7 +49,7 @@ func (b *builder) gatewayRoutes(name string, g *ir.Gateway, servers ...*ir.Serve
 }
 
 func (b *builder) virtualHost(name string, domains []string, vh *ir.VirtualHost) *routev3.VirtualHost {
-	out := &routev3.VirtualHost{Name: name, Domains: domains}
+	out := &routev3.VirtualHost{Name: name, Domains: domains, RetryPolicy: b.retryPolicy(ir.DefaultRetries())}
 	if vh.CORS != nil {
 		out.TypedPerFilterConfig = map[string]*anypb.Any{filterCORS: b.any(corsPolicy(vh.CORS))}
 	}
@@ -229,13 +230,24 @@ func (b *builder) action(r *ir.Rule) *routev3.RouteAction {
 		}}
 	}
 	if r.Retries != nil {
-		out.RetryPolicy = &routev3.RetryPolicy{
-			RetryOn:    strings.Join(r.Retries.RetryOn, ","),
-			NumRetries: wrapperspb.UInt32(r.Retries.Attempts),
-		}
-		if r.Retries.PerTryTimeout > 0 {
-			out.RetryPolicy.PerTryTimeout = durationpb.New(time.Duration(r.Retries.PerTryTimeout))
-		}
+		out.RetryPolicy = b.retryPolicy(r.Retries)
+	}
+	return out
+}
+
+// retryPolicy tries again at hosts that were not tried, as istiod's does.
+func (b *builder) retryPolicy(r *ir.Retries) *routev3.RetryPolicy {
+	out := &routev3.RetryPolicy{
+		RetryOn:    strings.Join(r.RetryOn, ","),
+		NumRetries: wrapperspb.UInt32(r.Attempts),
+		RetryHostPredicate: []*routev3.RetryPolicy_RetryHostPredicate{{
+			Name:       "envoy.retry_host_predicates.previous_hosts",
+			ConfigType: &routev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: b.any(&previoushostsv3.PreviousHostsPredicate{})},
+		}},
+		HostSelectionRetryMaxAttempts: hostSelections,
+	}
+	if r.PerTryTimeout > 0 {
+		out.PerTryTimeout = durationpb.New(time.Duration(r.PerTryTimeout))
 	}
 	return out
 }
@@ -330,6 +342,7 @@ func (b *builder) egressRoutes(name, namespace string, out ir.Egress) {
 					Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
 					Action: toCluster(b.cluster(key)),
 				}},
+				RetryPolicy: b.retryPolicy(ir.DefaultRetries()),
 			})
 		}
 	}

@@ -33,6 +33,19 @@ type Cluster struct {
 	Source         net.IP // that TCP connections come from; nil: any
 
 	MaxConnections, MaxPending, MaxRequests, MaxRetries int64
+
+	Ejection Ejection
+}
+
+// Ejection leaves endpoints alone that take no connections. (Those that answer 5xx
+// stay, whatever outlier_detection says.)
+type Ejection struct {
+	// After so many failures in a row; 0: never.
+	After int
+	// For this long, times the number of ejections, but not longer than AtMost.
+	For, AtMost time.Duration
+	// Percent of the endpoints that may be ejected before another one is.
+	Percent int
 }
 
 type protocol int
@@ -145,7 +158,26 @@ func compileCluster(c *clusterv3.Cluster) (*Cluster, error) {
 	if err := k.compileProtocol(at, c); err != nil {
 		return nil, err
 	}
+	k.Ejection = compileEjection(c.GetOutlierDetection())
 	return k, k.compileLimits(at, c.GetCircuitBreakers())
+}
+
+// compileEjection with Envoy's defaults. Without split_external_local_origin_errors
+// a connection that fails would count as an answer.
+func compileEjection(o *clusterv3.OutlierDetection) Ejection {
+	enforced := o.GetEnforcingConsecutiveLocalOriginFailure() == nil || o.GetEnforcingConsecutiveLocalOriginFailure().GetValue() > 0
+	if !o.GetSplitExternalLocalOriginErrors() || !enforced {
+		return Ejection{}
+	}
+	e := Ejection{After: 5, For: strict.Duration(o.GetBaseEjectionTime(), 30*time.Second), Percent: 10}
+	e.AtMost = max(e.For, strict.Duration(o.GetMaxEjectionTime(), 300*time.Second))
+	if n := o.GetConsecutiveLocalOriginFailure(); n != nil {
+		e.After = int(n.GetValue())
+	}
+	if n := o.GetMaxEjectionPercent(); n != nil {
+		e.Percent = int(n.GetValue())
+	}
+	return e
 }
 
 // compileSource reads the address that connections come from.

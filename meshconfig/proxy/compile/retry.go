@@ -77,6 +77,17 @@ func compileRetry(at string, c *routev3.RetryPolicy) (*RetryPolicy, error) {
 	return p, nil
 }
 
+// Replays tells whether requests may be sent again that an endpoint has seen. Where
+// not, no body has to be kept for it.
+func (p *RetryPolicy) Replays() bool {
+	for on := range p.on {
+		if on != "connect-failure" && on != "refused-stream" && on != "reset-before-request" {
+			return true
+		}
+	}
+	return false
+}
+
 // Response tells whether an answer is to be tried again.
 func (p *RetryPolicy) Response(status int, header http.Header) bool {
 	if p.on["5xx"] && status >= 500 ||

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +29,9 @@ type cluster struct {
 	retries atomic.Int64
 	next    atomic.Uint64 // round robin
 
+	ejecting sync.Mutex
+	ejected  atomic.Int64 // until when an endpoint is, in Unix nanoseconds
+
 	// What was given to it last; for the goroutine that configures it.
 	updated   bool
 	known     []*compile.Endpoint
@@ -43,6 +47,7 @@ type host struct {
 	*compile.Endpoint
 	transport *transport
 	active    *atomic.Int64
+	health    *health
 }
 
 // transport connects to endpoints in one way and pools the connections.
@@ -190,9 +195,9 @@ func (c *cluster) setEndpoints(endpoints []*compile.Endpoint) {
 		if !e.Healthy || e.Weight == 0 || e.Priority != best {
 			continue
 		}
-		h := &host{Endpoint: e, transport: c.transportFor(e), active: new(atomic.Int64)}
+		h := &host{Endpoint: e, transport: c.transportFor(e), active: new(atomic.Int64), health: new(health)}
 		if known := old[e.Key]; known != nil {
-			h.active = known.active
+			h.active, h.health = known.active, known.health
 		}
 		// Weights up to 128 per endpoint are exact; more are scaled down.
 		for range min(max(e.Weight/divisor, 1), 128) {
@@ -230,34 +235,27 @@ func socketMatches(s *compile.Socket, e *compile.Endpoint) bool {
 	return true
 }
 
-// pick chooses an endpoint, if it can another one than avoid.
-func (c *cluster) pick(avoid *host) *host {
-	list := c.endpoints.Load().list
-	if len(list) == 0 {
+// pick chooses an endpoint, if it can one that was not tried.
+func (c *cluster) pick(tried []*host) *host {
+	list := c.available(tried)
+	switch {
+	case len(list) == 0:
 		return nil
-	}
-	var h *host
-	for range 4 {
-		switch {
-		case len(list) == 1:
-			return list[0]
-		case c.config.LB == clusterv3.Cluster_LEAST_REQUEST:
-			h = list[rand.IntN(len(list))]
-			for range c.config.Choices - 1 {
-				if other := list[rand.IntN(len(list))]; other.active.Load() < h.active.Load() {
-					h = other
-				}
+	case len(list) == 1:
+		return list[0]
+	case c.config.LB == clusterv3.Cluster_LEAST_REQUEST:
+		h := list[rand.IntN(len(list))]
+		for range c.config.Choices - 1 {
+			if other := list[rand.IntN(len(list))]; other.active.Load() < h.active.Load() {
+				h = other
 			}
-		case c.config.LB == clusterv3.Cluster_RANDOM:
-			h = list[rand.IntN(len(list))]
-		default:
-			h = list[c.next.Add(1)%uint64(len(list))]
 		}
-		if avoid == nil || h.Key != avoid.Key {
-			break
-		}
+		return h
+	case c.config.LB == clusterv3.Cluster_RANDOM:
+		return list[rand.IntN(len(list))]
+	default:
+		return list[c.next.Add(1)%uint64(len(list))]
 	}
-	return h
 }
 
 // limit is how many requests may be under way. With HTTP/1.1 each takes a

@@ -103,7 +103,7 @@ func (e *exchange) body(clock *clock, copied bool) (body *requestBody, replay []
 		}
 	}
 	body = &requestBody{ReadCloser: e.HTTP.Body, done: done, active: clock.active}
-	if again := copied || e.route.Forward.Retry != nil; !again || e.HTTP.ContentLength < 0 || e.HTTP.ContentLength > maxReplay {
+	if again := copied || e.route.Forward.Retry != nil && e.route.Forward.Retry.Replays(); !again || e.HTTP.ContentLength < 0 || e.HTTP.ContentLength > maxReplay {
 		return body, nil, false
 	}
 	replay = make([]byte, e.HTTP.ContentLength)
@@ -120,19 +120,15 @@ func (e *exchange) body(clock *clock, copied bool) (body *requestBody, replay []
 // of the last attempt, with its counter raised; it is nil when there is none.
 func (e *exchange) attempts(ctx context.Context, c *cluster, body *requestBody, replay []byte) (*http.Response, *upstreamError, *host) {
 	policy := e.route.Forward.Retry
-	var last *host
+	var tried []*host
 	for attempt := 0; ; attempt++ {
-		var avoid *host
-		if policy != nil && policy.AvoidPrevious {
-			avoid = last
-		}
-		h := c.pick(avoid)
+		h := c.pick(tried)
 		if h == nil {
 			return nil, nil, nil
 		}
-		last = h
 		h.active.Add(1)
 		resp, failure := e.try(ctx, h, attempt, body, replay, policy)
+		c.note(h, failure)
 		again := policy != nil && attempt < policy.Attempts && ctx.Err() == nil && e.upgrade == "" &&
 			(body == nil || replay != nil || !body.touched.Load())
 		if again && failure != nil {
@@ -151,6 +147,9 @@ func (e *exchange) attempts(ctx context.Context, c *cluster, body *requestBody, 
 			resp.Body.Close()
 		}
 		h.active.Add(-1)
+		if policy.AvoidPrevious {
+			tried = append(tried, h)
+		}
 		select {
 		case <-time.After(policy.Backoff(attempt + 1)):
 		case <-ctx.Done():

@@ -144,7 +144,8 @@ type Rule struct {
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('3900s')",message="timeout must be between 1s and 3900s, such as 10s"
 	Timeout *metav1.Duration `json:"timeout,omitempty"`
-	// Retries of a failed request; default none.
+	// Retries of a failed request, at another endpoint where there is one. Default: 2,
+	// of requests that no endpoint has seen. With attempts 0 there are none.
 	// +optional
 	Retries *Retries `json:"retries,omitempty"`
 	// RateLimit of requests under this rule.
