@@ -115,10 +115,12 @@ func TestWhatTheExamplesNameIsThere(t *testing.T) {
 			for _, name := range o.Spec.Lambdas.Names {
 				find[*v1alpha1.Lambda](t, objects, o.Namespace, name)
 			}
-		case *v1alpha1.Application:
-			for _, service := range o.Spec.Services {
-				find[*corev1.Secret](t, objects, v1alpha1.SystemNamespace, service.API.Auth.OAuth2.Secret.Name)
+			for _, name := range o.Spec.Services {
+				find[*v1alpha1.ApplicationService](t, objects, "", v1alpha1.ServiceObjectName(o.Spec.Application, name))
 			}
+		case *v1alpha1.ApplicationService:
+			find[*v1alpha1.Application](t, objects, "", o.Spec.Application)
+			find[*corev1.Secret](t, objects, v1alpha1.SystemNamespace, o.Spec.API.Auth.OAuth2.Secret.Name)
 		}
 	}
 }
@@ -230,7 +232,7 @@ func TestTheCommerceSystemTakesTheConnector(t *testing.T) {
 	require.Contains(t, lambda.Spec.Access, v1alpha1.LambdaAccess{Namespace: v1alpha1.SystemNamespace, ServiceAccount: v1alpha1.ServiceAccountConnector})
 	application := find[*v1alpha1.Application](t, objects, "", "commerce")
 	require.Contains(t, application.Spec.Publishers, v1alpha1.LambdaAccess{Namespace: lambda.Namespace, Lambda: lambda.Name})
-	api, host := application.Spec.Services[0].API, "http://"+lambda.Name+"."+lambda.Namespace+".svc/"
+	api, host := find[*v1alpha1.ApplicationService](t, objects, "", "commerce.orders").Spec.API, "http://"+lambda.Name+"."+lambda.Namespace+".svc/"
 	require.Equal(t, []string{host + "api", host + "oauth/token"}, []string{api.TargetURL, api.Auth.OAuth2.TokenURL})
 	require.Equal(t,
 		find[*corev1.Secret](t, objects, v1alpha1.SystemNamespace, "commerce-oauth").StringData,

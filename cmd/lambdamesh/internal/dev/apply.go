@@ -65,10 +65,12 @@ func rank(u object) int {
 		return 2
 	case "Application":
 		return 3
-	case "ApplicationBinding":
+	case "ApplicationService":
 		return 4
-	default:
+	case "ApplicationBinding":
 		return 5
+	default:
+		return 6
 	}
 }
 

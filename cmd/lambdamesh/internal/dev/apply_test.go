@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
 func write(t *testing.T, dir, name, text string) string {
@@ -82,5 +84,16 @@ func TestConfigsThatCannotWorkAreNamed(t *testing.T) {
 				require.ErrorContains(t, err, tt.want)
 			}
 		})
+	}
+}
+
+func TestWhatARuleExposesIsOneLine(t *testing.T) {
+	rules := map[string]v1alpha1.Rule{
+		"GET     http://shop.example.com/orders/{*}  (token)": {Path: "/orders/{*}", Methods: []v1alpha1.HTTPMethod{"GET"}, JWT: &v1alpha1.JWTAuth{}},
+		"GET,PUT http://shop.example.com/stock  (API key)":    {Path: "/stock", Methods: []v1alpha1.HTTPMethod{"GET", "PUT"}, APIKey: &v1alpha1.APIKeyAuth{}},
+		"*       http://shop.example.com/*":                   {Path: "/*"},
+	}
+	for want, rule := range rules {
+		require.Equal(t, want, exposed("http://shop.example.com/", rule))
 	}
 }

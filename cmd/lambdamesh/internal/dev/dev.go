@@ -157,6 +157,7 @@ serving after %.1fs:
 
 `, time.Since(p.begin).Seconds(), Domain, port(m.sockets.gateway), e.Gateway, e.GatewayTLS, e.EventBus, e.Connector, e.Kubernetes, cfg.path(KubeconfigFile))
 	awaitReady(ctx, m.client, applied, cfg.Out)
+	printExposed(ctx, m.client, applied, cfg.Out)
 	if ctx.Err() == nil {
 		fmt.Fprint(cfg.Out, "\nCtrl-C stops everything and keeps the data.\n")
 	}
