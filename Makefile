@@ -38,7 +38,8 @@ check-go:
 
 .PHONY: run
 run: build ## Build what is missing and run everything here, with the demo of examples/commerce
-	@exec bin/lambdamesh dev --apply examples/commerce $(ARGS)
+	@# The target is examples/webshop, which who tries it runs beside.
+	@exec bin/lambdamesh dev --apply examples/commerce --allow-target 127.0.0.1:8084 $(ARGS)
 
 .PHONY: build
 build: kubernetes ## Build the programs of cmd/ into bin/

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -61,7 +62,7 @@ func read(t *testing.T, pattern string) []client.Object {
 
 func all(t *testing.T) []client.Object {
 	t.Helper()
-	return append(read(t, "commerce/*.yaml"), read(t, "hello/*.yaml")...)
+	return slices.Concat(read(t, "commerce/*.yaml"), read(t, "hello/*.yaml"), read(t, "webshop/*.yaml"))
 }
 
 // find returns the object of a name, or fails the test.
@@ -83,7 +84,7 @@ func TestTheAPIServerTakesTheExamples(t *testing.T) {
 	require.NoError(t, err)
 	c, err := client.New(config, client.Options{Scheme: scheme, FieldValidation: metav1.FieldValidationStrict})
 	require.NoError(t, err)
-	for _, namespace := range []string{"commerce", "shop", v1alpha1.SystemNamespace} {
+	for _, namespace := range []string{"commerce", "shop", "webshop", v1alpha1.SystemNamespace} {
 		err := c.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}})
 		require.True(t, err == nil || apierrors.IsAlreadyExists(err), "%v", err)
 	}
@@ -116,8 +117,13 @@ func TestWhatTheExamplesNameIsThere(t *testing.T) {
 				find[*v1alpha1.Lambda](t, objects, o.Namespace, name)
 			}
 			for _, name := range o.Spec.Services {
+				if o.Spec.Application == "webshop" {
+					continue // it registers its services itself
+				}
 				find[*v1alpha1.ApplicationService](t, objects, "", v1alpha1.ServiceObjectName(o.Spec.Application, name))
 			}
+		case *v1alpha1.TokenRequest:
+			find[*v1alpha1.Application](t, objects, "", o.Spec.Application)
 		case *v1alpha1.ApplicationService:
 			find[*v1alpha1.Application](t, objects, "", o.Spec.Application)
 			find[*corev1.Secret](t, objects, v1alpha1.SystemNamespace, o.Spec.API.Auth.OAuth2.Secret.Name)
@@ -205,6 +211,7 @@ func TestTheCommerceSystem(t *testing.T) {
 func TestTheDemoKeySignsWhatTheRulesTake(t *testing.T) {
 	objects := all(t)
 	secret := find[*corev1.Secret](t, objects, "shop", "demo-jwks")
+	require.Equal(t, secret.StringData, find[*corev1.Secret](t, objects, "webshop", "demo-jwks").StringData)
 	var set jwkset.JWKSMarshal
 	require.NoError(t, json.Unmarshal([]byte(secret.StringData["jwks.json"]), &set))
 	require.Len(t, set.Keys, 1)
