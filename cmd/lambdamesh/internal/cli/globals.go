@@ -95,7 +95,7 @@ func (t target) endpoints() (dev.Endpoints, error) {
 
 // check says whether there is what the target names.
 func (t target) check() error {
-	if t.local() {
+	if t.local() && t.kube.File != "" { // what is exported was found where a mesh runs
 		if _, err := os.Stat(t.kube.File); errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("no local mesh has run with the data directory %s: start one with `lambdamesh dev`, or pass --kubeconfig", t.dataDir)
 		}

@@ -66,6 +66,7 @@ func TestWhichClusterACommandTalksTo(t *testing.T) {
 			}
 			require.Equal(t, tt.local, got.dataDir)
 			require.Equal(t, tt.file, got.kube.File)
+			require.NoError(t, got.check())
 			if tt.namespace != "" { // kubectl's default is whatever this machine has
 				namespace, err := got.namespace("")
 				require.NoError(t, err)
