@@ -262,4 +262,16 @@ spec: {hosts: [webshop-apis], rules: [{path: '/', lambda: caller, noAuth: true}]
 		})
 		m.mustKubectl(t, "", "wait", "application/webshop", "--for=condition=Paired=false", "--timeout=50s")
 	})
+
+	shop.close(t)
+	pair := exec.Command(binary(t, "lambdamesh"), "pair", "webshop", "--out", dir) // as README has it, with what was exported
+	pair.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(m.dataDir, "kubeconfig"))
+	out, err := pair.CombinedOutput()
+	require.NoError(t, err, string(out))
+	shop = openWebshop(t, program, "", "--dir", dir)
+	t.Run("it may be paired again, from the command line", func(t *testing.T) {
+		resp, bought := shop.buy(t)
+		require.Equal(t, http.StatusCreated, resp.status, resp.body)
+		receiptOf(t, bought)
+	})
 }
