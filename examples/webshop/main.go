@@ -15,11 +15,13 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/lambdamesh/lambdamesh/examples/webshop/internal/mesh"
 	"github.com/lambdamesh/lambdamesh/examples/webshop/internal/shop"
+	"github.com/lambdamesh/lambdamesh/examples/webshop/internal/webhook"
 )
 
 const (
@@ -40,8 +42,8 @@ func main() {
 }
 
 type options struct {
-	dir, token, address, stockAddress string
-	revoke                            bool
+	dir, token, address, stockAddress, webhook string
+	revoke                                     bool
 }
 
 func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
@@ -52,6 +54,7 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 	flags.StringVar(&o.token, "token", "", "`file` with a TokenRequest's Secret as kubectl prints it in JSON, - for standard input; needed once")
 	flags.StringVar(&o.address, "address", "127.0.0.1:8084", "where customers and the mesh reach the shop")
 	flags.StringVar(&o.stockAddress, "stock-address", "", "where the mesh reaches the stock, with its client certificate (default: it is not served)")
+	flags.StringVar(&o.webhook, "webhook", "", "`URL` that is told, signed, when an order is packed or shipped; --dir has the secret")
 	flags.BoolVar(&o.revoke, "revoke", false, "end the certificate, and nothing else")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -114,11 +117,16 @@ func (o *options) serve(ctx context.Context, connection *mesh.Connection, out io
 	if err != nil {
 		return err
 	}
+	changed, err := o.tellChanges(ctx, connection, log)
+	if err != nil {
+		return err
+	}
 	s := shop.New(shop.Config{
 		Credentials: credentials, Log: log,
 		Created: func(ctx context.Context, order shop.Order) error {
 			return connection.Publish(ctx, "order.created", "v1", order.Code, map[string]string{"orderCode": order.Code})
 		},
+		Changed: changed,
 	})
 	failed := make(chan error, 2)
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.address)
@@ -155,6 +163,24 @@ func (o *options) serve(ctx context.Context, connection *mesh.Connection, out io
 	case err := <-failed:
 		return err
 	}
+}
+
+// tellChanges returns what makes an order's new status a webhook, where one is
+// wanted.
+func (o *options) tellChanges(ctx context.Context, connection *mesh.Connection, log func(string, ...any)) (func(shop.Order), error) {
+	if o.webhook == "" {
+		return func(shop.Order) {}, nil
+	}
+	sender, err := webhook.NewSender(webhook.Config{URL: o.webhook, CA: connection.CA(), Dir: o.dir, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	go sender.Run(ctx)
+	return func(order shop.Order) {
+		if err := sender.Send("order."+strings.ToLower(order.Status)+".v1", map[string]string{"orderCode": order.Code}); err != nil {
+			log("%v", err)
+		}
+	}, nil
 }
 
 // register tells the mesh of the services, and admits the client certificate that

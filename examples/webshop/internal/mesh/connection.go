@@ -148,6 +148,9 @@ func (c *Connection) Application() string {
 	return c.application
 }
 
+// CA is what verifies the mesh (PEM); empty: the authorities of this machine do.
+func (c *Connection) CA() []byte { return c.ca }
+
 // Life of the certificate.
 func (c *Connection) Life() (from, until time.Time) {
 	c.mu.Lock()

@@ -88,7 +88,9 @@ func (s *Shop) odata(w http.ResponseWriter, r *http.Request) {
 			refuse(w, http.StatusBadRequest, `send {"Status": "PACKED"} or {"Status": "SHIPPED"}`)
 			return
 		}
-		s.orders.setStatus(key, change.Status)
+		if order, changed := s.orders.setStatus(key, change.Status); changed {
+			s.config.Changed(order)
+		}
 		w.WriteHeader(http.StatusNoContent)
 	default:
 		w.Header().Set("Allow", "GET, PATCH, MERGE")

@@ -49,14 +49,17 @@ func (b *book) find(code string) (Order, bool) {
 	return b.orders[i], true
 }
 
-func (b *book) setStatus(code, status string) bool {
+// setStatus returns the order as it is then; false where there is none, or where it
+// has this status already.
+func (b *book) setStatus(code, status string) (Order, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	i := slices.IndexFunc(b.orders, func(o Order) bool { return o.Code == code })
-	if i >= 0 {
-		b.orders[i].Status = status
+	if i < 0 || b.orders[i].Status == status {
+		return Order{}, false
 	}
-	return i >= 0
+	b.orders[i].Status = status
+	return b.orders[i], true
 }
 
 func (b *book) all() []Order {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"fmt"
 	"net/http"
 )
 
@@ -18,6 +17,8 @@ type Config struct {
 	// Created is told of every order before its customer is. An error takes the
 	// order back.
 	Created func(context.Context, Order) error
+	// Changed is told of every order whose status has changed.
+	Changed func(Order)
 	// Log gets a line for each request.
 	Log func(format string, args ...any)
 }
@@ -109,6 +110,3 @@ func answer(w http.ResponseWriter, status int, body any) {
 func refuse(w http.ResponseWriter, status int, why string) {
 	answer(w, status, map[string]string{"error": why})
 }
-
-// String tells what was sold, in a log.
-func (o Order) String() string { return fmt.Sprintf("order %s of %s", o.Code, o.Customer) }

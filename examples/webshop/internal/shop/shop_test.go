@@ -32,7 +32,7 @@ func open(t *testing.T, created func(context.Context, shop.Order) error) *shop.S
 	t.Helper()
 	return shop.New(shop.Config{
 		Credentials: shop.Credentials{ClientID: "id", ClientSecret: "secret", Username: "user", Password: "password"},
-		Created:     created, Log: t.Logf,
+		Created:     created, Changed: func(order shop.Order) { t.Logf("%s is %s", order.Code, order.Status) }, Log: t.Logf,
 	})
 }
 
