@@ -207,8 +207,8 @@ func (c *cluster) inventory(t *testing.T) map[string]bool {
 
 // kept is what the notes of the chart say that stays after helm uninstall, and what
 // Kubernetes and istiod make in every namespace.
-var kept = regexp.MustCompile(`^(- ((CustomResourceDefinition|APIService) \S+|Namespace (lambdamesh-system|hello|commerce|shop|hostile|attack|outside|failures|kill|rotate)|PersistentVolume \S+|Application \S+)` + //nolint:gochecknoglobals // a constant
-	`|lambdamesh-system (Secret (lambdamesh-ca|nats|nats-tls|eventbus-tls|gateway-tls|connector-\S+|commerce\S*)|ConfigMap (lambdamesh-mesh|kube-root-ca.crt|istio-ca-root-cert|istio-ca-crl)|ServiceAccount default|PersistentVolumeClaim data-nats-\d|Gateway gateway|Lease \S+))$`)
+var kept = regexp.MustCompile(`^(- ((CustomResourceDefinition|APIService) \S+|Namespace (lambdamesh-system|hello|commerce|shop|hostile|attack|outside|failures|kill|rotate|webshop)|PersistentVolume \S+|Application(Service)? \S+)` + //nolint:gochecknoglobals // a constant
+	`|lambdamesh-system (Secret (lambdamesh-ca|nats|nats-tls|eventbus-tls|gateway-tls|connector-\S+|commerce\S*|webshop\S*)|EventType \S+|ConfigMap (lambdamesh-mesh|kube-root-ca.crt|istio-ca-root-cert|istio-ca-crl)|ServiceAccount default|PersistentVolumeClaim data-nats-\d|Gateway gateway|Lease \S+))$`)
 
 // testUninstall: what stays is what the notes of the chart name. Nobody waits for
 // what is gone, and a second installation takes up what is there.
