@@ -3,7 +3,7 @@
 // until each was delivered or lies in the dead-letter store.
 //
 //	HTTP -> ingress -> broker/jetstream -> dispatch -> HTTP
-//	                       ^                  ^
+//	                       ^                  ^ sinkauth
 //	                   natsserver         controller <- Subscription, ApplicationBinding, EventGrant
 //	                   (embedded)
 //

@@ -26,6 +26,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/eventbus/controller"
 	"github.com/lambdamesh/lambdamesh/eventbus/dispatch"
 	"github.com/lambdamesh/lambdamesh/eventbus/ingress"
+	"github.com/lambdamesh/lambdamesh/eventbus/sinkauth"
 	"github.com/lambdamesh/lambdamesh/eventbus/tokens"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
@@ -272,7 +273,8 @@ func New(config Config) (*Bus, error) {
 	var parts []component.Component
 	if config.REST != nil {
 		consumers, _ := b.store.(controller.Consumers) // nil where the broker does not list them
-		if err := controller.Register(mgr, b.dispatcher, consumers, config.Targets, changes, config.UnownedSources == UnownedOpen); err != nil {
+		auths := sinkauth.New(sinkauth.Config{Secrets: mgr.GetAPIReader(), Targets: config.Targets, Dial: direct})
+		if err := controller.Register(mgr, b.dispatcher, consumers, config.Targets, auths, changes, config.UnownedSources == UnownedOpen); err != nil {
 			return nil, err
 		}
 		if config.UnownedSources == UnownedRefused {

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/lambdamesh/lambdamesh/pkg/accesstokens"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
@@ -162,7 +163,7 @@ func (c *call) RoundTrip(r *http.Request) (*http.Response, error) {
 // answered reports whether the target answered, where that is known: a caller that
 // goes away or takes long says nothing about the target.
 func (c *call) answered(r *http.Request, err error) (answered, known bool) {
-	var noToken *tokenError
+	var noToken *accesstokens.Error
 	var noSession *csrfError
 	switch {
 	case err == nil:
@@ -222,7 +223,7 @@ func (c *call) roundTrip(r *http.Request) (*http.Response, error) {
 
 func (c *call) credentials(ctx context.Context, transport http.RoundTripper) (with credentials, err error) {
 	if c.endpoint.oauth2 != nil {
-		if with.token, with.tokenFresh, err = c.gateway.tokens.get(ctx, *c.endpoint.oauth2); err != nil {
+		if with.token, with.tokenFresh, err = c.gateway.tokens.Get(ctx, c.client(transport)); err != nil {
 			return with, err
 		}
 	}
@@ -230,6 +231,13 @@ func (c *call) credentials(ctx context.Context, transport http.RoundTripper) (wi
 		with.session, with.sessionFresh, err = c.endpoint.csrf.get(ctx, transport, c.authorize(with.token), nil)
 	}
 	return with, err
+}
+
+// client is who asks for the service's access token, on the way of its calls.
+func (c *call) client(transport http.RoundTripper) accesstokens.Client {
+	client := *c.endpoint.oauth2
+	client.Via = transport
+	return client
 }
 
 // apply puts credentials into a request, in place of earlier ones.
@@ -272,11 +280,11 @@ func (c *call) renew(ctx context.Context, transport http.RoundTripper, with cred
 			return with, false
 		}
 		if !replay {
-			g.tokens.drop(*e.oauth2, with.token)
+			g.tokens.Drop(c.client(transport), with.token)
 			return with, false
 		}
 		// The target's refusal says more than that there is no new token.
-		token, ok := g.tokens.replace(ctx, *e.oauth2, with.token)
+		token, ok := g.tokens.Replace(ctx, c.client(transport), with.token)
 		with.token = token
 		return with, ok
 	case with.session != nil && response.StatusCode == http.StatusForbidden && !with.sessionFresh:
@@ -378,7 +386,7 @@ func (c *call) location(raw string) string {
 // failed answers when there is no answer of the target.
 func (c *call) failed(w http.ResponseWriter, r *http.Request, err error) {
 	where := c.application + "/" + c.service
-	var noToken *tokenError
+	var noToken *accesstokens.Error
 	var noSession *csrfError
 	status, title, detail := http.StatusBadGateway, "Target not reached", where+" could not be reached"
 	switch {

@@ -23,6 +23,11 @@ const (
 	// csrfLifetime bounds how long a token is used; targets do not say when theirs
 	// end, they refuse them.
 	csrfLifetime = 10 * time.Minute
+	// csrfTimeout of fetching one, whoever waits for it.
+	csrfTimeout = 10 * time.Second
+	// replaceEvery is how often a token may be replaced because a target refused
+	// it: one that refuses every token must not cost a token with every call.
+	replaceEvery = 30 * time.Second
 	// Bounds of what a target may have every call carry.
 	maxCSRFToken, maxCSRFCookies = 4 << 10, 16 << 10
 )
@@ -83,7 +88,7 @@ func (c *csrf) get(ctx context.Context, transport http.RoundTripper, authorize f
 		if refused != nil && !c.mayReplace() {
 			return (*session)(nil), nil
 		}
-		fetch, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
+		fetch, cancel := context.WithTimeout(context.WithoutCancel(ctx), csrfTimeout)
 		defer cancel()
 		return c.fetch(fetch, transport, authorize)
 	})

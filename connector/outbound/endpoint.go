@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"github.com/lambdamesh/lambdamesh/pkg/accesstokens"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
@@ -51,10 +52,10 @@ type SecretFunc func(name string) (*corev1.Secret, error)
 type Endpoint struct {
 	target  *url.URL
 	timeout time.Duration
-	tls     *clientTLS         // nil: no certificate, the system's authorities
-	oauth2  *clientCredentials // nil without
-	basic   *basicCredentials  // nil without
-	csrf    *csrf              // nil without
+	tls     *clientTLS           // nil: no certificate, the system's authorities
+	oauth2  *accesstokens.Client // nil without; how it is reached is for the gateway to say
+	basic   *basicCredentials    // nil without
+	csrf    *csrf                // nil without
 	header  http.Header
 	query   []added
 	rate    rateLimit
@@ -115,7 +116,6 @@ func (e *Endpoint) addAuth(auth *v1alpha1.APIAuth, ca *v1alpha1.SecretKeyRef, r 
 		if e.oauth2, err = r.clientCredentials(auth.OAuth2); err != nil {
 			return err
 		}
-		e.oauth2.tls = e.tls
 	case auth.Basic != nil:
 		if e.basic, err = r.basic(auth.Basic); err != nil {
 			return err
@@ -169,7 +169,7 @@ type resolver struct {
 	policy  *targets.Policy
 }
 
-func (r resolver) clientCredentials(auth *v1alpha1.OAuth2Auth) (*clientCredentials, error) {
+func (r resolver) clientCredentials(auth *v1alpha1.OAuth2Auth) (*accesstokens.Client, error) {
 	if err := r.policy.CheckURL(auth.TokenURL); err != nil {
 		return nil, unusable(v1alpha1.ReasonTargetRefused, "auth.oauth2.tokenUrl %v", err)
 	}
@@ -181,14 +181,14 @@ func (r resolver) clientCredentials(auth *v1alpha1.OAuth2Auth) (*clientCredentia
 	if err != nil {
 		return nil, err
 	}
-	return &clientCredentials{
-		tokenURL:      auth.TokenURL,
-		clientID:      values[0],
-		clientSecret:  strings.Join(values[1:], ""),
-		secretVersion: secretVersion(secret),
-		scopes:        strings.Join(auth.Scopes, " "),
-		audience:      auth.Audience,
-		inParams:      auth.AuthStyle == "params" || auth.AuthStyle == styleMTLS,
+	return &accesstokens.Client{
+		TokenURL: auth.TokenURL,
+		ID:       values[0],
+		Secret:   strings.Join(values[1:], ""),
+		Version:  secretVersion(secret),
+		Scopes:   strings.Join(auth.Scopes, " "),
+		Audience: auth.Audience,
+		InParams: auth.AuthStyle == "params" || auth.AuthStyle == styleMTLS,
 	}, nil
 }
 

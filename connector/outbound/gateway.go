@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/semaphore"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/lambdamesh/lambdamesh/pkg/accesstokens"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
@@ -50,7 +51,7 @@ type Gateway struct {
 	log         *slog.Logger
 	metrics     metrics
 	transports  *transports
-	tokens      *tokens
+	tokens      *accesstokens.Cache
 	endpoints   *endpoints
 	shares      *shares
 	limits      *limits
@@ -85,7 +86,7 @@ func New(config Config) (*Gateway, error) {
 			return nil, fmt.Errorf("registering the metrics of the outbound gateway: %w", err)
 		}
 	}
-	g.tokens = newTokens(g.transports)
+	g.tokens = accesstokens.New()
 	return g, nil
 }
 

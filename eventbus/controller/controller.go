@@ -86,6 +86,7 @@ type Reconciler struct {
 	client     client.Client
 	dispatcher Dispatcher
 	policy     URLPolicy
+	auths      Auths
 	bases      bases
 	// openSources: every namespace may read a source that nobody owns.
 	openSources bool
@@ -98,14 +99,14 @@ type Reconciler struct {
 
 // Register adds the controller to a manager. openSources lets every namespace
 // read sources that nobody owns.
-func Register(mgr ctrl.Manager, dispatcher Dispatcher, consumers Consumers, policy URLPolicy, changes Changes, openSources bool) error {
+func Register(mgr ctrl.Manager, dispatcher Dispatcher, consumers Consumers, policy URLPolicy, auths Auths, changes Changes, openSources bool) error {
 	if err := IndexAddresses(context.Background(), mgr.GetFieldIndexer()); err != nil {
 		return fmt.Errorf("subscription controller: %w", err)
 	}
 	if err := mgr.GetFieldIndexer().IndexField(context.Background(), &v1alpha1.Subscription{}, bySink, sinks); err != nil {
 		return fmt.Errorf("subscription controller: %w", err)
 	}
-	r := &Reconciler{client: mgr.GetClient(), dispatcher: dispatcher, policy: policy, openSources: openSources, uids: map[types.NamespacedName]types.UID{}}
+	r := &Reconciler{client: mgr.GetClient(), dispatcher: dispatcher, policy: policy, auths: auths, openSources: openSources, uids: map[types.NamespacedName]types.UID{}}
 	skipNameValidation := true // several buses may live in one test process
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("subscription").
@@ -231,7 +232,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 	before := sub.DeepCopy()
 	result, err := r.dispatch(ctx, &sub)
 	r.count(ctx, &sub)
-	if sub.Status.Pending > 0 && result.RequeueAfter == 0 {
+	if result.RequeueAfter == 0 && (sub.Status.Pending > 0 || lends(&sub)) {
 		result.RequeueAfter = refresh
 	}
 	reconcile.Summarize(&sub, v1alpha1.ConditionSubscribed, v1alpha1.ConditionSinkReady, v1alpha1.ConditionDelivering)
@@ -274,6 +275,8 @@ func (r *Reconciler) remove(ctx context.Context, name types.NamespacedName, uid 
 		return fmt.Errorf("delete the consumer of subscription %s: %w", name, err)
 	}
 	r.bases.forget(uid)
+	r.auths.Forget(string(uid) + sinkOfEvents)
+	r.auths.Forget(string(uid) + sinkOfDeadLetters)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.uids[name] == uid {
@@ -339,10 +342,10 @@ func (r *Reconciler) wanted(ctx context.Context, sub *v1alpha1.Subscription) (di
 
 // sinks resolves the sinks and decides whether to dispatch.
 func (r *Reconciler) sinks(ctx context.Context, sub *v1alpha1.Subscription, wanted *dispatch.Subscription) error {
-	sink, err := resolveSink(ctx, r.client, r.policy, sub.Namespace, sub.Spec.Sink)
+	sink, err := r.authorized(ctx, sub, sinkOfEvents, sub.Spec.Sink)
 	if err == nil && sub.Spec.Delivery.DeadLetter != nil {
 		var dead dispatch.Sink
-		dead, err = resolveSink(ctx, r.client, r.policy, sub.Namespace, sub.Spec.Delivery.DeadLetter.Sink)
+		dead, err = r.authorized(ctx, sub, sinkOfDeadLetters, sub.Spec.Delivery.DeadLetter.Sink)
 		if err == nil {
 			wanted.DeadLetter = &dead
 		}

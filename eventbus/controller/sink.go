@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/dispatch"
+	"github.com/lambdamesh/lambdamesh/eventbus/sinkauth"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
@@ -24,6 +25,46 @@ const ReasonNoReplicas = "NoReplicas"
 // URLPolicy says which URLs may be called.
 type URLPolicy interface {
 	CheckURL(url string) error
+}
+
+// Auths make what the requests to a sink are known by; *sinkauth.Resolver does.
+type Auths interface {
+	Resolve(ctx context.Context, sink, namespace string, auth *v1alpha1.SinkAuth) (*sinkauth.Auth, error)
+	Forget(sink string)
+}
+
+// Names of the two sinks of a Subscription, after its uid.
+const (
+	sinkOfEvents      = "/sink"
+	sinkOfDeadLetters = "/deadLetter"
+)
+
+// authorized is resolveSink with what the sink of a Subscription knows the bus by.
+func (r *Reconciler) authorized(ctx context.Context, sub *v1alpha1.Subscription, which string, sink v1alpha1.Sink) (dispatch.Sink, error) {
+	resolved, err := resolveSink(ctx, r.client, r.policy, sub.Namespace, sink)
+	if err != nil {
+		return resolved, err
+	}
+	if sink.Auth == nil {
+		r.auths.Forget(string(sub.UID) + which)
+		return resolved, nil
+	}
+	auth, err := r.auths.Resolve(ctx, string(sub.UID)+which, sub.Namespace, sink.Auth)
+	if unusable, ok := sinkauth.IsUnusable(err); ok {
+		return dispatch.Sink{}, refuse(unusable.Reason, "%s", unusable.Message)
+	}
+	if err != nil {
+		return dispatch.Sink{}, err
+	}
+	resolved.Auth = auth
+	return resolved, nil
+}
+
+// lends reports whether Secrets of the namespace are part of a Subscription. They
+// are read by name and not watched, so they are read again now and then.
+func lends(sub *v1alpha1.Subscription) bool {
+	dead := sub.Spec.Delivery.DeadLetter
+	return sub.Spec.Sink.Auth != nil || dead != nil && dead.Sink.Auth != nil
 }
 
 // resolveSink turns a sink into a URL. It fails with a [*refusal] when the sink

@@ -73,7 +73,7 @@ func (r *runner) updateLocked(sub Subscription, consumer broker.Consumer) (all [
 	if sub.Generation != r.sub.Generation {
 		r.gone, r.stats.Gone = false, false
 	}
-	if sub.Sink.URL != r.sub.Sink.URL { // another one may be reachable
+	if sub.Sink != r.sub.Sink { // another one may be reachable
 		r.breaker = breaker{probes: r.breaker.probes, stale: r.breaker.stale, row: r.breaker.row + 1, closed: r.breaker.closed + 1}
 		r.stats.HeldBack = false
 		for _, e := range r.ledger { // also what is in hand, or waits since a restart

@@ -65,7 +65,7 @@ func (d *Dispatcher) send(sub *Subscription, sink Sink, delivery broker.Delivery
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(d.push, sub.Timeout)
 	defer cancel()
-	request, err := newRequest(ctx, sub, sink, delivery)
+	request, body, err := newRequest(ctx, sub, sink, delivery)
 	if err != nil {
 		return Outcome{Err: err, Unsent: true}
 	}
@@ -74,11 +74,12 @@ func (d *Dispatcher) send(sub *Subscription, sink Sink, delivery broker.Delivery
 		request.Header.Set("Lambdamesh-Dead-Letter-Attempts", strconv.Itoa(letter.Attempts))
 		request.Header.Set("Lambdamesh-Dead-Letter-Subscription", letter.Subscription)
 	}
-	client := d.direct
-	if sink.Mesh {
-		client = d.mesh
+	if sink.Auth != nil {
+		if err := sink.Auth.Authorize(request, messageOf(delivery, letter), body); err != nil {
+			return Outcome{Err: err, Took: time.Since(begin), Unsent: true}
+		}
 	}
-	response, err := client.Do(request)
+	response, err := d.clientOf(sink).Do(request)
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("the sink did not answer within %s", sub.Timeout)
@@ -89,6 +90,9 @@ func (d *Dispatcher) send(sub *Subscription, sink Sink, delivery broker.Delivery
 	}
 	defer response.Body.Close()
 	_, _ = io.CopyN(io.Discard, response.Body, maxAnswer)
+	if sink.Auth != nil {
+		sink.Auth.Answered(request, response.StatusCode)
+	}
 	return Outcome{
 		Status:     response.StatusCode,
 		RetryAfter: retryAfter(response.Header.Get("Retry-After")),
@@ -96,23 +100,42 @@ func (d *Dispatcher) send(sub *Subscription, sink Sink, delivery broker.Delivery
 	}
 }
 
-func newRequest(ctx context.Context, sub *Subscription, sink Sink, delivery broker.Delivery) (*http.Request, error) {
+func (d *Dispatcher) clientOf(sink Sink) *http.Client {
+	switch {
+	case sink.Mesh:
+		return d.mesh
+	case sink.Auth != nil && sink.Auth.Transport() != nil:
+		return client(sink.Auth.Transport())
+	}
+	return d.direct
+}
+
+// messageOf names an event to its sink: the same event in the same way, however
+// often it is sent, and its dead letter in another. It holds no dot, so that where
+// it ends can be told in what is signed.
+func messageOf(d broker.Delivery, letter *broker.DeadLetter) string {
+	if letter != nil {
+		return "dead_" + d.Event().Key()
+	}
+	return "msg_" + d.Event().Key()
+}
+
+func newRequest(ctx context.Context, sub *Subscription, sink Sink, delivery broker.Delivery) (request *http.Request, body []byte, err error) {
 	e := delivery.Event()
 	if replay := delivery.Replay(); replay != "" {
 		marked := *e
 		marked.Extensions = maps.Clone(e.Extensions)
 		if wrong := marked.SetAttribute(replayExtension, replay); wrong != "" {
-			return nil, fmt.Errorf("event %s: %s", e.ID, wrong)
+			return nil, nil, fmt.Errorf("event %s: %s", e.ID, wrong)
 		}
 		e = &marked
 	}
-	body := e.Data
+	body = e.Data
 	header := http.Header{"User-Agent": {"lambdamesh-eventbus"}}
 	switch sub.Format {
 	case Structured:
-		var err error
 		if body, err = json.Marshal(e); err != nil {
-			return nil, fmt.Errorf("event %s: %w", e.ID, err)
+			return nil, nil, fmt.Errorf("event %s: %w", e.ID, err)
 		}
 		header.Set("Content-Type", event.ContentTypeStructured+"; charset=UTF-8")
 	case Legacy:
@@ -125,12 +148,12 @@ func newRequest(ctx context.Context, sub *Subscription, sink Sink, delivery brok
 			header.Set(name, event.EncodeHeaderValue(value))
 		}
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, sink.URL, bytes.NewReader(body))
+	request, err = http.NewRequestWithContext(ctx, http.MethodPost, sink.URL, bytes.NewReader(body))
 	if err != nil {
-		return nil, fmt.Errorf("sink %s: %w", sink.URL, err)
+		return nil, nil, fmt.Errorf("sink %s: %w", sink.URL, err)
 	}
 	request.Header = header
-	return request, nil
+	return request, body, nil
 }
 
 // retryAfter reads a Retry-After header (RFC 9110, section 10.2.3).

@@ -124,7 +124,7 @@ func (r *runner) enter(sub *Subscription, d delivery, begin time.Time, outcome O
 		known.fail(-1, now, outcome)
 	}
 	switch {
-	case sub.Sink.URL != r.sub.Sink.URL, outcome.Probe && outcome.closed != r.breaker.closed: // another one, or back since
+	case sub.Sink != r.sub.Sink, outcome.Probe && outcome.closed != r.breaker.closed: // another one, or back since
 		if decision.What == broker.Again {
 			decision.At = now
 		}

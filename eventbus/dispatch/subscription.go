@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"context"
+	"net/http"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -26,6 +27,20 @@ type Sink struct {
 	// Mesh sends through the mesh, where the sink knows us by our identity;
 	// otherwise the request goes out directly, guarded.
 	Mesh bool
+	// Auth makes the requests known to the sink; nil: nothing does. It must be
+	// comparable, as a pointer is: another one makes another sink.
+	Auth Auth
+}
+
+// Auth makes the requests to a sink known to it.
+type Auth interface {
+	// Authorize adds to a request what its sink asks for. message names what is sent
+	// and is the same in each attempt. When it fails, nothing is sent.
+	Authorize(r *http.Request, message string, body []byte) error
+	// Answered takes notice of the answer to an authorized request.
+	Answered(r *http.Request, status int)
+	// Transport carries the requests in place of Config.Direct; nil: it does not.
+	Transport() http.RoundTripper
 }
 
 // Subscription says what is pushed where. It is complete: defaults are filled in

@@ -77,6 +77,8 @@ type SubscriptionSpec struct {
 }
 
 // Sink is exactly one of lambda, service, uri.
+// +kubebuilder:validation:XValidation:rule="!has(self.auth) || has(self.uri)",message="auth goes with uri: a lambda and a service know the event bus by its identity in the mesh"
+// +kubebuilder:validation:XValidation:rule="!has(self.auth) || !has(self.auth.mtls) || (has(self.uri) && self.uri.startsWith('https://'))",message="auth.mtls needs a uri that begins with https://"
 // +kubebuilder:validation:XValidation:rule="[has(self.lambda), has(self.service), has(self.uri)].filter(x, x).size() == 1",message="a sink needs exactly one of lambda, service, uri"
 type Sink struct {
 	// Lambda of this namespace.
@@ -94,6 +96,9 @@ type Sink struct {
 	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.contains('@')",message="uri is an http(s) URL without user information, such as https://hooks.example.com/orders"
 	// +kubebuilder:validation:XValidation:rule="!isURL(self) || self.matches(r'^[^/]*//([^:/?#[]*|[[][^]/]*])(:([1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]))?([/?#]|$)')",message="the port of a URL is one of 1 to 65535"
 	URI string `json:"uri,omitempty"`
+	// Auth is what the sink behind uri knows the event bus by.
+	// +optional
+	Auth *SinkAuth `json:"auth,omitempty"`
 }
 
 // SinkService is a path on a port of a Service.

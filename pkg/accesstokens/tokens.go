@@ -1,4 +1,4 @@
-package outbound
+package accesstokens
 
 import (
 	"context"
@@ -32,34 +32,36 @@ const (
 	replaceEvery = 30 * time.Second
 )
 
-// clientCredentials identify a token: two that are equal get the same one. A
-// rotated Secret has another version and so another token.
-type clientCredentials struct {
-	tokenURL      string
-	clientID      string
-	clientSecret  string
-	secretVersion string
-	scopes        string
-	audience      string
-	inParams      bool
-	// tls of the token URL; equal only when it is the same version.
-	tls *clientTLS
+// Client is who asks for a token, and where: two that are equal get the same one.
+type Client struct {
+	// TokenURL of the authorization server. Whether it may be asked is decided by
+	// whoever fills this in, and by Via.
+	TokenURL string
+	ID       string
+	Secret   string
+	// Version of the secret: one that was replaced gets another token.
+	Version  string
+	Scopes   string // separated by spaces
+	Audience string
+	// InParams sends id and secret as parameters instead of by basic authentication.
+	InParams bool
+	// Via carries the request; its value must be comparable, as a pointer is.
+	Via http.RoundTripper
 }
 
 // String is for logs and error texts: it leaves the secret out.
-func (c clientCredentials) String() string { return c.tokenURL }
+func (c Client) String() string { return c.TokenURL }
 
 // GoString is for %#v.
-func (c clientCredentials) GoString() string { return c.String() }
+func (c Client) GoString() string { return c.String() }
 
-// tokens caches access tokens.
-type tokens struct {
-	transports *transports
-	flight     singleflight.Group
+// Cache of access tokens.
+type Cache struct {
+	flight singleflight.Group
 
 	mu       sync.Mutex
-	cached   map[clientCredentials]token
-	replaced map[clientCredentials]time.Time // when a refused token last was
+	cached   map[Client]token
+	replaced map[Client]time.Time // when a refused token last was
 }
 
 type token struct {
@@ -67,21 +69,22 @@ type token struct {
 	renewAt time.Time
 }
 
-func newTokens(transports *transports) *tokens {
-	return &tokens{transports: transports, cached: map[clientCredentials]token{}, replaced: map[clientCredentials]time.Time{}}
+// New makes an empty cache.
+func New() *Cache {
+	return &Cache{cached: map[Client]token{}, replaced: map[Client]time.Time{}}
 }
 
 // client fetches. A redirect is not followed: the client's secret goes to the URL
 // that is written, only.
-func (t *tokens) client(c clientCredentials) *http.Client {
+func (c Client) client() *http.Client {
 	return &http.Client{
-		Transport:     t.transports.get(c.tls),
+		Transport:     c.Via,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 
-// get returns a token, fresh when it was fetched for this call.
-func (t *tokens) get(ctx context.Context, c clientCredentials) (value string, fresh bool, err error) {
+// Get returns a token, fresh when it was fetched for this call.
+func (t *Cache) Get(ctx context.Context, c Client) (value string, fresh bool, err error) {
 	if value, ok := t.lookup(c); ok {
 		return value, false, nil
 	}
@@ -89,10 +92,10 @@ func (t *tokens) get(ctx context.Context, c clientCredentials) (value string, fr
 	return value, true, err
 }
 
-// replace returns a token in place of one that a target refused, and false when
+// Replace returns a token in place of one that a target refused, and false when
 // there is none: it was replaced a short while ago. Until the new one is there,
 // and when it does not come, everybody else goes on with the old one.
-func (t *tokens) replace(ctx context.Context, c clientCredentials, refused string) (value string, ok bool) {
+func (t *Cache) Replace(ctx context.Context, c Client, refused string) (value string, ok bool) {
 	if current, ok := t.lookup(c); ok && current != refused {
 		return current, true
 	}
@@ -101,7 +104,7 @@ func (t *tokens) replace(ctx context.Context, c clientCredentials, refused strin
 }
 
 // mayReplace takes the right to replace a refused token, once per interval.
-func (t *tokens) mayReplace(c clientCredentials) bool {
+func (t *Cache) mayReplace(c Client) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
@@ -119,9 +122,9 @@ func (t *tokens) mayReplace(c clientCredentials) bool {
 
 // share fetches a token that is not the refused one. Callers who need the same
 // one at the same time share one request, which goes on when one of them leaves.
-func (t *tokens) share(ctx context.Context, c clientCredentials, refused string) (string, error) {
+func (t *Cache) share(ctx context.Context, c Client, refused string) (string, error) {
 	// The key is told apart by all its fields; it never leaves memory.
-	key := strings.Join([]string{c.tokenURL, c.clientID, c.secretVersion, c.scopes, c.audience, fmt.Sprintf("%t %p", c.inParams, c.tls)}, "\x00")
+	key := strings.Join([]string{c.TokenURL, c.ID, c.Secret, c.Version, c.Scopes, c.Audience, fmt.Sprintf("%t %p", c.InParams, c.Via)}, "\x00")
 	result := t.flight.DoChan(key, func() (any, error) {
 		if value, ok := t.lookup(c); ok && value != refused { // another request has just ended
 			return value, nil
@@ -142,7 +145,7 @@ func (t *tokens) share(ctx context.Context, c clientCredentials, refused string)
 	}
 }
 
-func (t *tokens) lookup(c clientCredentials) (string, bool) {
+func (t *Cache) lookup(c Client) (string, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	cached, ok := t.cached[c]
@@ -152,9 +155,9 @@ func (t *tokens) lookup(c clientCredentials) (string, bool) {
 	return cached.value, true
 }
 
-// drop forgets a token that was refused, unless it was replaced meanwhile or one
+// Drop forgets a token that was refused, unless it was replaced meanwhile or one
 // was a short while ago.
-func (t *tokens) drop(c clientCredentials, value string) {
+func (t *Cache) Drop(c Client, value string) {
 	if current, ok := t.lookup(c); !ok || current != value || !t.mayReplace(c) {
 		return
 	}
@@ -165,24 +168,24 @@ func (t *tokens) drop(c clientCredentials, value string) {
 	}
 }
 
-func (t *tokens) fetch(ctx context.Context, c clientCredentials) (string, error) {
+func (t *Cache) fetch(ctx context.Context, c Client) (string, error) {
 	config := clientcredentials.Config{
-		ClientID: c.clientID, ClientSecret: c.clientSecret, TokenURL: c.tokenURL,
-		Scopes: strings.Fields(c.scopes), AuthStyle: oauth2.AuthStyleInHeader, EndpointParams: url.Values{},
+		ClientID: c.ID, ClientSecret: c.Secret, TokenURL: c.TokenURL,
+		Scopes: strings.Fields(c.Scopes), AuthStyle: oauth2.AuthStyleInHeader, EndpointParams: url.Values{},
 	}
-	if c.inParams {
+	if c.InParams {
 		config.AuthStyle = oauth2.AuthStyleInParams
 	}
-	if c.audience != "" {
-		config.EndpointParams.Set("audience", c.audience)
+	if c.Audience != "" {
+		config.EndpointParams.Set("audience", c.Audience)
 	}
 	begin := time.Now()
-	got, err := config.Token(context.WithValue(ctx, oauth2.HTTPClient, t.client(c)))
+	got, err := config.Token(context.WithValue(ctx, oauth2.HTTPClient, c.client()))
 	if err != nil {
-		return "", &tokenError{tokenURL: c.tokenURL, cause: err}
+		return "", &Error{tokenURL: c.TokenURL, cause: err}
 	}
 	if kind := got.Type(); kind != "Bearer" {
-		return "", &tokenError{tokenURL: c.tokenURL, cause: errors.New("the token's type is not Bearer")}
+		return "", &Error{tokenURL: c.TokenURL, cause: errors.New("the token's type is not Bearer")}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -204,16 +207,16 @@ func lifetime(got *oauth2.Token, begin time.Time) time.Duration {
 	return min(got.Expiry.Sub(begin), maxLifetime)
 }
 
-// tokenError says that no token was to be had. Its text holds the status and the
+// Error says that no token was to be had. Its text holds the status and the
 // error code of the server, and nothing of its body: servers are known to repeat
 // there what they were sent.
-type tokenError struct {
+type Error struct {
 	tokenURL string
 	cause    error
 }
 
 // Error implements error.
-func (e *tokenError) Error() string {
+func (e *Error) Error() string {
 	where, _, _ := strings.Cut(e.tokenURL, "?")
 	var answer *oauth2.RetrieveError
 	var request *url.Error
@@ -230,7 +233,7 @@ func (e *tokenError) Error() string {
 }
 
 // Unwrap is for errors.As.
-func (e *tokenError) Unwrap() error { return e.cause }
+func (e *Error) Unwrap() error { return e.cause }
 
 // errorCode reports whether text is one of RFC 6749, section 5.2.
 func errorCode(text string) bool {
