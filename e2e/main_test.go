@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -14,6 +16,8 @@ var common struct { //nolint:gochecknoglobals // one per test binary is its purp
 	once sync.Once
 	mesh *mesh
 	dir  string
+	// projects is a directory that is applied too, and again when it changes.
+	projects string
 }
 
 // shared returns the common mesh, with the commerce demo applied.
@@ -25,7 +29,12 @@ func shared(t testing.TB) *mesh {
 			t.Fatal(err)
 		}
 		common.dir = dir
-		m := launch(t, dir, append(freePorts(), "--apply", "examples/commerce", "--allow-target", "127.0.0.1/32")...)
+		common.projects = filepath.Join(dir, "projects")
+		err = errors.Join(os.Mkdir(common.projects, 0o700), os.WriteFile(filepath.Join(common.projects, "namespace.yaml"), []byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: projects}\n"), 0o600))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := launch(t, filepath.Join(dir, "data"), append(freePorts(), "--apply", "examples/commerce", "--apply", common.projects, "--allow-target", "127.0.0.1/32")...)
 		m.awaitEndpoints(t)
 		common.mesh = m
 	})

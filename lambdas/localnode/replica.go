@@ -74,6 +74,7 @@ type replica struct {
 type replicaState struct {
 	ready, stopping        bool
 	failureReason, failure string
+	socket                 string // of the process, for who may pass the sidecar by
 	// lastFailure is why the process was started again last; it outlives the
 	// recovery, which may take less time than a look at the status.
 	lastFailure string
@@ -346,7 +347,7 @@ func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir stri
 			announced = true
 			r.log.Info("replica is ready")
 			r.change(func(s *replicaState) {
-				*s = replicaState{ready: true, stopping: s.stopping, lastFailure: s.lastFailure}
+				*s = replicaState{ready: true, stopping: s.stopping, socket: filepath.Join(dir, appSocket), lastFailure: s.lastFailure}
 			})
 		case misses >= liveMisses && announced:
 			r.fail(reasonUnready, errors.New("the process does not answer /readyz"))

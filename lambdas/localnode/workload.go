@@ -34,6 +34,7 @@ type workload struct {
 
 	mu      sync.Mutex
 	desired *appsv1.Deployment
+	known   []*replica // as the goroutine left them
 }
 
 func newWorkload(ctx context.Context, node *Node, deployment *appsv1.Deployment) *workload {
@@ -58,6 +59,18 @@ func (w *workload) update(deployment *appsv1.Deployment) {
 
 // stop begins to stop all replicas; done is closed when they have.
 func (w *workload) stop() { w.cancel() }
+
+// socket is that of a process which answers, the newest there is, or "".
+func (w *workload) socket() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range slices.Backward(w.known) {
+		if state := r.observe(); state.ready && !state.stopping {
+			return state.socket
+		}
+	}
+	return ""
+}
 
 func (w *workload) changed() {
 	select {
@@ -89,6 +102,9 @@ func (w *workload) run(ctx context.Context) {
 			continue
 		}
 		replicas = w.converge(ctx, desired, replicas)
+		w.mu.Lock()
+		w.known = slices.Clone(replicas)
+		w.mu.Unlock()
 		status := statusOf(desired, replicas)
 		if written == nil || !equality.Semantic.DeepEqual(*written, status) {
 			if err := w.writeStatus(ctx, status); err != nil {

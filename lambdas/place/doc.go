@@ -10,6 +10,6 @@
 // here, so that the control plane sees one kind of neighbor. The objects of
 // pods are lambdas/deploy.
 //
-// What may enter: what such a process needs besides itself. It is pure but for
-// the directory.
+// What may enter: what such a process needs besides itself, and what a developer's
+// own request is taken for. It is pure but for the directory.
 package place

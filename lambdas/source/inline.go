@@ -32,7 +32,10 @@ func Inline(runtime v1alpha1.Runtime, inline *v1alpha1.InlineSource) (Tree, erro
 	if !supported {
 		return Tree{}, NotSupported("runtime %q is not supported by this version; use go, nodejs or python", runtime)
 	}
-	tree := Tree{Files: map[string][]byte{known[0]: []byte(inline.Code)}}
+	tree := Tree{Files: map[string][]byte{}}
+	if inline.Code != "" {
+		tree.Files[known[0]] = []byte(inline.Code)
+	}
 	size := len(inline.Code) + len(inline.Dependencies)
 	if strings.TrimSpace(inline.Dependencies) != "" {
 		tree.Files[known[1]] = []byte(inline.Dependencies)

@@ -109,7 +109,9 @@ type LambdaSpec struct {
 	Access []LambdaAccess `json:"access,omitempty"`
 }
 
-// SourceSpec is where the code comes from.
+// SourceSpec is where the code comes from. It is applied as a whole: who writes
+// another source leaves nothing of the one before.
+// +structType=atomic
 // +kubebuilder:validation:XValidation:rule="[has(self.inline), has(self.git), has(self.image)].filter(x, x).size() == 1",message="source needs exactly one of inline, git, image"
 type SourceSpec struct {
 	// Inline code in this object.
@@ -127,19 +129,22 @@ type SourceSpec struct {
 }
 
 // InlineSource is code and its dependencies, written into the object.
+// +kubebuilder:validation:XValidation:rule="has(self.code) || has(self.files)",message="source.inline needs code, or files with the handler's file among them"
 type InlineSource struct {
 	// Code of the handler's file: main.js (JavaScript or TypeScript), main.py or
-	// main.go.
+	// main.go. Left out, that file is among the files.
+	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=524288
-	Code string `json:"code"`
+	Code string `json:"code,omitempty"`
 	// Dependencies: package.json (nodejs), requirements.txt (python), the
 	// require lines of go.mod (go), the [dependencies] of Cargo.toml (rust).
 	// +optional
 	// +kubebuilder:validation:MaxLength=65536
 	Dependencies string `json:"dependencies,omitempty"`
-	// Files beside the handler's, by path: {"lib/tax.ts": "..."}. Code,
-	// dependencies and files have 512 KiB together.
+	// Files of the source, by path: {"lib/tax.ts": "..."}; those beside the
+	// handler's when code has that one. Code, dependencies and files have 512 KiB
+	// together. `lambdamesh lambda deploy` writes a directory here.
 	// +optional
 	// +kubebuilder:validation:MaxProperties=256
 	Files map[string]string `json:"files,omitempty"`

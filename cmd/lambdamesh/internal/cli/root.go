@@ -87,6 +87,7 @@ Exit codes: 0, it is done; 1, it failed; 2, the command line is wrong.`,
 	root.AddCommand(
 		newDevCommand(g),
 		newStatusCommand(g),
+		newLambdaCommand(g),
 		newLogsCommand(g),
 		newPublishCommand(g),
 		newEventsCommand(g),

@@ -1,10 +1,7 @@
 package dev
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -15,10 +12,9 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/yaml"
 
+	"github.com/lambdamesh/lambdamesh/lambdas/project"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
@@ -33,26 +29,38 @@ const (
 	readyTimeout = 2 * time.Minute
 )
 
-// readObjects reads the YAML files named, and those of directories named, not
-// below them (an example may keep other files there), in the order of names.
-func readObjects(paths []string) ([]object, error) {
-	var all []object
+// readObjects reads the YAML files named, those of directories named, and the
+// lambdas' projects among these and right below, in the order of names: nothing
+// else below, an example may keep other files there. It returns the directories
+// whose files count too.
+func readObjects(paths []string) (all []object, dirs []string, err error) {
 	for _, path := range paths {
-		files, err := yamlFiles(path)
+		files, projects, err := yamlFiles(path)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		for _, file := range files {
 			objects, err := readFile(file)
 			if err != nil {
-				return nil, fmt.Errorf("read %s: %w", file, err)
+				return nil, nil, fmt.Errorf("read %s: %w", file, err)
 			}
 			all = append(all, objects...)
+			dirs = append(dirs, filepath.Dir(file))
 		}
+		for _, dir := range projects {
+			p, err := project.Read(dir)
+			if err != nil {
+				return nil, nil, err
+			}
+			all = append(all, p.Objects...)
+			dirs = append(dirs, p.Dirs...)
+		}
+		dirs = append(dirs, below(path)...)
 	}
 	// What others live in or refer to comes first, whatever the files' names.
 	slices.SortStableFunc(all, func(a, b object) int { return rank(a) - rank(b) })
-	return all, nil
+	slices.Sort(dirs)
+	return all, slices.Compact(dirs), nil
 }
 
 func rank(u object) int {
@@ -74,28 +82,53 @@ func rank(u object) int {
 	}
 }
 
-func yamlFiles(path string) ([]string, error) {
+// below are a directory and those in it, where a project may come to be.
+func below(path string) []string {
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return nil // a file
+	}
+	dirs := []string{path}
+	for _, e := range entries {
+		if e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+			dirs = append(dirs, filepath.Join(path, e.Name()))
+		}
+	}
+	return dirs
+}
+
+// yamlFiles are the files of objects that a path names, and the projects.
+func yamlFiles(path string) (files, projects []string, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, fmt.Errorf("--apply: %w", err)
+		return nil, nil, fmt.Errorf("--apply: %w", err)
 	}
 	if !info.IsDir() {
-		return []string{path}, nil
+		if filepath.Base(path) == project.File {
+			return nil, []string{filepath.Dir(path)}, nil
+		}
+		return []string{path}, nil, nil
 	}
 	entries, err := os.ReadDir(path) // sorted by name
 	if err != nil {
-		return nil, fmt.Errorf("--apply: %w", err)
+		return nil, nil, fmt.Errorf("--apply: %w", err)
 	}
-	var files []string
 	for _, e := range entries {
-		if ext := filepath.Ext(e.Name()); e.Type()&fs.ModeType == 0 && (ext == ".yaml" || ext == ".yml") {
-			files = append(files, filepath.Join(path, e.Name()))
+		name := filepath.Join(path, e.Name())
+		ext := filepath.Ext(e.Name())
+		switch {
+		case e.Name() == project.File:
+			projects = append(projects, path)
+		case e.IsDir() && project.Is(name):
+			projects = append(projects, name)
+		case e.Type()&fs.ModeType == 0 && (ext == ".yaml" || ext == ".yml"):
+			files = append(files, name)
 		}
 	}
-	if len(files) == 0 {
-		return nil, fmt.Errorf("--apply %s: there is no .yaml file in it", path)
+	if len(files)+len(projects) == 0 {
+		return nil, nil, fmt.Errorf("--apply %s: there is no .yaml file in it", path)
 	}
-	return files, nil
+	return files, projects, nil
 }
 
 func readFile(file string) ([]object, error) {
@@ -103,28 +136,7 @@ func readFile(file string) ([]object, error) {
 	if err != nil {
 		return nil, err
 	}
-	var objects []object
-	documents := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(raw)))
-	for {
-		document, err := documents.Read()
-		if errors.Is(err, io.EOF) {
-			return objects, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		u := &unstructured.Unstructured{}
-		if err := yaml.Unmarshal(document, &u.Object); err != nil {
-			return nil, err
-		}
-		if len(u.Object) == 0 {
-			continue // only comments
-		}
-		if u.GetKind() == "" || u.GetAPIVersion() == "" || u.GetName() == "" {
-			return nil, errors.New("every document needs apiVersion, kind and metadata.name")
-		}
-		objects = append(objects, u)
-	}
+	return project.Objects(raw)
 }
 
 // applyObjects applies all, and reports each that was refused; the others are
@@ -132,11 +144,7 @@ func readFile(file string) ([]object, error) {
 func applyObjects(ctx context.Context, c client.Client, objects []object, out io.Writer) []object {
 	var applied []object
 	for _, u := range objects {
-		if u.GetNamespace() == "" {
-			if namespaced, err := c.IsObjectNamespaced(u); err == nil && namespaced {
-				u.SetNamespace("default")
-			}
-		}
+		withNamespace(c, u)
 		err := c.Apply(ctx, client.ApplyConfigurationFromUnstructured(u.DeepCopy()), client.FieldOwner(fieldOwner), client.ForceOwnership)
 		if err != nil {
 			fmt.Fprintf(out, "  refused %s: %v\n", objectName(u), err)
@@ -145,6 +153,16 @@ func applyObjects(ctx context.Context, c client.Client, objects []object, out io
 		applied = append(applied, u)
 	}
 	return applied
+}
+
+// withNamespace completes an object that names none.
+func withNamespace(c client.Client, u object) {
+	if u.GetNamespace() != "" {
+		return
+	}
+	if namespaced, err := c.IsObjectNamespaced(u); err == nil && namespaced {
+		u.SetNamespace("default")
+	}
 }
 
 func objectName(u object) string {

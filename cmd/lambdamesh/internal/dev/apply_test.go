@@ -34,7 +34,7 @@ metadata: {name: keys, namespace: shop}
 	write(t, dir, "README.md", "not YAML: [")
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "keys.yaml"), 0o700))
 
-	objects, err := readObjects([]string{dir})
+	objects, _, err := readObjects([]string{dir})
 	require.NoError(t, err)
 	var names []string
 	for _, o := range objects {
@@ -53,7 +53,7 @@ func TestFilesThatCannotBeAppliedAreNamed(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			_, err := readObjects([]string{tt.path})
+			_, _, err := readObjects([]string{tt.path})
 			require.ErrorContains(t, err, tt.want)
 		})
 	}

@@ -35,7 +35,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := removeEndpoints(dataDir); err != nil {
 		return err
 	}
-	objects, err := readObjects(cfg.Apply)
+	objects, _, err := readObjects(cfg.Apply)
 	if err != nil {
 		return err
 	}
@@ -143,6 +143,14 @@ func (m *mesh) afterStart(ctx context.Context, objects []object, p *progress) {
 		fmt.Fprintf(cfg.Out, "applying %s (%d objects)\n", strings.Join(cfg.Apply, ", "), len(objects))
 	}
 	applied := applyObjects(ctx, m.client, objects, cfg.Out)
+	if len(cfg.Apply) > 0 {
+		if follower, err := newFollower(cfg.Apply, m.client, cfg.Out); err != nil {
+			fmt.Fprintf(cfg.Out, "lambdamesh: changed files will not be applied: %v\n", err)
+		} else {
+			follower.remember(objects)
+			go follower.run(ctx)
+		}
+	}
 	if err := e.write(cfg.DataDir); err != nil {
 		fmt.Fprintf(cfg.Out, "lambdamesh: %v\n", err)
 	}

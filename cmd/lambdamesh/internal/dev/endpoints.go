@@ -24,7 +24,10 @@ type Endpoints struct {
 	// XDS is the ADS server's host:port (gRPC over TLS, service-account token).
 	XDS        string `json:"xds"`
 	Kubernetes string `json:"kubernetes"`
-	PID        int    `json:"pid"`
+	// Lambdas is the Unix socket of this user alone at which `lambdamesh lambda
+	// invoke` calls them.
+	Lambdas string `json:"lambdas"`
+	PID     int    `json:"pid"`
 }
 
 // ReadEndpoints reads those of the mesh that runs with a data directory; the

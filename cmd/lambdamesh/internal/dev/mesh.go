@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 
@@ -24,6 +25,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/meshconfig/ca"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
+	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
 	"github.com/lambdamesh/lambdamesh/pkg/targets"
 )
@@ -42,6 +44,7 @@ type mesh struct {
 	artifacts  build.Directory
 	eventBus   *member
 	connector  *member
+	lambdas    net.Listener // for the developer's own calls
 	components []component.Component
 }
 
@@ -70,6 +73,9 @@ func newMesh(ctx context.Context, cfg Config, sockets *sockets, private string, 
 		return nil, err
 	}
 	if m.connector, err = newMember(ctx, v1alpha1.ServiceAccountConnector, v1alpha1.ServiceConnectorOutbound, private); err != nil {
+		return nil, err
+	}
+	if m.lambdas, err = httpserver.Listen(ctx, "unix:"+filepath.Join(private, lambdasSocket), ""); err != nil {
 		return nil, err
 	}
 	for _, add := range []func() error{m.addControlPlane, m.addConnector, m.addLocalNode, m.addEventBus, m.addGateway} {
@@ -135,7 +141,8 @@ func (m *mesh) addLocalNode() error {
 	if err != nil {
 		return err
 	}
-	m.components = append(m.components, node)
+	lambdas := httpserver.New(httpserver.Config{Name: "lambdas", Listener: m.lambdas, Handler: node, Log: m.log("lambdas")})
+	m.components = append(m.components, node, lambdas)
 	return nil
 }
 
@@ -178,6 +185,7 @@ func (m *mesh) endpoints() Endpoints {
 		ConnectorOutbound: "https://" + m.connector.inbound.Addr().String(),
 		XDS:               m.sockets.xds.Addr().String(),
 		Kubernetes:        m.rest.Host,
+		Lambdas:           m.lambdas.Addr().String(),
 		PID:               os.Getpid(),
 	}
 }

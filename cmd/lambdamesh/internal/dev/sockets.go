@@ -61,6 +61,10 @@ func (s *sockets) connectorNames() []string {
 	return names
 }
 
+// lambdasSocket is that of the developer's own calls, no longer a name than the
+// members'.
+const lambdasSocket = "lambdas.sock"
+
 // socketDir is the directory for the sockets of members.
 func socketDir(dataDir string) (string, error) {
 	return place.SocketDir(filepath.Join(dataDir, "run", "members"), v1alpha1.ServiceAccountConnector+".sock")
