@@ -360,8 +360,15 @@ func (s *Store) ensureStreams(ctx context.Context, nc *nats.Conn, js jetstream.J
 // connect, while subscriptions make their consumers in the same stream.
 func ensureStream(ctx context.Context, js jetstream.JetStream, config jetstream.StreamConfig) (jetstream.Stream, error) {
 	s, err := js.CreateStream(ctx, config)
-	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // by one that differs
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNameAlreadyInUse): // by one that differs
 		s, err = js.UpdateStream(ctx, config)
+	case errors.Is(translate(err), broker.ErrFull):
+		// A single server looks for room for another stream of that size before it
+		// looks whether there is one of that name.
+		if existing, updateErr := js.UpdateStream(ctx, config); !errors.Is(updateErr, jetstream.ErrStreamNotFound) {
+			s, err = existing, updateErr
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", config.Name, err)

@@ -161,6 +161,29 @@ func TestStreamsAreUpdatedOnlyWhenTheirConfigChanged(t *testing.T) {
 	}
 }
 
+// A bus that starts beside another one, or again, finds the streams where the store
+// has no room for as much once more; and changes what it is told to.
+func TestStreamsAreFoundWhereThereIsNoRoomForASecondTime(t *testing.T) {
+	server, err := natsserver.New(natsserver.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", MaxStoreBytes: 10 << 20})
+	require.NoError(t, err)
+	run(t, server)
+	for i, size := range []int64{7 << 20, 7 << 20, 6 << 20} {
+		store, err := jetstream.New(jetstream.Config{URL: server.URL(), MaxBytes: size, DeadLetterMaxBytes: 1 << 20})
+		require.NoError(t, err)
+		run(t, store)
+		id := fmt.Sprint(i)
+		require.Eventually(t, func() bool {
+			_, err := store.Publish(t.Context(), []event.Event{conformance.Event(id)})
+			return err == nil
+		}, time.Minute, 20*time.Millisecond)
+	}
+	js, err := natsjs.New(connect(t, server))
+	require.NoError(t, err)
+	stream, err := js.Stream(t.Context(), jetstream.EventStream)
+	require.NoError(t, err)
+	require.EqualValues(t, 6<<20, stream.CachedInfo().Config.MaxBytes)
+}
+
 func TestUnavailableBeforeNATSWasSeen(t *testing.T) {
 	store, err := jetstream.New(jetstream.Config{URL: "nats://127.0.0.1:1"})
 	require.NoError(t, err)
