@@ -2,9 +2,9 @@
 # The tests behind `make e2e-cluster`: starts a cluster of its own, pushes the
 # images to it, drives an installation on it (e2e/cluster), and ends it.
 #
-#   KUBECONFIG=... REGISTRY=host/path make e2e-cluster   takes a cluster that runs:
-#                   images go to the registry, which its nodes pull from; it must
-#                   have no namespace lambdamesh-system
+#   KUBECONFIG=... REGISTRY=host/path make e2e-cluster   takes a cluster that runs, by
+#                   its current context, and leaves it as it was. hack/cluster/README.md
+#                   says what it needs; no node is killed there
 #   KEEP=1          leaves the cluster as it is in the end, to look at it
 #   MESH=istio      with Istio in the cluster: istiod and Istio's agent are built from
 #                   the Go module proxy (hack/istio), and the agent's Envoy is our
@@ -21,10 +21,25 @@ cd "$(dirname -- "$0")/.."
 
 name=${NAME:-e2e}
 [ "$name" != mesh ] || name=e2e # what `make cluster` starts is somebody's
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+architecture=$(go env GOHOSTARCH)
 if [ -n "${KUBECONFIG:-}" ]; then
 	: "${REGISTRY:?say by REGISTRY=host/path where images go that the nodes of $KUBECONFIG pull}"
 	name=
-	echo "testing on the cluster of $KUBECONFIG" >&2
+	kubectl=$(hack/kubernetes/get.sh --dir)/kubectl
+	# One context of one file, whatever else is changed or switched meanwhile.
+	own=$(mktemp -d)
+	trap 'rm -rf "$own"' EXIT
+	"$kubectl" config view --raw --flatten --minify >"$own/kubeconfig"
+	KUBECONFIG=$own/kubeconfig
+	export KUBECONFIG
+	nodes=$("$kubectl" get nodes --request-timeout=20s -o 'jsonpath={range .items[*]}{.status.nodeInfo.operatingSystem}/{.status.nodeInfo.architecture}{"\n"}{end}')
+	if printf '%s\n' "$nodes" | grep -qvx "linux/$architecture"; then
+		echo "the nodes are $(printf '%s ' $nodes), and the tests bring what runs in pods for linux/$architecture: run them on a machine of the nodes' architecture" >&2
+		exit 1
+	fi
+	echo "testing on the cluster of the context $("$kubectl" config current-context)" >&2
 else
 	program=$(hack/cluster/get.sh --program)
 	if ! why=$("$program" check 2>&1); then
@@ -33,14 +48,12 @@ else
 		exit 0
 	fi
 	[ -n "${KEEP:-}" ] || trap 'hack/cluster/run down --name "$name"' EXIT
-	trap 'exit 130' INT
-	trap 'exit 143' TERM HUP
 	exports=$(hack/cluster/run up --name "$name" --nodes "${NODES:-2}")
 	eval "$exports"
 fi
 # As a release would: the images that the chart and the overlays name.
 version=$(sed -n 's/^appVersion: //p' manifests/charts/lambdamesh/Chart.yaml)
-hack/images/run push --version "$version" --platforms "linux/$(go env GOHOSTARCH)" "$REGISTRY/lambdamesh"
+hack/images/run push --version "$version" --platforms "linux/$architecture" "$REGISTRY/lambdamesh"
 
 mesh=${MESH:-envoy}
 if [ "$mesh" = istio ]; then
@@ -48,7 +61,7 @@ if [ "$mesh" = istio ]; then
 	tag=${ISTIO_TAG:-}
 	if [ -z "$hub" ]; then
 		programs=$(hack/istio/get.sh --node)
-		hack/images/run istio --version "$version" --programs "$programs" --platforms "linux/$(go env GOHOSTARCH)" "$REGISTRY/lambdamesh-e2e/istio"
+		hack/images/run istio --version "$version" --programs "$programs" --platforms "linux/$architecture" "$REGISTRY/lambdamesh-e2e/istio"
 		# Nodes of `make cluster` ask the cluster's registry for any.
 		hub=$REGISTRY/lambdamesh-e2e/istio
 		[ -z "$name" ] || hub=ghcr.io/lambdamesh-e2e/istio

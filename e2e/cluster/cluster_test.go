@@ -11,7 +11,7 @@ import (
 )
 
 // TestCluster is the life of one installation. Each part needs those before it
-// that make what it looks at: `-run 'TestCluster/(install|demo|kill)'` is the core
+// that make what it looks at: `-run 'TestCluster/^(install|demo|kill)'` is the core
 // that CI runs.
 func TestCluster(t *testing.T) {
 	c := newCluster(t, "envoy")
@@ -30,7 +30,7 @@ func TestCluster(t *testing.T) {
 		{"rotate", testRotate},
 		{"failures", testFailures},
 		{"kill", testKill},
-		{"uninstall", testUninstall},
+		{"removal", testRemoval},
 		{"overlay", testOverlay},
 	} {
 		t.Run(part.name, func(t *testing.T) {

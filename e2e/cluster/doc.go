@@ -13,6 +13,9 @@
 // TestIstio is the life of one with mesh=istio, on a cluster that Istio is in
 // (hack/istio): `make e2e-cluster MESH=istio`.
 //
+// TestWalk goes through docs/install.md in a fresh clone, by the commands that stand
+// there.
+//
 // What may enter: scenarios that need pods or nodes. What the local mesh shows
 // as well belongs to the package e2e.
 package cluster

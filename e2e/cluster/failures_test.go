@@ -22,8 +22,9 @@ func testFailures(t *testing.T, c *cluster) {
 		reasons []string
 		words   string
 	}{
+		// What does not build gets no pod.
+		"broken": {lambda("failures", "broken", "nodejs", "export const main = (", ""), []string{"SourceNotReady"}, "nothing is deployed until the source builds"},
 		"crash":  {lambda("failures", "crash", "nodejs", "throw new Error('no tea, no work');\nexport const main = () => 1;", ""), []string{"CrashLoopBackOff", "Error"}, "no tea, no work"},
-		"broken": {lambda("failures", "broken", "nodejs", "export const main = (", ""), []string{"CrashLoopBackOff", "Error"}, "cannot load the handler: "},
 		"image":  {lambda("failures", "image", "nodejs", works, "  version: \"99\"\n"), []string{"ErrImagePull", "ImagePullBackOff"}, "runtime-nodejs:99-"},
 		"greedy": {
 			lambda("failures", "greedy", "nodejs", "const all = [];\nfor (;;) all.push(Buffer.alloc(1 << 20, 1));\nexport const main = () => 1;", "  resources: {requests: {memory: 64Mi}, limits: {memory: 96Mi}}\n"),
@@ -59,6 +60,15 @@ func testFailures(t *testing.T, c *cluster) {
 	t.Run("by the command line", func(t *testing.T) {
 		out, _ := c.cli(t, "status", "-n", "failures")
 		require.Contains(t, out, "no tea, no work")
+		require.Contains(t, out, "main.js:2:1: Unexpected end of file")
+		// What a container wrote before it crashed, of the lambda's and not of its
+		// sidecar's, and in the namespace that is named.
+		out, err := c.cli(t, "logs", "crash", "-n", "failures", "--previous")
+		require.NoError(t, err)
+		require.Contains(t, out, "no tea, no work")
+		require.NotContains(t, out, "xds")
+		_, err = c.cli(t, "logs", "crash", "-n", "hello")
+		require.ErrorContains(t, err, "crash")
 	})
 	c.mustKubectl(t, "", "delete", "namespace", "failures", "--wait=false")
 }

@@ -97,8 +97,15 @@ func newCluster(t *testing.T, mesh string) *cluster {
 	c.clients, err = kubernetes.NewForConfig(config)
 	require.NoError(t, err)
 	c.gateways = map[string]*http.Client{}
-	err = c.client.Get(t.Context(), client.ObjectKey{Name: system}, &corev1.Namespace{})
-	require.True(t, apierrors.IsNotFound(err), "the cluster has a namespace %s (%v): these tests install and remove it, so they take only a cluster without", system, err)
+	taken := []string{system}
+	if c.name == "" { // somebody's
+		taken = append(taken, testNamespaces()...)
+	}
+	for _, name := range taken {
+		err = c.client.Get(t.Context(), client.ObjectKey{Name: name}, &corev1.Namespace{})
+		require.True(t, apierrors.IsNotFound(err), "the cluster has a namespace %s (%v): these tests make and remove it, so they take only a cluster without", name, err)
+	}
+	require.NotContains(t, c.mustKubectl(t, "", "get", "crds", "-o", "name"), ".lambdamesh.dev", "these tests remove such CustomResourceDefinitions, so they take only a cluster without")
 	return c
 }
 
@@ -255,16 +262,29 @@ func (c *cluster) trusting(name string) *tls.Config {
 		MinVersion: tls.VersionTLS12, ServerName: name,
 		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection does it
 		VerifyConnection: func(state tls.ConnectionState) error {
-			var config corev1.ConfigMap
-			if err := c.client.Get(context.Background(), client.ObjectKey{Namespace: system, Name: "lambdamesh-mesh"}, &config); err != nil {
+			trusted, err := c.trusted(context.Background())
+			if err != nil {
 				return err
 			}
 			roots := x509.NewCertPool()
-			roots.AppendCertsFromPEM([]byte(config.Data["ca.crt"]))
-			_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, DNSName: state.ServerName})
+			roots.AppendCertsFromPEM(trusted)
+			_, err = state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, DNSName: state.ServerName})
 			return err
 		},
 	}
+}
+
+// trusted are the roots of the installation: those of its mesh, or under Istio, whose
+// mesh has its own, those that stand beside a certificate.
+func (c *cluster) trusted(ctx context.Context) ([]byte, error) {
+	if c.mesh == "istio" {
+		var secret corev1.Secret
+		err := c.client.Get(ctx, client.ObjectKey{Namespace: system, Name: "eventbus-tls"}, &secret)
+		return secret.Data["ca.crt"], err
+	}
+	var config corev1.ConfigMap
+	err := c.client.Get(ctx, client.ObjectKey{Namespace: system, Name: "lambdamesh-mesh"}, &config)
+	return []byte(config.Data["ca.crt"]), err
 }
 
 func (c *cluster) send(client *http.Client, req *http.Request) (response, error) {
@@ -283,6 +303,7 @@ type call struct {
 	Header            map[string]string
 	Proxy             bool
 	Identity          string
+	Certificate, Key  string
 }
 
 type result struct {

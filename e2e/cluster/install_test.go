@@ -3,6 +3,7 @@ package cluster
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"regexp"
 	"strings"
@@ -54,7 +55,7 @@ func testInstall(t *testing.T, c *cluster) {
 	c.helm(t, append([]string{"install", "lambdamesh", "manifests/charts/lambdamesh"}, c.values(t)...)...)
 	t.Logf("helm install returned after %s", since(began))
 	c.apply(t, namespaces("hello")+lambda("hello", "hello", "nodejs", hello, "")+open("hello", "hello"))
-	c.firstAnswer(t, began)
+	c.firstAnswer(t, began, c.gateway)
 	c.awaitInstalled(t)
 	t.Logf("every part ready after %s", since(began))
 	c.installed = true
@@ -82,10 +83,10 @@ func testInstall(t *testing.T, c *cluster) {
 }
 
 // firstAnswer waits for the first one from a lambda through the gateway.
-func (c *cluster) firstAnswer(t *testing.T, began time.Time) {
+func (c *cluster) firstAnswer(t *testing.T, began time.Time, at func(testing.TB) string) {
 	t.Helper()
 	eventually(t, 2*patience, func() error {
-		resp, err := c.ask(t.Context(), c.nodePort(t, "gateway", "https", ""), http.MethodGet, "hello", "/", "")
+		resp, err := c.ask(t.Context(), at(t), http.MethodGet, "hello", "/", "")
 		if err != nil {
 			return err
 		}
@@ -95,6 +96,14 @@ func (c *cluster) firstAnswer(t *testing.T, began time.Time) {
 		return nil
 	})
 	t.Logf("first answer of a lambda through the gateway after %s", since(began))
+}
+
+// gateway is where it is at a node's port of its Service.
+func (c *cluster) gateway(t testing.TB) string { return c.nodePort(t, "gateway", "https", "") }
+
+// hostPort is where a gateway is at a port of the node that it runs on.
+func (c *cluster) hostPort(t testing.TB) string {
+	return net.JoinHostPort(c.nodeAddresses(t)[c.pod(t, system, "app.kubernetes.io/name", "gateway").Spec.NodeName], "443")
 }
 
 // awaitInstalled waits until all of the installation runs.
@@ -205,14 +214,19 @@ func (c *cluster) inventory(t *testing.T) map[string]bool {
 	return found
 }
 
+// testNamespaces are those that the tests make.
+func testNamespaces() []string {
+	return []string{"hello", "commerce", "shop", "hostile", "attack", "outside", "failures", "kill", "rotate", "goes", "webshop"}
+}
+
 // kept is what the notes of the chart say that stays after helm uninstall, and what
 // Kubernetes and istiod make in every namespace.
-var kept = regexp.MustCompile(`^(- ((CustomResourceDefinition|APIService) \S+|Namespace (lambdamesh-system|hello|commerce|shop|hostile|attack|outside|failures|kill|rotate|webshop)|PersistentVolume \S+|Application(Service)? \S+)` + //nolint:gochecknoglobals // a constant
+var kept = regexp.MustCompile(`^(- ((CustomResourceDefinition|APIService) \S+|Namespace (lambdamesh-system|` + strings.Join(testNamespaces(), "|") + `)|PersistentVolume \S+|Application(Service)? \S+)` + //nolint:gochecknoglobals // a constant
 	`|lambdamesh-system (Secret (lambdamesh-ca|nats|nats-tls|eventbus-tls|gateway-tls|connector-\S+|commerce\S*|webshop\S*)|EventType \S+|ConfigMap (lambdamesh-mesh|kube-root-ca.crt|istio-ca-root-cert|istio-ca-crl)|ServiceAccount default|PersistentVolumeClaim data-nats-\d|Gateway gateway|Lease \S+))$`)
 
-// testUninstall: what stays is what the notes of the chart name. Nobody waits for
+// testRemoval: what stays is what the notes of the chart name. Nobody waits for
 // what is gone, and a second installation takes up what is there.
-func testUninstall(t *testing.T, c *cluster) {
+func testRemoval(t *testing.T, c *cluster) {
 	c.apply(t, namespaces("hello")+subscription("hello", "orphan", "/hello/default")+subscription("hello", "stays", "/hello/default"))
 	c.waitFor(t, "hello", "subscription/orphan", "Subscribed")
 	c.waitFor(t, "hello", "subscription/stays", "Subscribed")
@@ -228,8 +242,12 @@ func testUninstall(t *testing.T, c *cluster) {
 
 	t.Run("a second installation", func(t *testing.T) {
 		began := time.Now()
-		c.helm(t, append([]string{"install", "lambdamesh", "manifests/charts/lambdamesh"}, c.values(t)...)...)
-		c.firstAnswer(t, began)
+		args, at := append([]string{"install", "lambdamesh", "manifests/charts/lambdamesh"}, c.values(t)...), c.gateway
+		if c.name != "" { // ports of the nodes themselves, which are nobody else's here
+			args, at = append(args, "--set", "gateway.hostPort=true", "--set", "gateway.service.type=ClusterIP"), c.hostPort
+		}
+		c.helm(t, args...)
+		c.firstAnswer(t, began, at)
 		c.awaitInstalled(t)
 		c.noRestarts(t, system)
 		eventually(t, patience, func() error {
@@ -259,13 +277,7 @@ func (c *cluster) uninstall(t *testing.T) {
 	t.Helper()
 	c.helm(t, "uninstall", "lambdamesh", "--wait", "--timeout", patience.String())
 	eventually(t, patience, func() error {
-		var left []string
-		for object := range c.inventory(t) {
-			if !c.before[object] && !kept.MatchString(object) {
-				left = append(left, object)
-			}
-		}
-		if len(left) > 0 {
+		if left := c.left(t, kept.MatchString); len(left) > 0 {
 			return fmt.Errorf("left: %s", strings.Join(left, ", "))
 		}
 		return nil
@@ -274,20 +286,25 @@ func (c *cluster) uninstall(t *testing.T) {
 
 // testOverlay installs with kubectl alone, on a cluster that helm has left.
 func testOverlay(t *testing.T, c *cluster) {
+	overlay := []string{"-k", "manifests/overlays/" + c.mesh}
+	rendered := ""
 	if c.name == "" {
-		t.Skip("LEFT OUT: the overlay: it names the images ghcr.io/lambdamesh, and nothing says that this cluster's nodes find them there")
+		// The nodes of a cluster of somebody's find the images in the registry only.
+		rendered = strings.ReplaceAll(c.mustKubectl(t, "", "kustomize", overlay[1]), "ghcr.io/lambdamesh/", c.images+"/lambdamesh/")
+		overlay = []string{"-f", "-"}
 	}
-	overlay := "manifests/overlays/" + c.mesh
 	began := time.Now()
-	c.mustKubectl(t, "", "apply", "-k", overlay)
-	c.firstAnswer(t, began)
+	c.mustKubectl(t, rendered, append([]string{"apply"}, overlay...)...)
+	c.firstAnswer(t, began, c.gateway)
 	c.awaitInstalled(t)
 	c.noRestarts(t, system)
 	before := c.podUIDs(t)
-	c.mustKubectl(t, "", "apply", "-k", overlay)
+	c.mustKubectl(t, rendered, append([]string{"apply"}, overlay...)...)
 	c.awaitInstalled(t)
 	require.Equal(t, before, c.podUIDs(t), "the second run changes nothing")
-	c.mustKubectl(t, "", "delete", "--timeout="+patience.String(), "-k", overlay)
+	// With Subscriptions, as users have them: nothing waits for who is gone.
+	require.NotEmpty(t, c.mustKubectl(t, "", "get", "subscriptions", "-A", "-o", "name"))
+	c.mustKubectl(t, rendered, append([]string{"delete", "--timeout=" + patience.String()}, overlay...)...)
 	for _, what := range []string{"namespaces", "clusterroles", "clusterrolebindings", "crds"} {
 		require.NotRegexp(t, `/lambdamesh|\.lambdamesh\.dev`, c.mustKubectl(t, "", "get", what, "-o", "name"))
 	}
@@ -300,13 +317,35 @@ func (c *cluster) remove(t *testing.T) {
 		return // the cluster goes with all that is in it
 	}
 	_, _ = c.run(t, "", "hack/tools/run", "helm", "uninstall", "lambdamesh", "--ignore-not-found")
-	_, _ = c.kubectl(t, "", "delete", "namespace", "--ignore-not-found", "--timeout="+patience.String(), system, "hello", "commerce", "shop", "hostile", "attack", "outside", "failures", "kill", "rotate")
+	_, _ = c.kubectl(t, "", append([]string{"delete", "namespace", "--ignore-not-found", "--timeout=" + patience.String(), system}, testNamespaces()...)...)
 	crds, _ := c.kubectl(t, "", "get", "crds", "-o", "name")
 	for crd := range strings.FieldsSeq(crds) {
 		if strings.HasSuffix(crd, ".lambdamesh.dev") {
-			_, _ = c.kubectl(t, "", "delete", crd)
+			_, _ = c.kubectl(t, "", "delete", crd, "--timeout="+patience.String())
 		}
 	}
+	if c.before == nil {
+		return
+	}
+	eventually(t, patience, func() error {
+		if left := c.left(t, func(string) bool { return false }); len(left) > 0 {
+			return fmt.Errorf("the cluster is not as it was: %s", strings.Join(left, ", "))
+		}
+		return nil
+	})
+}
+
+// left are the objects that were not there before the first installation, but those
+// that may stay.
+func (c *cluster) left(t *testing.T, may func(object string) bool) []string {
+	t.Helper()
+	var left []string
+	for object := range c.inventory(t) {
+		if !c.before[object] && !may(object) {
+			left = append(left, object)
+		}
+	}
+	return left
 }
 
 func since(began time.Time) time.Duration { return time.Since(began).Round(100 * time.Millisecond) }

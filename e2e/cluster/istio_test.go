@@ -26,10 +26,15 @@ func TestIstio(t *testing.T) {
 	}{
 		{"install", testInstall},
 		{"sidecars", testIstioSidecars},
+		{"figures", testFigures},
 		{"demo", testDemo},
 		{"hostile", testIstioHostile},
+		{"outside", testOutside},
+		{"rotate", testRotate},
+		{"failures", testFailures},
 		{"taken", testIstioTaken},
-		{"uninstall", testUninstall},
+		{"kill", testKill},
+		{"removal", testRemoval},
 		{"overlay", testOverlay},
 	} {
 		t.Run(part.name, func(t *testing.T) {
@@ -78,15 +83,6 @@ func testIstioSidecars(t *testing.T, c *cluster) {
 	require.Equal(t, "STRICT", strict["hello"], "%v", strict)
 }
 
-// istioProbe is a probe in the mesh.
-func (c *cluster) istioProbe(t *testing.T, namespace, name string) string {
-	t.Helper()
-	probe := c.probe(namespace, name, false, "")
-	labels := "labels: {app: " + name
-	require.Contains(t, probe, labels)
-	return strings.Replace(probe, labels, labels+`, sidecar.istio.io/inject: "true"`, 1)
-}
-
 // tried is a request of a pod, how it must end, and with which status.
 type tried struct {
 	pod    string
@@ -110,15 +106,8 @@ func (c *cluster) try(t *testing.T, all map[string]tried) {
 
 // testIstioHostile is testHostile where Istio's sidecars hold the mesh.
 func testIstioHostile(t *testing.T, c *cluster) {
-	// Of lambdas and our own parts we see to it. Our proxy has no port that takes
-	// plain text and TLS alike, as Istio's default is for everybody else.
-	c.apply(t, namespaces("hostile", "attack")+`---
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {name: default, namespace: attack}
-spec: {mtls: {mode: STRICT}}
-`)
-	c.apply(t, c.probe("attack", "outsider", false, "")+c.istioProbe(t, "attack", "insider")+c.istioProbe(t, "attack", "guest")+
+	c.apply(t, namespaces("hostile")+c.members("attack"))
+	c.apply(t, c.probe("attack", "outsider", false, "")+c.probe("attack", "insider", true, "")+c.probe("attack", "guest", true, "")+
 		lambda("hostile", "open", "nodejs", hello, "  access: [{namespace: attack, serviceAccount: guest}]\n")+
 		lambda("hostile", "closed", "nodejs", hello, "")+hostileRule)
 	for _, object := range []string{"lambda/open", "lambda/closed", "apirule/hostile"} {
@@ -131,6 +120,7 @@ spec: {mtls: {mode: STRICT}}
 	t.Run("gateway", func(t *testing.T) { testHostileGateway(t, c) })
 	t.Run("pods", func(t *testing.T) { testIstioPods(t, c) })
 	t.Run("bus", func(t *testing.T) { testIstioBus(t, c) })
+	t.Run("authority", func(t *testing.T) { testIstioAuthority(t, c) })
 	t.Run("probes still pass", func(t *testing.T) {
 		for _, namespace := range []string{system, "hostile", "attack"} {
 			c.noRestarts(t, namespace)

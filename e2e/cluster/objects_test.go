@@ -9,7 +9,10 @@ import (
 // it. With a sidecar its application listens where the sidecar looks for it.
 func (c *cluster) probe(namespace, name string, sidecar bool, more string) string {
 	labels, env := "app: "+name, ""
-	if sidecar {
+	switch {
+	case sidecar && c.mesh == "istio": // hack/istio/sidecar.yaml says where it listens
+		labels += `, sidecar.istio.io/inject: "true"`
+	case sidecar:
 		labels += `, lambdamesh.dev/sidecar: "true"`
 		env = `
       env: [{name: LAMBDAMESH_LISTEN, value: "unix:/var/run/lambdamesh/app/app.sock"}]`
@@ -42,6 +45,20 @@ func namespaces(names ...string) string {
 		fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: %s, labels: {pod-security.kubernetes.io/enforce: restricted}}\n", name)
 	}
 	return b.String()
+}
+
+// members is namespaces for pods with a sidecar that are no lambda's. Of lambdas and
+// our own parts the control plane sees to it under Istio; our proxy, which stands for
+// Envoy there, has no port that takes plain text and TLS alike, as Istio's default is
+// for everybody else.
+func (c *cluster) members(names ...string) string {
+	out := namespaces(names...)
+	if c.mesh == "istio" {
+		for _, name := range names {
+			out += fmt.Sprintf("---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: %s}\nspec: {mtls: {mode: STRICT}}\n", name)
+		}
+	}
+	return out
 }
 
 // lambda is one with inline source.

@@ -21,7 +21,7 @@ import (
 func testRotate(t *testing.T, c *cluster) {
 	c.helm(t, append([]string{"upgrade", "lambdamesh", "manifests/charts/lambdamesh", "--set", "controlplane.args={--rotation-overlap=2m}"}, c.values(t)...)...)
 	c.awaitInstalled(t)
-	c.apply(t, namespaces("rotate")+c.sink("rotate", "recorder", "")+
+	c.apply(t, c.members("rotate")+c.sink("rotate", "recorder", "")+
 		lambda("rotate", "turning", "nodejs", hello, "  scale: {min: 2, max: 2}\n")+open("rotate", "turning")+`---
 apiVersion: v1
 kind: ServiceAccount

@@ -131,6 +131,8 @@ type call struct {
 	Proxy bool
 	// Identity is a SPIFFE identity to show in a certificate that nobody issued.
 	Identity string
+	// Certificate and Key (PEM) to show.
+	Certificate, Key string
 }
 
 type result struct {
@@ -165,6 +167,13 @@ func (c call) client() (*http.Client, error) {
 	}
 	if c.Identity != "" {
 		pair, err := selfIssued(c.Identity)
+		if err != nil {
+			return nil, err
+		}
+		transport.TLSClientConfig.Certificates = []tls.Certificate{pair}
+	}
+	if c.Certificate != "" {
+		pair, err := tls.X509KeyPair([]byte(c.Certificate), []byte(c.Key))
 		if err != nil {
 			return nil, err
 		}
