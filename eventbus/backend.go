@@ -39,6 +39,12 @@ func attempts(store Store) dispatch.Attempts {
 	return kept
 }
 
+// remembers is a store that knows ids for long; nil: it does not.
+func remembers(store Store) ingress.Rememberer {
+	can, _ := store.(ingress.Rememberer)
+	return can
+}
+
 // inspected is a store that can be looked into and repaired; nil: it cannot.
 func inspected(store Store) admin.Store {
 	can, _ := store.(admin.Store)

@@ -419,7 +419,7 @@ func (b *Bus) publishServers(config Config, publicTLS *tls.Config, connections *
 			return
 		}
 		handler := guard(ingress.New(ingress.Config{
-			Publisher: b.store, Authorizer: authorizer, Subscribed: subscribed, Owned: owned,
+			Publisher: b.store, Rememberer: remembers(b.store), Authorizer: authorizer, Subscribed: subscribed, Owned: owned,
 			Budget: budget, Metrics: metrics, Log: config.Log,
 		}))
 		servers = append(servers, httpserver.New(httpserver.Config{

@@ -16,6 +16,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/eventbus/broker"
 	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/event/legacy"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/headers"
 )
 
 // Limits of a request. Structured mode may escape or base64-encode an event to
@@ -39,6 +40,11 @@ type Publisher interface {
 	Check() error
 }
 
+// Rememberer stores events whose ids it knows for longer than those of others.
+type Rememberer interface {
+	PublishOnce(ctx context.Context, e *event.Event) (broker.Receipt, error)
+}
+
 // EventType is a legacy type and version somebody subscribed to.
 type EventType struct {
 	Name    string `json:"name"`
@@ -49,6 +55,9 @@ type EventType struct {
 type Config struct {
 	Publisher  Publisher
 	Authorizer Authorizer
+	// Rememberer of events whose publisher asks for it ([headers.DedupWindow]) and may
+	// do so; nil: they are published as others are.
+	Rememberer Rememberer
 	// Subscribed returns the type patterns that subscriptions ask of an
 	// application's events; nil answers none.
 	Subscribed func(application string) []string
@@ -287,7 +296,7 @@ func (h *Handler) publish(r *http.Request, caller Caller, events []event.Event, 
 		defer memory.close()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), storeTimeout)
 		defer cancel()
-		receipts, err := h.config.Publisher.Publish(ctx, events)
+		receipts, err := h.store(ctx, r, caller, events)
 		answered <- answer{receipts, err}
 	}()
 	timeout := time.NewTimer(publishTimeout)
@@ -312,6 +321,16 @@ func (h *Handler) publish(r *http.Request, caller Caller, events []event.Event, 
 		}
 	}
 	return a.receipts, nil
+}
+
+// store stores the events. Ids that are known for long take space that all share:
+// that is for what the connector takes from outside.
+func (h *Handler) store(ctx context.Context, r *http.Request, caller Caller, events []event.Event) ([]broker.Receipt, error) {
+	if h.config.Rememberer == nil || !caller.Applications || len(events) != 1 || r.Header.Get(headers.DedupWindow) == "" {
+		return h.config.Publisher.Publish(ctx, events)
+	}
+	receipt, err := h.config.Rememberer.PublishOnce(ctx, &events[0])
+	return []broker.Receipt{receipt}, err
 }
 
 // check tells whether the caller may publish the events, and they are not too

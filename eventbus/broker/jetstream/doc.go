@@ -3,9 +3,10 @@
 //	stream LAMBDAMESH_EVENTS       lambdamesh.events.<subject of the event>
 //	stream LAMBDAMESH_DEADLETTERS  lambdamesh.deadletters.<consumer>.<event>
 //	stream LAMBDAMESH_ATTEMPTS     lambdamesh.attempts
+//	stream LAMBDAMESH_SEEN         lambdamesh.seen.<key of the event>
 //
 // The first two are files that refuse new messages when full, and nothing goes by
-// age alone (retention.go); the third forgets the oldest. What is read is not validated again. An event is a message whose
+// age alone (retention.go); the others forget the oldest. What is read is not validated again. An event is a message whose
 // headers are its attributes (as in the CloudEvents NATS binding, values
 // percent-encoded) and whose payload is its data. Each subscription has a durable
 // pull consumer of its own; the source and id of an event make its Nats-Msg-Id.

@@ -55,6 +55,9 @@ type Config struct {
 	// DedupWindow is how long a repeated source+id is recognized; default 10
 	// minutes.
 	DedupWindow time.Duration
+	// LongDedupWindow is the same for events that are published once (PublishOnce);
+	// default 7 days.
+	LongDedupWindow time.Duration
 	// Replicas of the streams, 1 to 5; default 1.
 	Replicas int
 
@@ -73,6 +76,7 @@ func (c Config) Defaults() Config {
 	c.MaxBytes = cmp.Or(c.MaxBytes, 1<<30)
 	c.DeadLetterMaxBytes = cmp.Or(c.DeadLetterMaxBytes, 256<<20)
 	c.DedupWindow = cmp.Or(c.DedupWindow, 10*time.Minute)
+	c.LongDedupWindow = cmp.Or(c.LongDedupWindow, 7*24*time.Hour)
 	c.Replicas = cmp.Or(c.Replicas, 1)
 	c.AckWait = cmp.Or(c.AckWait, 10*time.Second)
 	c.PublishTimeout = cmp.Or(c.PublishTimeout, 5*time.Second)
@@ -104,6 +108,9 @@ func (c Config) Validate() error {
 	}
 	if c.DedupWindow > c.MaxAge {
 		errs = append(errs, fmt.Errorf("event stream: the dedup window %s must not exceed the age %s that events are kept to", c.DedupWindow, c.MaxAge))
+	}
+	if c.LongDedupWindow < c.DedupWindow {
+		errs = append(errs, fmt.Errorf("event stream: the long dedup window %s must not be shorter than the dedup window %s", c.LongDedupWindow, c.DedupWindow))
 	}
 	if c.MaxBytes < 0 || c.DeadLetterMaxBytes < 0 {
 		errs = append(errs, errors.New("event stream: the space for events and dead letters must be limited"))
@@ -351,6 +358,10 @@ func (s *Store) ensureStreams(ctx context.Context, nc *nats.Conn, js jetstream.J
 	// Without it the bus works, and explains and counts less.
 	if _, err := ensureStream(ctx, js, s.attemptConfig()); err != nil {
 		s.log.Warn("attempts are not kept: they are counted anew after a restart, and cannot be explained", "error", err)
+	}
+	// Without it the bus works, and refuses events that ask for it.
+	if _, err := ensureStream(ctx, js, s.seenConfig()); err != nil {
+		s.log.Warn("the keys of webhooks' events are not kept: these are refused", "error", err)
 	}
 	return &link{nc: nc, js: js, events: events, dead: dead}, nil
 }

@@ -26,6 +26,11 @@ const (
 	APIClient = "x-api-client"
 )
 
+// DedupWindow asks the event bus to know the ids of a request's events for longer
+// than those of others, a duration such as 168h. It is the connector's to ask; of
+// others it means nothing.
+const DedupWindow = "Lambdamesh-Dedup-Window"
+
 // MeshPrefix begins the names of all headers that the mesh keeps for itself.
 const MeshPrefix = "x-lambdamesh-"
 
