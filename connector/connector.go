@@ -18,14 +18,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
 
 	"github.com/lambdamesh/lambdamesh/connector/controller"
-	"github.com/lambdamesh/lambdamesh/connector/inbound"
 	"github.com/lambdamesh/lambdamesh/connector/outbound"
 	"github.com/lambdamesh/lambdamesh/connector/pairing"
-	"github.com/lambdamesh/lambdamesh/connector/public"
-	"github.com/lambdamesh/lambdamesh/connector/registry"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/component"
 	"github.com/lambdamesh/lambdamesh/pkg/httpserver"
@@ -57,6 +53,9 @@ type Config struct {
 	// PublicURL is where third-party systems reach Public, such as
 	// https://connector.example.com; default the Service of the system namespace.
 	PublicURL string
+	// Webhooks says under which names of Public third-party systems without client
+	// certificates call webhooks.
+	Webhooks Webhooks
 	// RootsFile holds the certificates (PEM) that verify Public's, for those who
 	// pair; Roots is what it holds. Neither: their own say whom they believe.
 	RootsFile string
@@ -86,6 +85,21 @@ type Config struct {
 	Registry *prometheus.Registry
 }
 
+// Webhooks of third-party systems come to the public port under names of their
+// own.
+type Webhooks struct {
+	// Names of hosts; none: webhooks are not served.
+	Names []string
+	// Certificate with which they are served.
+	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// CertFile and KeyFile hold it, in the place of Certificate; they are read again
+	// when they change.
+	CertFile, KeyFile string
+	// Nameless serves them to clients that name no server, too; see
+	// [public.WebhookConfig].
+	Nameless bool
+}
+
 // Validate returns all that is missing or wrong.
 func (c Config) Validate() error {
 	var errs []error
@@ -98,6 +112,9 @@ func (c Config) Validate() error {
 	}
 	if c.Public != nil && c.Certificate == nil && (c.CertFile == "" || c.KeyFile == "") {
 		errs = append(errs, errors.New("connector: the public listener needs a certificate and its key"))
+	}
+	if w := c.Webhooks; len(w.Names) > 0 && (c.Public == nil || w.Certificate == nil && (w.CertFile == "" || w.KeyFile == "")) {
+		errs = append(errs, errors.New("connector: webhooks need the public listener, and a certificate and its key for their names"))
 	}
 	if u, err := url.Parse(c.PublicURL); err != nil || c.PublicURL != "" && (u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "") {
 		errs = append(errs, fmt.Errorf("connector: public URL %q must be like https://connector.example.com", c.PublicURL))
@@ -194,65 +211,24 @@ func New(c Config) (component.Component, error) {
 	if c.Admin != nil {
 		parts = append(parts, httpserver.New(server("connector-admin", c.Admin, admin(objects, c.Registry)).Administrative()))
 	}
+	var outside outside
+	if c.Public != nil {
+		if outside, err = c.public(known, server); err != nil {
+			return nil, err
+		}
+	}
 	// The gateways serve when the caches are full: an empty one refuses everybody.
 	setup := func(mgr ctrl.Manager) error {
-		settings := controller.Config{Targets: c.Targets, Probe: gateway.Probe, Log: c.Log}
+		settings := controller.Config{Targets: c.Targets, Probe: gateway.Probe, Webhooks: len(c.Webhooks.Names) > 0, Log: c.Log}
 		if c.Public != nil {
 			settings.Token = c.token
 		}
 		return controller.Setup(mgr, settings)
 	}
-	parts = append(parts, objects, controller.NewActivity(known.client, gateway.TakeActivity, c.Log), known.controllers(c, setup),
+	activity := controller.Activity{Calls: gateway.TakeActivity, Events: outside.events, Webhooks: outside.webhooks}
+	parts = append(parts, objects, controller.NewActivity(known.client, activity, c.Log), known.controllers(c, setup),
 		httpserver.New(server("connector-outbound", c.Outbound, gateway)))
-	if c.Public != nil {
-		outside, err := c.public(known, server)
-		if err != nil {
-			return nil, err
-		}
-		parts = append(parts, outside...)
-	}
-	return component.NewGroup("connector", component.GroupConfig{}, parts...), nil
-}
-
-// public is what third-party systems reach.
-func (c Config) public(known *objects, server func(string, net.Listener, http.Handler) httpserver.Config) (parts []component.Component, err error) {
-	certificate := c.Certificate
-	if certificate == nil {
-		watcher, err := certwatcher.New(c.CertFile, c.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("connector: reading the certificate of the public listener: %w", err)
-		}
-		certificate = watcher.GetCertificate
-		parts = append(parts, component.New("connector-certificate", func(ctx context.Context, ready func()) error {
-			ready()
-			return watcher.Start(ctx)
-		}))
-	}
-	clients := public.NewClients()
-	if err := c.Registry.Register(clients); err != nil {
-		return nil, fmt.Errorf("connector: %w", err)
-	}
-	paired := pairing.New(pairing.Config{
-		Objects: known.client, Live: known.live, Clients: clients, PublicURL: c.PublicURL, Log: c.Log,
-	})
-	if err := known.inform(c, clients, paired.SetAuthority); err != nil {
-		return nil, err
-	}
-	settings := inbound.Config{Log: c.Log, Registry: c.Registry}
-	if c.MeshProxyURL != "" {
-		if settings.MeshProxy, err = c.meshProxy(); err != nil {
-			return nil, err
-		}
-	}
-	events, err := inbound.New(settings)
-	if err != nil {
-		return nil, err
-	}
-	services := registry.New(registry.Config{Objects: known.client, Live: known.live, Client: known.client, Targets: c.Targets, Log: c.Log})
-	port := public.Config{Certificate: certificate, Clients: clients, Pairing: paired, Registry: services, Events: events}
-	outside := server("connector-public", clients.Listener(c.Public), port.Handler())
-	outside.TLS, outside.ReadTimeout, outside.MaxConnsPerRemote = port.TLS(), publicReadTimeout, max(outside.MaxConns/2, 1)
-	return append(parts, httpserver.New(outside)), nil
+	return component.NewGroup("connector", component.GroupConfig{}, append(parts, outside.parts...)...), nil
 }
 
 // token makes a token for a TokenRequest, and what its Secret holds.

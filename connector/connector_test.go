@@ -293,7 +293,7 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 	w.becomes(refused, v1alpha1.ReasonTargetRefused, "add it with --allow-target 127.0.0.1:8180")
 	w.becomes(incomplete, "SecretInvalid", "has no key clientId")
 	w.becomes(csrf, v1alpha1.ReasonInvalid, "service orders: auth.csrf.tokenUrl must have the scheme, host and port of targetUrl")
-	w.becomes(webhooks, v1alpha1.ReasonNotSupported, "webhooks are not implemented")
+	w.becomes(webhooks, v1alpha1.ReasonNotSupported, "this installation serves no webhooks")
 	w.becomes(unreadable, v1alpha1.ReasonInvalid, "lambdas.selector")
 	w.becomes(token, v1alpha1.ReasonNotFound, "there is no Application nobody")
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +20,9 @@ func TestASecondStartFindsTheDataOfTheFirst(t *testing.T) {
 	first.mustKubectl(t, "", "create", "namespace", "kept")
 	first.mustKubectl(t, "", "create", "configmap", "-n", "kept", "note", "--from-literal=text=hello")
 	id := publishOne(t, first, "kept", "1")
+	first.mustKubectl(t, webhookObjects, "apply", "-f", "-")
+	first.waitFor(t, "default", "application/hooked", "Ready")
+	require.Equal(t, http.StatusOK, sendHook(t, first.caller(t), first.Webhooks+"/webhooks/hooked/code", "push", "{}", "hush"))
 	first.stop(t)
 	require.Equal(t, 0, first.cmd.ProcessState.ExitCode(), "Ctrl-C is no failure:\n%s", first.output)
 	require.Empty(t, first.processes(t), "nothing is left behind")
@@ -28,6 +32,10 @@ func TestASecondStartFindsTheDataOfTheFirst(t *testing.T) {
 	second := start(t, dir)
 	require.Equal(t, "hello", second.mustKubectl(t, "", "get", "configmap", "-n", "kept", "note", "-o", "jsonpath={.data.text}"))
 	require.Equal(t, id, publishOne(t, second, "kept", "1"), "the same source and id is the event stored before the restart")
+	require.Equal(t, http.StatusOK, sendHook(t, second.caller(t), second.Webhooks+"/webhooks/hooked/code", "push", "{}", "hush"))
+	stored, code := second.cli(t, "events", "list", "--source", "hooked", "-A")
+	require.Zero(t, code, stored)
+	require.Equal(t, 1, strings.Count(stored, "com.github.push"), "a webhook that is repeated after the restart is the event stored before: %s", stored)
 }
 
 func TestAfterKillMinus9NothingIsLeftAndTheNextStartGoesOn(t *testing.T) {

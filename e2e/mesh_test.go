@@ -40,7 +40,7 @@ func binary(t testing.TB, name string) string {
 
 // endpoints is <data-dir>/endpoints.json as api.md has it.
 type endpoints struct {
-	Gateway, GatewayTLS, EventBus, EventBusAdmin, Connector, ConnectorOutbound, XDS, Kubernetes string
+	Gateway, GatewayTLS, EventBus, EventBusAdmin, Connector, Webhooks, ConnectorOutbound, XDS, Kubernetes string
 
 	PID int
 }

@@ -329,7 +329,7 @@ func TestControlPlaneGetsByWithItsFlagsAndRole(t *testing.T) {
 			}
 			awaitThere(t, c.admin, &corev1.ServiceAccount{}, c.namespace, "hello")
 			awaitThere(t, c.admin, &corev1.Service{}, c.namespace, "hello")
-			for _, made := range []string{"lambdamesh-ca", "nats", "nats-tls", "eventbus-tls", "gateway-tls", "connector-tls", "connector-ca"} {
+			for _, made := range []string{"lambdamesh-ca", "nats", "nats-tls", "eventbus-tls", "gateway-tls", "connector-tls", "connector-ca", "webhooks-tls"} {
 				awaitThere(t, c.admin, &corev1.Secret{}, v1alpha1.SystemNamespace, made)
 			}
 			awaitThere(t, c.admin, &networkingv1.Gateway{}, v1alpha1.SystemNamespace, "gateway")

@@ -49,6 +49,7 @@ type options struct {
 	outbound, public, admin  string
 	certFile, keyFile        string
 	rootsFile, publicURL     string
+	webhooks                 connector.Webhooks
 	trustDomain, meshProxy   string
 	targets                  targets.Config
 	maxConnections, maxCalls int
@@ -63,7 +64,8 @@ func command(stderr io.Writer, lookupEnv func(string) (string, bool)) *cobra.Com
 		Short: "Connects third-party systems: calls their APIs for lambdas, and takes their events",
 		Long: `connector connects third-party systems: it calls their APIs for lambdas. At
 --public-address they pair and publish events, each with a client certificate of
-its own; TLS ends here, so that a certificate can be revoked at once.
+its own; TLS ends here, so that a certificate can be revoked at once. Under
+--webhook-host it takes their webhooks there.
 
 Every flag can be set by an environment variable too: ` + envPrefix + `LOG_LEVEL
 for --log-level. A flag on the command line wins.`,
@@ -82,6 +84,9 @@ for --log-level. A flag on the command line wins.`,
 	f.StringVar(&o.keyFile, "tls-key", "", "`FILE` with its key")
 	f.StringVar(&o.rootsFile, "tls-ca", "", "`FILE` with the certificates that verify it; who pairs gets them with the token")
 	f.StringVar(&o.publicURL, "public-url", "", "URL by which third-party systems reach --public-address (default https://connector-public.lambdamesh-system.svc)")
+	f.StringSliceVar(&o.webhooks.Names, "webhook-host", nil, "`NAME` of a host under which --public-address takes webhooks, without client certificates, such as hooks.example.com; may be given several times; none: no webhooks")
+	f.StringVar(&o.webhooks.CertFile, "webhook-tls-cert", "", "`FILE` with the certificate for --webhook-host, read again when it changes")
+	f.StringVar(&o.webhooks.KeyFile, "webhook-tls-key", "", "`FILE` with its key")
 	f.StringVar(&o.admin, "admin-address", "127.0.0.1:9090", "address of /healthz, /readyz and /metrics")
 	f.StringVar(&o.meshProxy, "mesh-proxy-url", "", "HTTP proxy of the sidecar for targets in the mesh; empty where traffic is captured")
 	f.StringVar(&o.trustDomain, "trust-domain", v1alpha1.DefaultTrustDomain, "SPIFFE trust domain of the mesh")
@@ -108,6 +113,7 @@ func run(ctx context.Context, o options, stderr io.Writer) error {
 		TrustDomain: o.trustDomain, MeshProxyURL: o.meshProxy, MaxConnections: o.maxConnections, MaxCallsPerLambda: o.maxCalls,
 		LeaderElection: o.leaderElection,
 		CertFile:       o.certFile, KeyFile: o.keyFile, RootsFile: o.rootsFile, PublicURL: o.publicURL, Log: log,
+		Webhooks: o.webhooks,
 	}
 	if settings.REST, err = kube.RESTConfig(o.kubeconfig); err != nil {
 		return err
@@ -117,6 +123,9 @@ func run(ctx context.Context, o options, stderr io.Writer) error {
 	}
 	if o.public != "" && (o.certFile == "" || o.keyFile == "") {
 		return errors.New("--public-address is served with TLS: pass --tls-cert and --tls-key, or --public-address=\"\" to serve it nowhere")
+	}
+	if len(o.webhooks.Names) > 0 && (o.public == "" || o.webhooks.CertFile == "" || o.webhooks.KeyFile == "") {
+		return errors.New("--webhook-host is served at --public-address with a certificate of its own: pass --webhook-tls-cert and --webhook-tls-key")
 	}
 	for _, l := range []struct {
 		listener      *net.Listener

@@ -23,6 +23,7 @@ const (
 	eventBusTLSSecret = "eventbus-tls"
 	gatewayTLSSecret  = "gateway-tls"
 	connectorTLS      = v1alpha1.SecretConnectorTLS
+	webhooksTLS       = v1alpha1.SecretWebhooksTLS
 	connectorCA       = v1alpha1.SecretConnectorCA
 )
 
@@ -78,6 +79,7 @@ func addInstall(p *parts) error {
 	known := map[string][]string{
 		natsTLSSecret:     append(serviceNames("nats", p.namespace), headlessNames("nats-headless", p.namespace)...),
 		connectorTLS:      append(serviceNames(v1alpha1.ServiceConnectorPublic, p.namespace), below("connector", p.domain)...),
+		webhooksTLS:       append(serviceNames(v1alpha1.ServiceConnectorWebhooks, p.namespace), below("webhooks", p.domain)...),
 		eventBusTLSSecret: append(serviceNames("eventbus-public", p.namespace), below("eventbus", p.domain)...),
 		gatewayTLSSecret:  append(serviceNames("gateway", p.namespace), below("*", p.domain)...),
 	}
@@ -91,7 +93,7 @@ func addInstall(p *parts) error {
 		case isCertificate:
 			config.Certificates[name] = names
 		default:
-			return fmt.Errorf("--make-secret %q: use some of nats, nats-tls, eventbus-tls, gateway-tls, connector-tls, connector-ca", name)
+			return fmt.Errorf("--make-secret %q: use some of nats, nats-tls, eventbus-tls, gateway-tls, connector-tls, connector-ca, webhooks-tls", name)
 		}
 	}
 	if p.domain != "" {

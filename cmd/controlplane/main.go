@@ -81,7 +81,7 @@ for --xds-address.`,
 	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, allowed for a jwksUri; repeatable")
 	f.StringToIntVar(&o.limits, "limit", nil, "what APIRules may take of gateways: <apirule|namespace|gateway>.<bytes|matchers|keysets|hosts>=<number>, or another of these; repeatable (default "+translate.Limits{}.String()+")")
 	f.StringVar(&o.domain, "default-gateway-domain", "", "domain of the default Gateway, which is made for it and then yours to edit; empty: none is made")
-	f.StringSliceVar(&o.secrets, "make-secret", nil, "Secret of the installation to make where it is missing, and to renew: nats, nats-tls, eventbus-tls, gateway-tls, connector-tls or connector-ca; repeatable")
+	f.StringSliceVar(&o.secrets, "make-secret", nil, "Secret of the installation to make where it is missing, and to renew: nats, nats-tls, eventbus-tls, gateway-tls, connector-tls, connector-ca or webhooks-tls; repeatable")
 	f.DurationVar(&o.overlap, "rotation-overlap", 24*time.Hour, "how long old and new are both good in each step of replacing the mesh's CA or NATS's credentials; less than the default leaves members behind that were away for longer")
 	f.StringVar(&o.images.Prefix, "runtime-image-prefix", "ghcr.io/lambdamesh/runtime-", "images with the language are <prefix><runtime>:<tag>; empty: the official node and python images")
 	// As `make push` tags them: a '+' may stand in versions and not in tags.

@@ -38,6 +38,8 @@ type Config struct {
 	// Token makes a token for a TokenRequest, and what its Secret holds; nil: there
 	// is no port to use it at.
 	Token func(of types.NamespacedName) (token string, secret map[string][]byte, err error)
+	// Webhooks tells whether there is a port for them.
+	Webhooks bool
 	// Log of what was done.
 	Log *slog.Logger
 }
@@ -60,7 +62,7 @@ func Setup(mgr ctrl.Manager, config Config) error {
 			Watches(&v1alpha1.ApplicationService{}, soon(applicationOfService)).
 			Owns(&v1alpha1.EventType{}, touched).
 			WatchesRawSource(source.Channel(probes.applications, &handler.EnqueueRequestForObject{})).
-			Complete(reconcile.AsReconciler(c, &applications{client: c, live: live, targets: config.Targets, probes: probes, now: time.Now})),
+			Complete(reconcile.AsReconciler(c, &applications{client: c, live: live, targets: config.Targets, probes: probes, webhooks: config.Webhooks, now: time.Now})),
 		ctrl.NewControllerManagedBy(mgr).Named("applicationservice").
 			For(&v1alpha1.ApplicationService{}).
 			Watches(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(servicesWithSecret(c))).
@@ -132,7 +134,9 @@ type applications struct {
 	live    client.Reader
 	targets *targets.Policy
 	probes  *probes
-	now     func() time.Time
+	// webhooks tells whether they are served.
+	webhooks bool
+	now      func() time.Time
 }
 
 // Reconcile checks each service as the outbound gateway will, so that status and
@@ -165,9 +169,11 @@ func (r *applications) Reconcile(ctx context.Context, app *v1alpha1.Application)
 	app.Status.Services = int32(len(app.Spec.Services)) + objects.services
 	app.Status.ServicesNotReady = notReady + objects.notReady
 	app.Status.EventTypes, app.Status.EventTypesOfServices = own+objects.types, objects.types
-	if len(app.Spec.Webhooks) > 0 {
-		problems = append(problems, problem{v1alpha1.ReasonNotSupported, "webhooks are not implemented in this version: the services work without them"})
+	unusable, err := r.unusableWebhooks(ctx, app)
+	if err != nil {
+		return ctrl.Result{}, err
 	}
+	problems = append(problems, unusable...)
 	again := r.paired(app)
 	if err := report(ctx, r.client, before, app, problems); err != nil {
 		return ctrl.Result{}, err
@@ -321,9 +327,10 @@ func applicationsWithSecret(c client.Client) handler.MapFunc {
 	}
 }
 
-// refersTo reports whether a service of the application refers to a Secret.
+// refersTo reports whether a service or a webhook of the application refers to a
+// Secret.
 func refersTo(app *v1alpha1.Application, secret string) bool {
-	return slices.ContainsFunc(app.Spec.Services, func(s v1alpha1.InlineService) bool {
+	return slices.ContainsFunc(app.Spec.Webhooks, func(h v1alpha1.Webhook) bool { return h.SecretName == secret }) || slices.ContainsFunc(app.Spec.Services, func(s v1alpha1.InlineService) bool {
 		return slices.Contains(catalog.Secrets(s.API), secret)
 	})
 }

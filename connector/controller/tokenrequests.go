@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -27,6 +28,10 @@ const (
 	ReasonExpired = "Expired"
 )
 
+// keepEnded is how long a TokenRequest tells that its token was used or has
+// expired, before it is removed.
+const keepEnded = time.Hour
+
 type tokenRequests struct {
 	client client.Client
 	live   client.Reader // past the cache
@@ -45,9 +50,9 @@ func (r *tokenRequests) Reconcile(ctx context.Context, request *v1alpha1.TokenRe
 	s := &request.Status
 	switch {
 	case s.UsedAt != nil:
-		return r.end(ctx, request, ReasonUsed, "a certificate was issued for the token: make a new TokenRequest for another")
+		return r.end(ctx, request, s.UsedAt.Time, ReasonUsed, "a certificate was issued for the token: make a new TokenRequest for another")
 	case s.ExpiresAt != nil && !r.now().Before(s.ExpiresAt.Time):
-		return r.end(ctx, request, ReasonExpired, "the token was not used in time: make a new TokenRequest for another")
+		return r.end(ctx, request, s.ExpiresAt.Time, ReasonExpired, "the token was not used in time: make a new TokenRequest for another")
 	case meta.IsStatusConditionTrue(s.CommonStatus.Conditions, v1alpha1.ConditionReady):
 		return ctrl.Result{RequeueAfter: s.ExpiresAt.Sub(r.now())}, nil
 	}
@@ -126,13 +131,23 @@ func (r *tokenRequests) patch(ctx context.Context, request, before *v1alpha1.Tok
 	return nil
 }
 
-func (r *tokenRequests) end(ctx context.Context, request *v1alpha1.TokenRequest, reason, message string) (ctrl.Result, error) {
+// end says that the token of a request is no longer good, and later removes the
+// request: what is over would gather for ever.
+func (r *tokenRequests) end(ctx context.Context, request *v1alpha1.TokenRequest, at time.Time, reason, message string) (ctrl.Result, error) {
 	if err := r.removeSecret(ctx, request); err != nil {
 		return ctrl.Result{}, err
 	}
+	left := at.Add(keepEnded).Sub(r.now())
+	if left <= 0 {
+		err := r.client.Delete(ctx, request, client.Preconditions{UID: &request.UID})
+		if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
+			return ctrl.Result{}, fmt.Errorf("remove TokenRequest %s: %w", client.ObjectKeyFromObject(request), err)
+		}
+		return ctrl.Result{}, nil
+	}
 	before := request.DeepCopy()
 	request.Status.SecretName, request.Status.TokenHash = "", ""
-	return ctrl.Result{}, report(ctx, r.client, before, request, []problem{{reason, message}})
+	return ctrl.Result{RequeueAfter: left}, report(ctx, r.client, before, request, []problem{{reason, message}})
 }
 
 func (r *tokenRequests) removeSecret(ctx context.Context, request *v1alpha1.TokenRequest) error {

@@ -56,10 +56,12 @@ type Config struct {
 
 // Gateway implements [public.Events].
 type Gateway struct {
-	bus      *url.URL
-	proxy    *httputil.ReverseProxy
-	log      *slog.Logger
-	requests *prometheus.CounterVec
+	bus       *url.URL
+	transport http.RoundTripper
+	proxy     *httputil.ReverseProxy
+	log       *slog.Logger
+	requests  *prometheus.CounterVec
+	activity  activity
 
 	mu     sync.Mutex
 	atOnce map[string]int // requests of applications
@@ -77,7 +79,7 @@ func New(config Config) (*Gateway, error) {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
 	g := &Gateway{
-		bus: config.BusURL, log: config.Log, atOnce: map[string]int{},
+		bus: config.BusURL, log: config.Log, atOnce: map[string]int{}, activity: activity{of: map[string]Activity{}},
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "lambdamesh_connector_inbound_requests_total", Help: "Requests of paired systems to publish or to ask what is subscribed, by application and answer.",
 		}, []string{"application", "code"}),
@@ -93,6 +95,7 @@ func New(config Config) (*Gateway, error) {
 	if config.MeshProxy != nil {
 		transport.Proxy = http.ProxyURL(config.MeshProxy)
 	}
+	g.transport = transport
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) { clean(r.Out.Header) },
 		ModifyResponse: func(response *http.Response) error {
@@ -114,7 +117,7 @@ func clean(header http.Header) {
 			delete(header, name)
 		}
 	}
-	for _, name := range []string{"Connection", "Upgrade", "Authorization", "Cookie"} {
+	for _, name := range []string{"Connection", "Upgrade", "Authorization", "Cookie", headers.DedupWindow} {
 		header.Del(name)
 	}
 }
@@ -122,7 +125,10 @@ func clean(header http.Header) {
 // Events implements [public.Events].
 func (g *Gateway) Events(w http.ResponseWriter, r *http.Request, application, path string) {
 	counted := &counter{ResponseWriter: w}
-	defer func() { g.requests.WithLabelValues(application, strconv.Itoa(counted.status)).Inc() }()
+	defer func() {
+		g.requests.WithLabelValues(application, strconv.Itoa(counted.status)).Inc()
+		g.activity.noteAnswer(application, r.Method, counted.status)
+	}()
 	limit := limitOf(r)
 	if r.ContentLength > limit {
 		tooLarge(counted, limit)

@@ -21,8 +21,12 @@
 // Which application a certificate is of is read in one place ([Clients]) and
 // passed on as an argument; nothing that the request says can change it.
 //
-// Names that are to be served without client certificates, such as that of
-// webhooks, are told apart in configFor, by the server name of the handshake.
+// Webhooks come under names of their own (names.go), without client certificates:
+//
+//	POST     /webhooks/{application}/{name}                 [Webhooks]
+//
+// configFor tells the names apart in the handshake, and the handler holds each
+// request to the name of its handshake.
 //
 // What may enter: TLS, who calls, and the way to the handlers. What they do is
 // theirs.

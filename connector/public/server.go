@@ -54,6 +54,8 @@ type Config struct {
 	Pairing  Pairing
 	Registry Registry
 	Events   Events
+	// Webhooks are served under names of their own; nil: nowhere.
+	Webhooks *WebhookConfig
 }
 
 // TLS is the configuration of the listener. There are no session tickets: a
@@ -71,6 +73,12 @@ func (c Config) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if !ok {
 		return nil, errors.New("the connection does not come from the listener of the clients")
 	}
+	if c.Webhooks.are(canonical(hello.ServerName)) {
+		return &tls.Config{
+			MinVersion: tls.VersionTLS12, GetCertificate: c.Webhooks.Certificate, SessionTicketsDisabled: true,
+			NextProtos: []string{"http/1.1"},
+		}, nil
+	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12, GetCertificate: c.Certificate, SessionTicketsDisabled: true,
 		NextProtos: []string{"http/1.1"},
@@ -81,10 +89,31 @@ func (c Config) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 
 // Handler serves the port.
 func (c Config) Handler() http.Handler {
+	paired, webhooks := c.mux(), c.mux()
+	c.handlePaired(paired)
+	if c.Webhooks != nil {
+		c.handleWebhooks(webhooks)
+	}
+	return c.named(paired, webhooks)
+}
+
+func (c Config) mux() *http.ServeMux {
 	mux := httpserver.Health(func(context.Context) error { return nil })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		Refuse(w, http.StatusNotFound, "there is nothing at %s", r.URL.Path)
 	})
+	return mux
+}
+
+func (c Config) handleWebhooks(mux *http.ServeMux) {
+	mux.HandleFunc("/webhooks/{application}/{name}", only(http.MethodPost, func(w http.ResponseWriter, r *http.Request) {
+		c.Webhooks.Handler.Webhook(w, r, r.PathValue("application"), r.PathValue("name"))
+	}))
+}
+
+// handlePaired adds what systems with a client certificate are served, or with a
+// token for one.
+func (c Config) handlePaired(mux *http.ServeMux) {
 	if c.Pairing != nil {
 		mux.HandleFunc("/v1/applications/signingRequests/info", only(http.MethodGet, c.Pairing.Info))
 		mux.HandleFunc("/v1/applications/certificates", only(http.MethodPost, c.Pairing.Sign))
@@ -98,16 +127,16 @@ func (c Config) Handler() http.Handler {
 			c.Registry.Service(w, r, application, r.PathValue("id"))
 		}))
 	}
-	if c.Events != nil {
-		for path, method := range map[string]string{
-			"/events": http.MethodPost, "/v1/events": http.MethodPost, "/v1/events/subscribed": http.MethodGet,
-		} {
-			mux.HandleFunc("/{application}"+path, c.own(func(w http.ResponseWriter, r *http.Request, application string) {
-				only(method, func(w http.ResponseWriter, r *http.Request) { c.Events.Events(w, r, application, path) })(w, r)
-			}))
-		}
+	if c.Events == nil {
+		return
 	}
-	return mux
+	for path, method := range map[string]string{
+		"/events": http.MethodPost, "/v1/events": http.MethodPost, "/v1/events/subscribed": http.MethodGet,
+	} {
+		mux.HandleFunc("/{application}"+path, c.own(func(w http.ResponseWriter, r *http.Request, application string) {
+			only(method, func(w http.ResponseWriter, r *http.Request) { c.Events.Events(w, r, application, path) })(w, r)
+		}))
+	}
 }
 
 // only serves one method.

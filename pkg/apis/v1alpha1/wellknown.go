@@ -34,8 +34,15 @@ const (
 // reach the connector, which ends TLS itself.
 const ServiceConnectorPublic = "connector-public"
 
+// ServiceConnectorWebhooks of the system namespace is the same port, under the name
+// that takes webhooks.
+const ServiceConnectorWebhooks = "connector-webhooks"
+
 // Secrets of the system namespace for the connector.
 const (
+	// SecretWebhooksTLS is the certificate of its public port under the names that
+	// take webhooks.
+	SecretWebhooksTLS = "webhooks-tls"
 	// SecretConnectorTLS is the certificate (tls.crt, tls.key, ca.crt) of its
 	// public port.
 	SecretConnectorTLS = "connector-tls"

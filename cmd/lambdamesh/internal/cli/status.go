@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -110,7 +111,7 @@ func collectStatus(ctx context.Context, c client.Client, namespace string) ([]ob
 		all = append(all, statusOf("Subscription", s, fmt.Sprintf("delivered %d, pending %d, dead %d", s.Status.Delivered, s.Status.Pending, s.Status.DeadLettered)))
 	}
 	for i := range applications.Items {
-		all = append(all, statusOf("Application", &applications.Items[i], catalogAndCalls(&applications.Items[i].Status)))
+		all = append(all, statusOf("Application", &applications.Items[i], catalogAndCalls(&applications.Items[i].Status)+certificateAndEvents(&applications.Items[i])))
 	}
 	for i := range bindings.Items {
 		all = append(all, statusOf("ApplicationBinding", &bindings.Items[i], bindings.Items[i].Spec.Application))
@@ -134,6 +135,35 @@ func catalogAndCalls(status *v1alpha1.ApplicationStatus) string {
 	}
 	if calls.LastError != nil {
 		detail += ", last error " + age(calls.LastError.Time) + " ago (" + calls.LastErrorMessage + ")"
+	}
+	return detail
+}
+
+// certificateAndEvents says until when an application is paired, and what it has
+// sent.
+func certificateAndEvents(app *v1alpha1.Application) (detail string) {
+	var last *v1alpha1.ClientCertificate
+	for i := range app.Status.Certificates {
+		c := &app.Status.Certificates[i]
+		if c.RevokedAt == nil && !slices.Contains(app.Spec.RevokedCertificates, c.Serial) && (last == nil || last.ExpiresAt.Before(&c.ExpiresAt)) {
+			last = c
+		}
+	}
+	switch {
+	case last == nil:
+		detail = ", not paired"
+	case !last.ExpiresAt.After(time.Now()):
+		detail = ", certificate expired " + age(last.ExpiresAt.Time) + " ago"
+	default:
+		detail = ", certificate until " + last.ExpiresAt.UTC().Format(time.DateOnly)
+	}
+	if events := app.Status.Events; events != nil && events.LastEvent != nil {
+		detail += fmt.Sprintf(", events %d, last event %s ago", events.Total, age(events.LastEvent.Time))
+	}
+	for _, hook := range app.Status.Webhooks {
+		if hook.Refused > 0 && hook.LastRefused != nil {
+			detail += fmt.Sprintf(", webhook %s refused %d, the last %s ago (%s)", hook.Name, hook.Refused, age(hook.LastRefused.Time), hook.LastRefusedReason)
+		}
 	}
 	return detail
 }

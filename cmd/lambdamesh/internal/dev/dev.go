@@ -159,11 +159,12 @@ serving after %.1fs:
   gateway     http://<host>.%s:%s  (%s, %s)
   event bus   %s/publish
   connector   %s
+  webhooks    %s/webhooks/<application>/<name>
   Kubernetes  %s
 
   export KUBECONFIG=%s
 
-`, time.Since(p.begin).Seconds(), Domain, port(m.sockets.gateway), e.Gateway, e.GatewayTLS, e.EventBus, e.Connector, e.Kubernetes, cfg.path(KubeconfigFile))
+`, time.Since(p.begin).Seconds(), Domain, port(m.sockets.gateway), e.Gateway, e.GatewayTLS, e.EventBus, e.Connector, e.Webhooks, e.Kubernetes, cfg.path(KubeconfigFile))
 	awaitReady(ctx, m.client, applied, cfg.Out)
 	printExposed(ctx, m.client, applied, cfg.Out)
 	if ctx.Err() == nil {

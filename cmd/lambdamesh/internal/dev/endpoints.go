@@ -18,6 +18,9 @@ type Endpoints struct {
 	EventBus      string `json:"eventbus"`
 	EventBusAdmin string `json:"eventbusAdmin"`
 	Connector     string `json:"connector"`
+	// Webhooks is Connector under another name, without client certificates; behind
+	// it comes /webhooks/<application>/<name>.
+	Webhooks string `json:"webhooks"`
 	// ConnectorOutbound takes mutual TLS only: it is the connector's sidecar.
 	// Lambdas reach it as http://connector-outbound.
 	ConnectorOutbound string `json:"connectorOutbound"`

@@ -123,6 +123,11 @@ func (m *mesh) addConnector() error {
 	c, err := connector.New(connector.Config{
 		REST: m.rest, Outbound: m.connector.app, Public: m.sockets.connector,
 		Certificate: m.authority.ServerCertificate(m.sockets.connectorNames()...), PublicURL: m.connectorURL(), Roots: m.authority.Root(),
+		Webhooks: connector.Webhooks{
+			Names: webhookNames(), Certificate: m.authority.ServerCertificate(webhookNames()...),
+			// Who is given an address rather than a name may call them, too.
+			Nameless: true,
+		},
 		Targets: m.targets, MeshProxyURL: m.connector.proxyURL(), Log: m.log("connector"),
 	})
 	if err != nil {
@@ -182,6 +187,7 @@ func (m *mesh) endpoints() Endpoints {
 		EventBus:          http(m.sockets.eventBus),
 		EventBusAdmin:     http(m.sockets.eventBusAdmin),
 		Connector:         m.connectorURL(),
+		Webhooks:          "https://localhost:" + port(m.sockets.connector),
 		ConnectorOutbound: "https://" + m.connector.inbound.Addr().String(),
 		XDS:               m.sockets.xds.Addr().String(),
 		Kubernetes:        m.rest.Host,
@@ -194,7 +200,7 @@ func (m *mesh) endpoints() Endpoints {
 func (m *mesh) connectorURL() string {
 	at, err := netip.ParseAddrPort(m.sockets.connector.Addr().String())
 	if err == nil && at.Addr().IsUnspecified() {
-		return "https://localhost:" + port(m.sockets.connector)
+		return "https://127.0.0.1:" + port(m.sockets.connector)
 	}
 	return "https://" + m.sockets.connector.Addr().String()
 }

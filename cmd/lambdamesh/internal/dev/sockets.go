@@ -54,7 +54,7 @@ func (s *sockets) close() {
 
 // connectorNames are what the connector's certificate is for.
 func (s *sockets) connectorNames() []string {
-	names := []string{"localhost", "127.0.0.1", "::1", "connector." + Domain}
+	names := []string{"127.0.0.1", "::1", "connector." + Domain}
 	if host, _, err := net.SplitHostPort(s.connector.Addr().String()); err == nil && !slices.Contains(names, host) {
 		names = append(names, host)
 	}
@@ -64,6 +64,10 @@ func (s *sockets) connectorNames() []string {
 // lambdasSocket is that of the developer's own calls, no longer a name than the
 // members'.
 const lambdasSocket = "lambdas.sock"
+
+// webhookNames are those under which the connector takes webhooks: one that every
+// client on this machine finds, and one as on a cluster.
+func webhookNames() []string { return []string{"localhost", "webhooks." + Domain} }
 
 // socketDir is the directory for the sockets of members.
 func socketDir(dataDir string) (string, error) {
