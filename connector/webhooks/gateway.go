@@ -136,7 +136,7 @@ func (g *Gateway) Webhook(w http.ResponseWriter, r *http.Request, application, n
 	switch stored, refusal := g.take(w, r, application, hook); {
 	case refusal != nil:
 		result = refusal.reason
-		g.config.Log.Info("a call of a webhook was refused", "application", application, "webhook", name, "reason", refusal.reason, "error", refusal.err)
+		g.config.Log.Debug("a call of a webhook was refused", "application", application, "webhook", name, "reason", refusal.reason, "error", refusal.err)
 		if refusal.status == http.StatusTooManyRequests || refusal.status == http.StatusServiceUnavailable {
 			w.Header().Set("Retry-After", retryAfter)
 		}
