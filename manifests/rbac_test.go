@@ -219,7 +219,8 @@ func TestConnectorGetsByWithItsFlagsAndRole(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, file), content, 0o600))
 	}
 	c.start(t, "connector", "--outbound-address=127.0.0.1:0", "--public-address=127.0.0.1:0", "--admin-address=127.0.0.1:0",
-		"--tls-cert="+filepath.Join(dir, "tls.crt"), "--tls-key="+filepath.Join(dir, "tls.key"), "--tls-ca="+filepath.Join(dir, "ca.crt"))
+		"--tls-cert="+filepath.Join(dir, "tls.crt"), "--tls-key="+filepath.Join(dir, "tls.key"), "--tls-ca="+filepath.Join(dir, "ca.crt"),
+		"--webhook-tls-cert="+filepath.Join(dir, "tls.crt"), "--webhook-tls-key="+filepath.Join(dir, "tls.key"))
 
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.SystemNamespace, Name: "erp"}, StringData: map[string]string{"username": "u", "password": "p"}}
 	require.NoError(t, client.IgnoreAlreadyExists(c.admin.Create(t.Context(), secret)))
