@@ -154,7 +154,7 @@ func TestStreamsAreUpdatedOnlyWhenTheirConfigChanged(t *testing.T) {
 		require.NoError(t, err)
 		run(t, store)()
 	}
-	for _, want := range []string{jetstream.DeadLetterStream, jetstream.AttemptStream, jetstream.EventStream} {
+	for _, want := range []string{jetstream.DeadLetterStream, jetstream.AttemptStream, jetstream.SeenStream, jetstream.EventStream} {
 		update, err := updates.NextMsg(20 * time.Second)
 		require.NoError(t, err)
 		require.Equal(t, advisory+want, update.Subject)
