@@ -19,7 +19,8 @@ import (
 
 // Fields of the index.
 const (
-	// ByApplication are the ApplicationServices of an application.
+	// ByApplication are the ApplicationServices and ApplicationBindings of an
+	// application.
 	ByApplication = "spec.application"
 	// BySecret are the ApplicationServices that refer to a Secret.
 	BySecret = "secrets"
@@ -41,6 +42,7 @@ func Index(ctx context.Context, indexer client.FieldIndexer) error {
 	return errors.Join(
 		index(&v1alpha1.ApplicationService{}, ByApplication, ofService(func(s *v1alpha1.ApplicationService) []string { return []string{s.Spec.Application} })),
 		index(&v1alpha1.ApplicationService{}, BySecret, ofService(func(s *v1alpha1.ApplicationService) []string { return Secrets(s.Spec.API) })),
+		index(&v1alpha1.ApplicationBinding{}, ByApplication, Bound),
 		index(&corev1.Secret{}, ByService, func(obj client.Object) []string {
 			if !MadeByRegistry(obj) {
 				return nil
@@ -55,6 +57,14 @@ func Index(ctx context.Context, indexer client.FieldIndexer) error {
 			return nil
 		}),
 	)
+}
+
+// Bound is the application that an ApplicationBinding binds.
+func Bound(obj client.Object) []string {
+	if binding, ok := obj.(*v1alpha1.ApplicationBinding); ok {
+		return []string{binding.Spec.Application}
+	}
+	return nil
 }
 
 func ofService(values func(*v1alpha1.ApplicationService) []string) func(client.Object) []string {

@@ -112,8 +112,7 @@ func New(config Config) (*Gateway, error) {
 // and its answer do not need.
 func clean(header http.Header) {
 	for name := range header {
-		lower := strings.ToLower(name)
-		if headers.Identity(name) || lower == "forwarded" || strings.HasPrefix(lower, "x-envoy-") || strings.HasPrefix(lower, "x-forwarded-") {
+		if headers.Identity(name) || strings.EqualFold(name, "forwarded") || headers.HasPrefix(name, "x-envoy-") || headers.HasPrefix(name, "x-forwarded-") {
 			delete(header, name)
 		}
 	}

@@ -129,8 +129,7 @@ func (e *Endpoint) shadows(name string) bool {
 
 // ofTheMesh reports whether a header speaks of the mesh and not of the call.
 func ofTheMesh(name string) bool {
-	lower := strings.ToLower(name)
-	return headers.Identity(name) || lower == "forwarded" || strings.HasPrefix(lower, "x-envoy-") || strings.HasPrefix(lower, "x-forwarded-")
+	return headers.Identity(name) || strings.EqualFold(name, "forwarded") || headers.HasPrefix(name, "x-envoy-") || headers.HasPrefix(name, "x-forwarded-")
 }
 
 // RoundTrip sends the request with credentials. When the target refuses ones that

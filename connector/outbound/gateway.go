@@ -25,7 +25,8 @@ import (
 // Config of a [Gateway]. All but Log and Registry are required.
 type Config struct {
 	// Objects reads Applications, ApplicationServices, ApplicationBindings, the metadata of Lambdas
-	// and the Secrets of the system namespace, out of a cache: every call reads.
+	// and the Secrets of the system namespace, out of a cache: every call reads. It has the
+	// fields of connector/catalog.
 	Objects client.Reader
 	// Targets that may be called.
 	Targets *targets.Policy
@@ -39,6 +40,10 @@ type Config struct {
 	// 429. Default 64.
 	MaxCallsPerLambda int
 }
+
+// flushInterval is how long a part of an answer whose length is known may wait for
+// more of it. Most answers are here whole before that, and are written at once.
+const flushInterval = 10 * time.Millisecond
 
 // defaultCallsPerLambda is for who does not know how many connections there are.
 const defaultCallsPerLambda = 64
@@ -79,7 +84,8 @@ func New(config Config) (*Gateway, error) {
 		g.log = slog.New(slog.DiscardHandler)
 	}
 	g.proxy = httputil.ReverseProxy{
-		FlushInterval: -1, BufferPool: &buffers{}, ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+		// Answers of unknown length are passed on as they come, whatever this says.
+		FlushInterval: flushInterval, BufferPool: &buffers{}, ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
 	}
 	if config.Registry != nil {
 		if err := g.metrics.register(config.Registry); err != nil {

@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
+	"github.com/lambdamesh/lambdamesh/connector/catalog"
 	"github.com/lambdamesh/lambdamesh/connector/outbound"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/kube"
@@ -196,7 +197,7 @@ func newWorld(t *testing.T, change ...func(*v1alpha1.Application)) *world {
 	}
 	scheme, err := kube.Scheme()
 	require.NoError(t, err)
-	w.client = fake.NewClientBuilder().WithScheme(scheme).WithObjects(app,
+	w.client = fake.NewClientBuilder().WithScheme(scheme).WithIndex(&v1alpha1.ApplicationBinding{}, catalog.ByApplication, catalog.Bound).WithObjects(app,
 		secret("oauth", map[string]string{"clientId": "lambdamesh", "clientSecret": clientSecret + "\n"}),
 		secret("basic", map[string]string{"username": "ada", "password": password}),
 		secret("key", map[string]string{"key": apiKey}),

@@ -14,6 +14,7 @@ import (
 	"k8s.io/utils/lru"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/lambdamesh/lambdamesh/connector/catalog"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
 
@@ -162,7 +163,8 @@ func (g *Gateway) secret(ctx context.Context, name string) (*corev1.Secret, erro
 // the caller to the service.
 func (g *Gateway) authorize(ctx context.Context, who caller, application, service string) error {
 	var bindings v1alpha1.ApplicationBindingList
-	if err := g.objects.List(ctx, &bindings, client.InNamespace(who.namespace), client.UnsafeDisableDeepCopy); err != nil {
+	of := client.MatchingFields{catalog.ByApplication: application}
+	if err := g.objects.List(ctx, &bindings, client.InNamespace(who.namespace), of, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("listing ApplicationBindings of %s: %w", who.namespace, err)
 	}
 	for i := range bindings.Items {

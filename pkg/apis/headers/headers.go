@@ -43,8 +43,16 @@ func FromGateway() []string { return []string{APIClient, Claims, Rule, Token} }
 // may do. Some servers take '_' for '-' (RFC 3875, section 4.1.18), and so does
 // this.
 func Identity(name string) bool {
-	name = strings.ToLower(strings.ReplaceAll(name, "_", "-"))
-	return name == ClientCert || name == APIClient || strings.HasPrefix(name, MeshPrefix)
+	// Asked of every header of every request: nothing is copied for most.
+	if strings.Contains(name, "_") {
+		name = strings.ReplaceAll(name, "_", "-")
+	}
+	return strings.EqualFold(name, ClientCert) || strings.EqualFold(name, APIClient) || HasPrefix(name, MeshPrefix)
+}
+
+// HasPrefix reports whether a header's name, in any case, begins with prefix.
+func HasPrefix(name, prefix string) bool {
+	return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
 }
 
 // OfProxy reports whether a header, in lower case, tells a proxy what to do, or
