@@ -59,9 +59,13 @@ type call struct {
 func (c *call) serve(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), c.endpoint.timeout)
 	defer cancel()
-	// The context does not reach a read of the request's body. One second later,
-	// so that the answer is about the call's time and not about the connection.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(c.endpoint.timeout + time.Second))
+	if r.Body != nil && r.Body != http.NoBody {
+		// The context does not reach a read of the request's body. One second later,
+		// so that the answer is about the call's time and not about the connection.
+		// Without a body net/http waits for the client to go away, and would take
+		// the deadline for that, for all requests that follow on the connection.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(c.endpoint.timeout + time.Second))
+	}
 	proxy := c.gateway.proxy
 	proxy.Rewrite, proxy.Transport, proxy.ModifyResponse, proxy.ErrorHandler = c.rewrite, c, c.modify, c.failed
 	proxy.ServeHTTP(w, r.WithContext(ctx))

@@ -1,7 +1,6 @@
 package outbound_test
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -332,19 +331,4 @@ func TestATargetThatIsDownIsLeftAlone(t *testing.T) {
 	require.Equal(t, "1", last.Header.Get("Retry-After"))
 	response, _ := w.get("/commerce/prices/1")
 	require.Equal(t, http.StatusBadGateway, response.StatusCode, "another service is asked")
-}
-
-func TestWhoSendsSlowlyHoldsNoTargetBack(t *testing.T) {
-	w := newWorld(t, func(a *v1alpha1.Application) {
-		a.Spec.Services[3].API.Timeout = &metav1.Duration{Duration: 100 * time.Millisecond}
-	})
-	w.commerce.handle = func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }
-	for range 11 {
-		reader, writer := io.Pipe()
-		response, _ := w.do(w.request(http.MethodPost, "/commerce/open/1", io.MultiReader(bytes.NewReader([]byte("begun")), reader)))
-		require.Equal(t, http.StatusGatewayTimeout, response.StatusCode)
-		writer.Close()
-	}
-	response, _ := w.get("/commerce/open/1")
-	require.Equal(t, http.StatusOK, response.StatusCode)
 }
