@@ -189,6 +189,11 @@ func New(c Config) (component.Component, error) {
 	if c.Targets, err = c.callable(); err != nil {
 		return nil, err
 	}
+	var heard contact
+	c.REST = heard.of(c.REST)
+	if err := c.Registry.Register(heard.metric()); err != nil {
+		return nil, fmt.Errorf("connector: %w", err)
+	}
 	known, err := newObjects(c)
 	if err != nil {
 		return nil, err

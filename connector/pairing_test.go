@@ -15,8 +15,11 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +34,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/connector/authority"
 	"github.com/lambdamesh/lambdamesh/manifests"
 	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
+	"github.com/lambdamesh/lambdamesh/pkg/targets"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
 
@@ -418,33 +422,89 @@ func (a *away) comeBack() {
 	a.gone = false
 }
 
-func TestPairedSystemsPublishWhileTheAPIServerIsAway(t *testing.T) {
+// Whoever was let in before the API server went away is let in while it is away,
+// be it for longer than the leadership lasts; whoever was not is not.
+func TestPairedSystemsPublishAndLambdasCallWhileTheAPIServerIsAway(t *testing.T) {
 	b := newBus(t)
+	var tokens atomic.Int64
+	shop := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/token" { // one that is never used for a second call
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprintf(w, `{"access_token":"t%d","token_type":"Bearer","expires_in":-1}`, tokens.Add(1))
+			return
+		}
+		_, _ = io.WriteString(w, r.Header.Get("Authorization")[:len("Bearer t")])
+	}))
+	defer shop.Close()
 	api, server := throughAway(t, testkit.KubeAPI(t, manifests.CRDs))
-	w := startOn(t, api, func(c *connector.Config) { c.MeshProxyURL, c.LeaderElection = b.URL, true })
+	w := startOn(t, api, func(c *connector.Config) {
+		c.MeshProxyURL, c.LeaderElection = b.URL, true
+		var err error
+		c.Targets, err = targets.New(targets.Config{Allow: []string{strings.TrimPrefix(shop.URL, "http://")}})
+		require.NoError(t, err)
+	})
 	w.makeAuthority()
-	app := systemOf("steady")
-	w.create(app)
-	paired := w.pair("steady", ecdsaKey(t))
+	secret := credentials("steady")
+	secret.Data["clientId"], secret.Data["clientSecret"] = secret.Data["username"], secret.Data["password"]
+	app := application("steady", shop.URL)
+	app.Spec.Services[0].API.Auth = &v1alpha1.APIAuth{OAuth2: &v1alpha1.OAuth2Auth{
+		TokenURL: shop.URL + "/token", Secret: v1alpha1.SecretRef{Name: "steady"},
+	}}
+	w.create(secret, app, &v1alpha1.ApplicationBinding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "steady"},
+		Spec:       v1alpha1.ApplicationBindingSpec{Application: "steady", Lambdas: &v1alpha1.LambdaSelection{Names: []string{"last-order"}}},
+	})
+	call := func(caller string) (int, string, error) {
+		return w.get(w.outbound, "http://connector-outbound/steady/orders/4", caller)
+	}
+	testkit.Eventually(t, time.Minute, func() error {
+		if status, body, err := call("last-order"); err != nil || status != http.StatusOK {
+			return fmt.Errorf("%d %s %w", status, body, err)
+		}
+		return nil
+	}, "the lambda calls")
+	paired, revoked := w.pair("steady", ecdsaKey(t)), w.pair("steady", ecdsaKey(t))
 	var told management
 	paired.must(t, http.StatusOK, http.MethodGet, w.infoURL(), nil, &told)
+	revoked.must(t, http.StatusCreated, http.MethodPost, told.URLs.RevokeURL, nil, nil)
 
 	server.leave()
-	publish := func() {
+	left := float64(time.Now().UnixMilli()) / 1e3
+	goOn := func() {
 		t.Helper()
 		// A connection of its own each time: a handshake asks nobody.
 		w.system(paired.certificate).must(t, http.StatusAccepted, http.MethodPost, w.public+"/steady/events", "{}", nil)
+		require.NoError(t, w.refused(revoked.certificate), "what was revoked stays so")
+		before := tokens.Load()
+		status, body, err := call("last-order")
+		require.NoError(t, err)
+		require.Equal(t, http.StatusOK, status, body)
+		require.Equal(t, before+1, tokens.Load(), "a token that has ended is replaced")
+		status, body, err = call("other")
+		require.NoError(t, err)
+		require.Equal(t, http.StatusForbidden, status, body)
 	}
-	publish()
+	goOn()
 	paired.must(t, http.StatusServiceUnavailable, http.MethodPost, told.URLs.RenewURL, csr(t, told.Certificate.Subject, ecdsaKey(t)), nil)
-	testkit.Eventually(t, time.Minute, func() error {
-		publish()
+	paired.must(t, http.StatusServiceUnavailable, http.MethodPost, told.URLs.RevokeURL, nil, nil)
+	testkit.Eventually(t, 2*time.Minute, func() error {
+		goOn()
 		if !strings.Contains(w.log.String(), "stand for election again") {
 			return errors.New("it still leads")
 		}
 		return nil
 	}, "the leadership is lost")
-	publish()
+	goOn()
+	heard := func() float64 {
+		_, metrics, err := w.get(http.DefaultClient, w.admin+"/metrics", "") //nolint:forbidigo // a test
+		require.NoError(t, err)
+		_, rest, _ := strings.Cut(metrics, "\nlambdamesh_connector_api_server_contact_timestamp_seconds ")
+		value, _, _ := strings.Cut(rest, "\n")
+		at, err := strconv.ParseFloat(value, 64)
+		require.NoError(t, err)
+		return at
+	}
+	require.LessOrEqual(t, heard(), left, "it is told how old that is")
 
 	server.comeBack()
 	renewed := signed{}
@@ -455,5 +515,6 @@ func TestPairedSystemsPublishWhileTheAPIServerIsAway(t *testing.T) {
 		}
 		return nil
 	}, "it renews again")
+	require.Greater(t, heard(), left)
 	_, _ = w.token("steady") // made by who leads
 }
