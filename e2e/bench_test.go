@@ -221,7 +221,7 @@ func BenchmarkCalling(b *testing.B) {
 apiVersion: v1
 kind: Secret
 metadata: {name: calling, namespace: lambdamesh-system}
-stringData: {clientId: x, clientSecret: y}
+stringData: {clientId: caller, clientSecret: s3cret-of-the-benchmark}
 ---
 apiVersion: lambdamesh.dev/v1alpha1
 kind: ApplicationService

@@ -176,7 +176,7 @@ func BenchmarkOutbound(b *testing.B) {
 		}
 		return w
 	}
-	testkit.Compare(b, 100, way("bare", bare.Listener.Addr().String()), way("pooled", pooled.Listener.Addr().String()), way("gateway", server.Addr().String()), way("none", u.Host))
+	testkit.Compare(b, 20, way("bare", bare.Listener.Addr().String()), way("pooled", pooled.Listener.Addr().String()), way("gateway", server.Addr().String()), way("none", u.Host))
 }
 
 // pool is what a ReverseProxy that does not allocate a buffer for each answer has.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -25,10 +26,12 @@ type Way struct {
 // Compare measures ways by turns, so that what else the machine does is the same
 // for all: in each of b's rounds each way is done so often by each of its callers.
 // It reports the median of the rounds of each way in operations a second, and for
-// each but the first the median of its ratios to the first in the same round.
+// each but the first the median of its ratios to the first in the same round; and
+// the processor time that this process takes for one, both ends included, which
+// says more than the rates where others use the machine.
 func Compare(b *testing.B, times int, ways ...Way) {
 	b.Helper()
-	rates, ratios := make([][]float64, len(ways)), make([][]float64, len(ways))
+	rates, ratios, costs := make([][]float64, len(ways)), make([][]float64, len(ways)), make([][]float64, len(ways))
 	measure := func(way Way) float64 {
 		var wg sync.WaitGroup
 		begin := time.Now()
@@ -51,17 +54,30 @@ func Compare(b *testing.B, times int, ways ...Way) {
 	for b.Loop() {
 		round := make([]float64, len(ways))
 		for i, way := range ways {
+			before := processorTime(b)
 			round[i] = measure(way)
+			took := processorTime(b) - before
+			costs[i] = append(costs[i], took.Seconds()*1e6/float64(times*len(way.Callers)*max(way.Each, 1)))
 			rates[i], ratios[i] = append(rates[i], round[i]), append(ratios[i], round[i]/round[0])
 		}
 	}
 	b.ReportMetric(0, "ns/op") // a round is no operation
 	for i, way := range ways {
 		b.ReportMetric(median(rates[i]), way.Name+"/s")
+		b.ReportMetric(median(costs[i]), way.Name+"-cpu-us")
 		if i > 0 {
 			b.ReportMetric(median(ratios[i]), way.Name+":"+ways[0].Name)
 		}
 	}
+}
+
+func processorTime(b *testing.B) time.Duration {
+	b.Helper()
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
 func median(values []float64) float64 {
