@@ -118,7 +118,7 @@ spec: {source: outside-shop, types: ["**"], sink: {service: {name: recorder, nam
 			}}
 			defer client.CloseIdleConnections()
 			p := &publisher{url: "https://connector-public." + system + ".svc/" + test.application + "/events", client: client, c: c}
-			id := "paired " + name
+			id := strings.ReplaceAll("paired "+name, " ", "-")
 			resp, err := p.publish(t.Context(), "", "outside-shop", id)
 			require.NoError(t, err)
 			require.Equal(t, test.want, resp.status, resp.body)
