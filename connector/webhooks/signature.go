@@ -52,7 +52,7 @@ func verify(c *call, secrets [][]byte, now time.Time) error {
 	var given [][]byte
 	var signed func(secret []byte) []byte
 	var at string
-	ok := false
+	var ok bool
 	switch c.hook.Provider {
 	case "shopify":
 		// https://shopify.dev/docs/apps/build/webhooks/subscribe/https#step-2-validate-the-origin-of-your-webhook-to-ensure-its-coming-from-shopify

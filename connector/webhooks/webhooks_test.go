@@ -170,18 +170,24 @@ func TestProviders(t *testing.T) {
 			inbound.Event{ID: "orders/evt_1NG8Du2eZvKYlo2CUI79vXWy", Type: "com.stripe.charge.succeeded", Subject: "ch_1", Time: time.Unix(1686089970, 0), Data: []byte(charge)},
 		},
 		"commercetools message": {
-			hook("commercetools", "basic", "OrderCreated"), message, []string{"Authorization", "Bearer hush"}, nil,
+			hook("commercetools", "basic", "OrderCreated"), message,
+			[]string{"Authorization", "Bearer hush"},
+			nil,
 			inbound.Event{
 				ID: "orders/m1", Type: "com.commercetools.order.message.OrderCreated", Subject: "o1",
 				Time: time.Date(2026, 3, 4, 5, 6, 0, 0, time.UTC), Data: []byte(message),
 			},
 		},
 		"commercetools change": {
-			hook("commercetools", "basic"), changed, []string{"Authorization", "Bearer hush"}, nil,
+			hook("commercetools", "basic"), changed,
+			[]string{"Authorization", "Bearer hush"},
+			nil,
 			inbound.Event{Type: "com.commercetools.product.change.ResourceUpdated", Subject: "p1", Data: []byte(changed)},
 		},
 		"commercetools CloudEvent": {
-			hook("commercetools", "basic"), cloudEvent, []string{"Authorization", "Bearer hush"}, nil,
+			hook("commercetools", "basic"), cloudEvent,
+			[]string{"Authorization", "Bearer hush"},
+			nil,
 			inbound.Event{
 				ID: "orders/c1", Type: "com.commercetools.order.message.OrderCreated", Subject: "o1",
 				Time: time.Date(2026, 3, 4, 5, 6, 0, 0, time.UTC), Data: []byte(`{"a":1}`),
@@ -279,7 +285,8 @@ func TestPublishedSamples(t *testing.T) {
 		// its body is no JSON: the signature is right.
 		"github": {
 			hook("github", "sample"), "It's a Secret to Everybody", "Hello, World!",
-			[]string{"X-GitHub-Event", "push", "X-Hub-Signature-256", "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"}, now, http.StatusBadRequest,
+			[]string{"X-GitHub-Event", "push", "X-Hub-Signature-256", "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"},
+			now, http.StatusBadRequest,
 		},
 		// https://github.com/standard-webhooks/standard-webhooks/blob/main/libraries/javascript/src/index.test.ts
 		"standard webhooks": {
@@ -287,7 +294,8 @@ func TestPublishedSamples(t *testing.T) {
 			[]string{
 				"webhook-id", "msg_p5jXN8AQM9LWM0D4loKWxJek", "webhook-timestamp", "1614265330",
 				"webhook-signature", "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
-			}, time.Unix(1614265330, 0), http.StatusOK,
+			},
+			time.Unix(1614265330, 0), http.StatusOK,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
