@@ -64,7 +64,7 @@ func run(ctx context.Context, stderr io.Writer, o *options) error {
 	drain := time.Duration(o.drainSeconds) * time.Second
 	config := proxy.Config{
 		NodeID: settings.NodeID, NodeMetadata: settings.Metadata, NodeLocality: settings.Locality, ADSAddress: settings.ControlPlane.Address,
-		SecretServers: settings.SecretServers, DrainTimeout: max(drain, time.Millisecond), Log: log, Registry: registry,
+		WholeState: settings.ControlPlane.WholeState, SecretServers: settings.SecretServers, DrainTimeout: max(drain, time.Millisecond), Log: log, Registry: registry,
 	}
 	if control := &settings.ControlPlane; !control.Agent() {
 		config.ADSServerName, config.RootCAs, config.Token = control.ServerName, control.RootCAs, control.Token

@@ -8,11 +8,13 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
+	gproto "google.golang.org/protobuf/proto"
 )
 
 // Bounds of what is received. A token says who somebody is; whether he may be a
@@ -43,38 +45,52 @@ const (
 
 // received is a request that is judged before it is decoded.
 type received struct {
-	request discoveryv3.DiscoveryRequest
+	request gproto.Message
+	// names is whether a field of it is a name, or one by name.
+	names   func(field protowire.Number) bool
 	max     int
 	refused error
 }
 
 // receive the next request of a stream. The error is a gRPC status, or io.EOF.
 func receive(stream adsStream, maxBytes int) (*discoveryv3.DiscoveryRequest, error) {
-	r := &received{max: maxBytes}
+	request := &discoveryv3.DiscoveryRequest{}
+	// resource_names
+	return request, receiveInto(stream, &received{request: request, max: maxBytes, names: func(n protowire.Number) bool { return n == 3 }})
+}
+
+// receiveDelta is the same for a stream of delta xDS.
+func receiveDelta(stream deltaStream, maxBytes int) (*discoveryv3.DeltaDiscoveryRequest, error) {
+	request := &discoveryv3.DeltaDiscoveryRequest{}
+	// resource_names_subscribe, resource_names_unsubscribe, initial_resource_versions
+	return request, receiveInto(stream, &received{request: request, max: maxBytes, names: func(n protowire.Number) bool { return n >= 3 && n <= 5 }})
+}
+
+func receiveInto(stream grpc.ServerStream, r *received) error {
 	if err := stream.RecvMsg(r); err != nil {
-		return nil, err //nolint:wrapcheck // io.EOF, or a status for the client
+		return err //nolint:wrapcheck // io.EOF, or a status for the client
 	}
 	if r.refused != nil {
-		return nil, status.Error(codes.ResourceExhausted, r.refused.Error())
+		return status.Error(codes.ResourceExhausted, r.refused.Error())
 	}
-	return &r.request, nil
+	return nil
 }
 
 // receiveFirst has a place of the namespace for it.
-func receiveFirst(ctx context.Context, stream adsStream, places *firstPlaces, namespace string) (*discoveryv3.DiscoveryRequest, error) {
+func receiveFirst[R any](ctx context.Context, places *firstPlaces, namespace string, receive func() (*R, error)) (*R, error) {
 	ctx, cancel := context.WithTimeout(ctx, firstRequestTimeout)
 	defer cancel()
 	if !places.enter(ctx, namespace) {
 		return nil, status.Error(codes.ResourceExhausted, "too many first requests are being received; come again")
 	}
 	type result struct {
-		request *discoveryv3.DiscoveryRequest
+		request *R
 		err     error
 	}
 	results := make(chan result, 1)
 	go func() {
 		defer places.leave(namespace) // not before nothing more is received
-		request, err := receive(stream, maxFirstBytes)
+		request, err := receive()
 		results <- result{request, err}
 	}()
 	select {
@@ -104,18 +120,15 @@ func (c codec) Unmarshal(data mem.BufferSlice, message any) error {
 	}
 	whole := data.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer whole.Free()
-	if r.refused = judge(whole.ReadOnlyData()); r.refused != nil {
+	if r.refused = judge(whole.ReadOnlyData(), r.names); r.refused != nil {
 		return nil
 	}
-	return c.CodecV2.Unmarshal(mem.BufferSlice{whole}, &r.request)
+	return c.CodecV2.Unmarshal(mem.BufferSlice{whole}, r.request)
 }
-
-// resourceNames is the number of DiscoveryRequest.resource_names.
-const resourceNames = 3
 
 // judge says what a request has too much of. What is no message it leaves to the
 // decoder.
-func judge(data []byte) error {
+func judge(data []byte, isName func(protowire.Number) bool) error {
 	names, others := 0, 0
 	for len(data) > 0 {
 		number, _, n := protowire.ConsumeField(data)
@@ -123,7 +136,7 @@ func judge(data []byte) error {
 			return nil
 		}
 		data = data[n:]
-		if number == resourceNames {
+		if isName(number) {
 			names++
 		} else {
 			others += n

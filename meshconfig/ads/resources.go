@@ -32,12 +32,19 @@ var servedTypes = []resource.Type{ //nolint:gochecknoglobals // read only
 	resource.ClusterType, resource.EndpointType, resource.ListenerType, resource.RouteType, resource.SecretType,
 }
 
+// storedTypes are those and the hosts of route tables, which only clients of
+// delta xDS ask for by themselves.
+var storedTypes = append(slices.Clone(servedTypes), resource.VirtualHostType) //nolint:gochecknoglobals // read only
+
 // itemOverhead is the tag and length of a resource in a response.
 const itemOverhead = 8
 
+// messageOverhead is what a response has besides its resources.
+const messageOverhead = 1024
+
 // sizeOf a response with all items, in bytes.
 func sizeOf(items map[string]item) int {
-	size := 1024 // of the rest of the message
+	size := messageOverhead
 	for _, it := range items {
 		size += it.size
 	}
@@ -54,97 +61,27 @@ type item struct {
 	refs []string
 }
 
-// set is an immutable, checked set of resources.
+// set is an immutable set of resources.
 type set struct {
 	version string
-	types   map[resource.Type]*typeSet
-}
-
-type typeSet struct {
-	version string
-	items   map[string]item
-}
-
-// newSet checks and serializes resources. What no message of at most maxBytes
-// could carry is refused: it would end the stream of every receiver, again and
-// again. Clusters and listeners always travel together; of clusters there are,
-// for a while, the former ones beside the new.
-func newSet(resources Resources, gateway bool, maxBytes int) (*set, error) {
-	s := &set{types: make(map[resource.Type]*typeSet, len(servedTypes))}
-	for _, typeURL := range servedTypes {
-		s.types[typeURL] = &typeSet{items: map[string]item{}}
-	}
-	for typeURL, list := range resources {
-		into, ok := s.types[typeURL]
-		if !ok {
-			return nil, fmt.Errorf("resources of type %s are not served", typeURL)
-		}
-		for _, r := range list {
-			name := cache.GetResourceName(r)
-			if err := checkResource(typeURL, name, r, gateway); err != nil {
-				return nil, err
-			}
-			if _, double := into.items[name]; double {
-				return nil, fmt.Errorf("%s %q is given twice", shortType(typeURL), name)
-			}
-			it, err := newItem(r)
-			if err != nil {
-				return nil, fmt.Errorf("%s %q: %w", shortType(typeURL), name, err)
-			}
-			into.items[name] = it
-		}
-	}
-	whole := sha256.New()
-	for _, typeURL := range servedTypes {
-		t := s.types[typeURL]
-		t.version = fingerprint(t.items)
-		if err := checkSize(typeURL, t.items, maxBytes); err != nil {
-			return nil, err
-		}
-		whole.Write([]byte(t.version))
-	}
-	s.version = hex.EncodeToString(whole.Sum(nil)[:12])
-	return s, nil
+	types   map[resource.Type]map[string]item
 }
 
 // ErrTooLarge is what an error of [Server.SetResources] is when no message could
 // carry the resources.
 var ErrTooLarge = errors.New("too large")
 
-func checkSize(typeURL string, items map[string]item, maxBytes int) error {
-	if isFull(typeURL) {
-		if size := sizeOf(items); size > maxBytes/2 {
-			return fmt.Errorf("the %d resources of type %s take %d bytes, and a response has room for %d: %w", len(items), shortType(typeURL), size, maxBytes/2, ErrTooLarge)
-		}
-		return nil
-	}
-	for _, name := range slices.Sorted(maps.Keys(items)) {
-		if size := items[name].size; size > maxBytes-1024 {
-			return fmt.Errorf("%s %q takes %d bytes, and a response has room for %d: %w", shortType(typeURL), name, size, maxBytes, ErrTooLarge)
-		}
-	}
-	return nil
-}
-
-func checkResource(typeURL, name string, r types.Resource, gateway bool) error {
+func checkResource(typeURL, name string, r types.Resource) error {
 	if name == "" {
 		return fmt.Errorf("a %s has no name", shortType(typeURL))
-	}
-	if got := "type.googleapis.com/" + string(proto.MessageName(r)); got != typeURL {
-		return fmt.Errorf("%q is a %s and stands under %s", name, shortType(got), shortType(typeURL))
 	}
 	if v, ok := r.(interface{ ValidateAll() error }); ok {
 		if err := v.ValidateAll(); err != nil {
 			return fmt.Errorf("%s %q is invalid: %w", shortType(typeURL), name, err)
 		}
 	}
-	if typeURL == resource.SecretType {
-		if name == SecretWorkload || name == SecretRoot {
-			return fmt.Errorf("the secret %q is made by the server itself", name)
-		}
-		if !gateway {
-			return fmt.Errorf("the secret %q is for gateways only", name)
-		}
+	if typeURL == resource.SecretType && (name == SecretWorkload || name == SecretRoot) {
+		return fmt.Errorf("the secret %q is made by the server itself", name)
 	}
 	return nil
 }

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -52,8 +54,8 @@ type Server struct {
 	stopping chan struct{}
 
 	mu      sync.Mutex
-	sets    map[string]*set
-	streams map[uint64]*stream
+	stores  map[string]*store
+	streams map[string]map[uint64]*stream // by target
 	nextID  uint64
 
 	door        *door
@@ -105,8 +107,8 @@ func New(config Config) (*Server, error) {
 		now:      time.Now,
 		ready:    make(chan struct{}),
 		stopping: make(chan struct{}),
-		sets:     map[string]*set{},
-		streams:  map[uint64]*stream{},
+		stores:   map[string]*store{},
+		streams:  map[string]map[uint64]*stream{},
 		first:    newFirstPlaces(),
 
 		certificate: config.CA.ServerCertificate(config.ServerNames...),
@@ -174,33 +176,88 @@ func (s *Server) Run(ctx context.Context) error {
 // error that names the resource (the latter's is [ErrTooLarge]), and what was served
 // before stays. The resources must not be changed afterwards.
 func (s *Server) SetResources(target string, resources Resources) (string, error) {
-	next, err := newSet(resources, isGatewayTarget(target), s.config.MaxResponseBytes)
-	if err != nil {
-		return "", fmt.Errorf("set the resources of %s: %w", target, err)
+	all := map[Key]*Item{}
+	for typeURL, list := range resources {
+		if !slices.Contains(servedTypes, typeURL) {
+			return "", fmt.Errorf("set the resources of %s: resources of type %s are not served", target, typeURL)
+		}
+		for _, r := range list {
+			items, err := Prepare(r)
+			if err != nil {
+				return "", fmt.Errorf("set the resources of %s: %w", target, err)
+			}
+			for i, it := range items {
+				if i == 0 && it.key.Type != typeURL {
+					return "", fmt.Errorf("set the resources of %s: %q is a %s and stands under %s", target, it.key.Name, shortType(it.key.Type), shortType(typeURL))
+				}
+				if all[it.key] != nil {
+					return "", fmt.Errorf("set the resources of %s: %s %q is given twice", target, shortType(it.key.Type), it.key.Name)
+				}
+				all[it.key] = it
+			}
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if old := s.sets[target]; old != nil && old.version == next.version {
-		return next.version, nil
+	if old := s.stores[target]; old != nil {
+		for typeURL, items := range old.items {
+			for name := range items {
+				if key := (Key{typeURL, name}); all[key] == nil {
+					all[key] = nil
+				}
+			}
+		}
 	}
-	s.sets[target] = next
-	for _, st := range s.streams {
-		if st.target == target {
+	return s.update(target, all)
+}
+
+// Update changes what a target is served: each key is served the item from now on,
+// or with nil no more. It returns what [Server.SetResources] returns.
+func (s *Server) Update(target string, items map[Key]*Item) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.update(target, items)
+}
+
+// update with the lock held.
+func (s *Server) update(target string, items map[Key]*Item) (string, error) {
+	of := s.stores[target]
+	if of == nil {
+		of = newStore()
+	}
+	before, touched := map[Key]*Item{}, map[Key]bool{}
+	for key, it := range items {
+		if it != nil && key.Type == resource.SecretType && !isGatewayTarget(target) {
+			return "", fmt.Errorf("set the resources of %s: the secret %q is for gateways only", target, key.Name)
+		}
+	}
+	for key, it := range items {
+		if old := of.items[key.Type][key.Name]; of.put(key, it) {
+			before[key], touched[key] = old, true
+		}
+	}
+	if err := of.checkSize(touched, s.config.MaxResponseBytes); err != nil {
+		for key, old := range before {
+			of.put(key, old)
+		}
+		return "", fmt.Errorf("set the resources of %s: %w", target, err)
+	}
+	s.stores[target] = of
+	if len(touched) > 0 || of.end() == 0 {
+		for _, st := range s.streams[target] {
 			st.poke()
 		}
 	}
-	return next.version, nil
+	return of.version(), nil
 }
 
 // Remove forgets a target and ends the streams of its nodes.
 func (s *Server) Remove(target string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.sets, target)
-	for _, st := range s.streams {
-		if st.target == target {
-			st.leave(status.Errorf(codes.PermissionDenied, "the node %q is no longer known", st.nodeID))
-		}
+	delete(s.stores, target)
+	for _, st := range s.streams[target] {
+		st.leave(status.Errorf(codes.PermissionDenied, "the node %q is no longer known", st.nodeID))
 	}
 }
 
@@ -208,18 +265,13 @@ func (s *Server) Remove(target string) {
 // and refused.
 func (s *Server) Status(target string) Status {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	var out Status
-	if current := s.sets[target]; current != nil {
-		out.Version = current.version
+	if current := s.stores[target]; current != nil {
+		out.Version = current.version()
 	}
-	newest := map[string]*stream{}
-	for _, st := range s.streams {
-		if old := newest[st.nodeID]; st.target == target && (old == nil || old.id < st.id) {
-			newest[st.nodeID] = st
-		}
-	}
-	for _, st := range newest {
+	nodes := s.nodes(target)
+	s.mu.Unlock()
+	for _, st := range nodes {
 		st.mu.Lock()
 		status := st.status
 		if st.evaluated != out.Version {
@@ -228,19 +280,67 @@ func (s *Server) Status(target string) Status {
 		st.mu.Unlock()
 		out.Nodes = append(out.Nodes, status)
 	}
-	slices.SortFunc(out.Nodes, func(a, b NodeStatus) int { return cmp.Compare(a.NodeID, b.NodeID) })
 	return out
+}
+
+// nodes are the newest streams of each connected node of a target, by node id.
+// Call it with the lock held.
+func (s *Server) nodes(target string) []*stream {
+	newest := map[string]*stream{}
+	for _, st := range s.streams[target] {
+		if old := newest[st.nodeID]; old == nil || old.id < st.id {
+			newest[st.nodeID] = st
+		}
+	}
+	return slices.SortedFunc(maps.Values(newest), func(a, b *stream) int { return cmp.Compare(a.nodeID, b.nodeID) })
+}
+
+// Lacking lists the connected nodes of a target that have not acknowledged these
+// resources as they are served now, with what they refused of them. Of a node
+// that knows state of the world only it is told when it has not acknowledged all.
+func (s *Server) Lacking(target string, keys []Key) []NodeStatus {
+	s.mu.Lock()
+	version, hashes := "", make(map[Key]string, len(keys))
+	if of := s.stores[target]; of != nil {
+		version = of.version()
+		for _, key := range keys {
+			if it := of.items[key.Type][key.Name]; it != nil {
+				hashes[key] = it.hash
+			}
+		}
+	}
+	nodes := s.nodes(target)
+	s.mu.Unlock()
+	var all []NodeStatus
+	for _, st := range nodes {
+		if one, lacks := st.lacks(version, hashes); lacks {
+			all = append(all, one)
+		}
+	}
+	return all
 }
 
 func (s *Server) current(target string) *set {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.sets[target]
+	if of := s.stores[target]; of != nil {
+		return of.set()
+	}
+	return nil
 }
 
 // StreamAggregatedResources implements the ADS service.
 func (s *Server) StreamAggregatedResources(grpcStream adsStream) error {
-	err := s.serve(grpcStream)
+	return s.told(s.serveWhole(grpcStream))
+}
+
+// DeltaAggregatedResources implements the incremental ADS service.
+func (s *Server) DeltaAggregatedResources(grpcStream deltaStream) error {
+	return s.told(s.serveDelta(grpcStream))
+}
+
+// told of a refusal.
+func (s *Server) told(err error) error {
 	if code := status.Code(err); code == codes.Unauthenticated || code == codes.PermissionDenied {
 		s.metrics.refused.WithLabelValues(code.String()).Inc()
 		s.log.Warn("refused a stream", "error", err)
@@ -248,65 +348,96 @@ func (s *Server) StreamAggregatedResources(grpcStream adsStream) error {
 	return err
 }
 
-func (s *Server) serve(grpcStream adsStream) error {
+func (s *Server) serveWhole(grpcStream adsStream) error {
 	ctx := grpcStream.Context()
 	identity, err := authenticate(ctx, s.config.Authenticator)
 	if err != nil {
 		return err
 	}
-	first, err := receiveFirst(ctx, grpcStream, s.first, identity.Namespace)
+	first, err := receiveFirst(ctx, s.first, identity.Namespace, func() (*discoveryv3.DiscoveryRequest, error) { return receive(grpcStream, maxFirstBytes) })
 	if err != nil {
 		return err
 	}
-	nodeID := first.GetNode().GetId()
+	st, leave, err := s.enter(ctx, identity, first.GetNode().GetId())
+	if err != nil {
+		return err
+	}
+	defer leave()
+	st.grpc, st.watches = grpcStream, map[string]*watch{}
+	return st.run(first, s.stopping)
+}
+
+func (s *Server) serveDelta(grpcStream deltaStream) error {
+	ctx := grpcStream.Context()
+	identity, err := authenticate(ctx, s.config.Authenticator)
+	if err != nil {
+		return err
+	}
+	first, err := receiveFirst(ctx, s.first, identity.Namespace, func() (*discoveryv3.DeltaDiscoveryRequest, error) { return receiveDelta(grpcStream, maxFirstBytes) })
+	if err != nil {
+		return err
+	}
+	st, leave, err := s.enter(ctx, identity, first.GetNode().GetId())
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return newDelta(st, grpcStream).run(first, s.stopping)
+}
+
+// enter makes a stream of a node that the identity may be. leave is to be called
+// when it ends.
+func (s *Server) enter(ctx context.Context, identity Identity, nodeID string) (st *stream, leave func(), err error) {
 	target, ok := TargetOf(nodeID)
 	if !ok {
-		return status.Errorf(codes.InvalidArgument, "%q is not a node id; write gateway~<namespace>~<name>~<instance>, pod~<namespace>~<name> or <workload entry>.<namespace>", nodeID)
+		return nil, nil, status.Errorf(codes.InvalidArgument, "%q is not a node id; write gateway~<namespace>~<name>~<instance>, pod~<namespace>~<name> or <workload entry>.<namespace>", nodeID)
 	}
 	if err := s.admit(ctx, identity, nodeID); err != nil {
-		return err
+		return nil, nil, err
 	}
 	if client, ok := peer.FromContext(ctx); ok {
 		s.door.prove(client.Addr)
 	}
-
-	gone, leave := context.WithCancelCause(ctx)
-	defer leave(nil)
-	st := &stream{
-		server: s, nodeID: nodeID, target: target, grpc: grpcStream, gone: gone, leave: leave,
+	gone, end := context.WithCancelCause(ctx)
+	st = &stream{
+		server: s, nodeID: nodeID, target: target, gone: gone, leave: end,
 		secrets: &secrets{
 			ca: s.config.CA, now: s.now,
 			identity: v1alpha1.SPIFFEID(s.config.TrustDomain, identity.Namespace, identity.ServiceAccount),
 		},
-		wake:    make(chan struct{}, 1),
-		watches: map[string]*watch{},
-		status:  NodeStatus{NodeID: nodeID, ConnectedAt: s.now()},
+		wake:   make(chan struct{}, 1),
+		status: NodeStatus{NodeID: nodeID, ConnectedAt: s.now()},
 	}
 	s.mu.Lock()
 	s.nextID++
 	st.id = s.nextID
-	s.streams[st.id] = st
-	s.endOldest(nodeID)
+	if s.streams[target] == nil {
+		s.streams[target] = map[uint64]*stream{}
+	}
+	s.streams[target][st.id] = st
+	s.endOldest(target, nodeID)
 	s.mu.Unlock()
 	s.metrics.streams.Inc()
 	s.log.Info("a node connected", "node", nodeID, "identity", identity.String())
 	s.config.OnChange(target)
-	defer func() {
+	return st, func() {
+		end(nil)
 		s.mu.Lock()
-		delete(s.streams, st.id)
+		if delete(s.streams[target], st.id); len(s.streams[target]) == 0 {
+			delete(s.streams, target)
+		}
 		s.mu.Unlock()
 		s.metrics.streams.Dec()
 		s.log.Info("a node disconnected", "node", nodeID)
 		s.config.OnChange(target)
-	}()
-	return st.run(first, s.stopping)
+	}, nil
 }
 
 // endOldest ends the oldest stream of a node that has too many. Call it with mu held.
-func (s *Server) endOldest(nodeID string) {
+func (s *Server) endOldest(target, nodeID string) {
 	var oldest *stream
 	n := 0
-	for _, st := range s.streams {
+	for _, st := range s.streams[target] {
 		if st.nodeID != nodeID || st.gone.Err() != nil {
 			continue
 		}

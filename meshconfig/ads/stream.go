@@ -31,12 +31,15 @@ type stream struct {
 	gone    context.Context //nolint:containedctx // ends when the stream must, and its cause says why
 	leave   context.CancelCauseFunc
 
+	// Of state of the world; a stream of delta xDS has its own.
 	grpc    adsStream
 	watches map[string]*watch
 	nonce   uint64
 
-	mu        sync.Mutex
-	status    NodeStatus
+	mu     sync.Mutex
+	status NodeStatus
+	// delta is set for a client of delta xDS.
+	delta     *delta
 	evaluated string // the version of the set that status was made for
 }
 
@@ -148,7 +151,7 @@ func (s *stream) handle(req *discoveryv3.DiscoveryRequest) error {
 // are not among them.
 func (s *stream) served(typeURL string) map[string]item {
 	if current := s.server.current(s.target); current != nil {
-		return current.types[typeURL].items
+		return current.types[typeURL]
 	}
 	return nil
 }
@@ -180,9 +183,9 @@ func (s *stream) push() error {
 	listeners, routes := s.watches[resource.ListenerType], s.watches[resource.RouteType]
 
 	secrets := s.secretItems(current)
-	wanted := current.types[resource.ClusterType].items
+	wanted := current.types[resource.ClusterType]
 	if clusters != nil && clusters.wildcard &&
-		!(listeners.settled(current.types[resource.ListenerType].items) && routes.settled(current.types[resource.RouteType].items)) {
+		!(listeners.settled(current.types[resource.ListenerType]) && routes.settled(current.types[resource.RouteType])) {
 		wanted = maps.Clone(wanted)
 		for name, it := range clusters.held {
 			if _, ok := wanted[name]; !ok {
@@ -193,14 +196,14 @@ func (s *stream) push() error {
 			// They pile up while listeners or routes are refused. A request to one that
 			// goes fails; a response that nobody can receive fails all.
 			s.server.log.Warn("clusters go before the routes to them, together they are too large for a response", "node", s.nodeID, "bytes", size)
-			wanted = current.types[resource.ClusterType].items
+			wanted = current.types[resource.ClusterType]
 		}
 	}
-	endpointItems := current.types[resource.EndpointType].items
+	endpointItems := current.types[resource.EndpointType]
 	clusters.settle(wanted)
 	endpoints.settle(endpointItems)
-	listeners.settle(current.types[resource.ListenerType].items)
-	routes.settle(current.types[resource.RouteType].items)
+	listeners.settle(current.types[resource.ListenerType])
+	routes.settle(current.types[resource.RouteType])
 	s.watches[resource.SecretType].settle(secrets)
 
 	if err := s.send(s.watches[resource.SecretType], secrets); err != nil {
@@ -219,19 +222,19 @@ func (s *stream) push() error {
 		if !clusters.settled(wanted) {
 			return nil
 		}
-		for _, it := range current.types[resource.ClusterType].items {
+		for _, it := range current.types[resource.ClusterType] {
 			if !endpoints.holds(it.refs, endpointItems) && !(endpoints != nil && endpoints.nack != nil) {
 				return nil
 			}
 		}
 	}
-	if err := s.send(listeners, current.types[resource.ListenerType].items); err != nil {
+	if err := s.send(listeners, current.types[resource.ListenerType]); err != nil {
 		return err
 	}
-	if listeners != nil && listeners.wildcard && !listeners.settled(current.types[resource.ListenerType].items) {
+	if listeners != nil && listeners.wildcard && !listeners.settled(current.types[resource.ListenerType]) {
 		return nil
 	}
-	return s.send(routes, current.types[resource.RouteType].items)
+	return s.send(routes, current.types[resource.RouteType])
 }
 
 func (s *stream) send(w *watch, items map[string]item) error {
@@ -257,7 +260,7 @@ func (s *stream) send(w *watch, items map[string]item) error {
 
 // secretItems are the secrets the node may ask for.
 func (s *stream) secretItems(current *set) map[string]item {
-	items := maps.Clone(current.types[resource.SecretType].items)
+	items := maps.Clone(current.types[resource.SecretType])
 	own, err := s.secrets.items()
 	if err != nil {
 		s.server.log.Error("no certificate for a node", "node", s.nodeID, "error", err)
@@ -275,20 +278,42 @@ func (s *stream) complete(current *set) bool {
 		return false
 	}
 	for _, typeURL := range servedTypes[:4] {
-		if !s.watches[typeURL].settled(current.types[typeURL].items) {
+		if !s.watches[typeURL].settled(current.types[typeURL]) {
 			return false
 		}
 	}
 	for parent, child := range map[string]string{
 		resource.ClusterType: resource.EndpointType, resource.ListenerType: resource.RouteType,
 	} {
-		for _, it := range current.types[parent].items {
-			if !s.watches[child].holds(it.refs, current.types[child].items) {
+		for _, it := range current.types[parent] {
+			if !s.watches[child].holds(it.refs, current.types[child]) {
 				return false
 			}
 		}
 	}
 	return true
+}
+
+// lacks says whether the node has not acknowledged resources of these hashes, and
+// what it refused of them.
+func (s *stream) lacks(version string, hashes map[Key]string) (NodeStatus, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.status
+	if version == "" || s.delta == nil {
+		return out, version == "" || out.Version != version
+	}
+	out.Nacks = nil
+	lacks := false
+	for key, hash := range hashes {
+		if w := s.delta.watches[key.Type]; w.hash(key.Name) != hash {
+			lacks = true
+			if nack := w.refusal(key.Name, hash); nack != nil {
+				out.Nacks = append(out.Nacks, *nack)
+			}
+		}
+	}
+	return out, lacks
 }
 
 // report publishes what Status tells about the node.

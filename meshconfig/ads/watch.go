@@ -20,6 +20,8 @@ const (
 type Nack struct {
 	// Type is the type URL of what was refused, Version its version.
 	Type, Version string
+	// Name of the resource, when it is known which of a response was bad.
+	Name string
 	// Message is what the node says about it.
 	Message string
 	Time    time.Time

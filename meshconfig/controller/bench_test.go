@@ -29,7 +29,7 @@ import (
 // lambda and sidecar: translation, resources of the gateway and of the sidecars
 // that it concerns, statuses. It is what stands between a change and its push.
 func BenchmarkRebuild(b *testing.B) {
-	for _, rules := range []int{1, 100, 1000} {
+	for _, rules := range []int{100, 1000, 10000} {
 		b.Run(fmt.Sprintf("rules=%d", rules), func(b *testing.B) {
 			s := snapshotOf(rules)
 			out := envoyOutput(b)
@@ -75,7 +75,8 @@ func envoyOutput(b *testing.B) *envoyoutput.Output {
 
 func snapshotOf(rules int) translate.Snapshot {
 	const namespace = "shop"
-	s := translate.Snapshot{Settings: translate.Settings{Local: true}, Gateways: []*networkingv1.Gateway{{
+	plenty := translate.Budget{Bytes: 1 << 30, Matchers: 10_000_000, KeySets: 1000, Hosts: 100_000}
+	s := translate.Snapshot{Settings: translate.Settings{Local: true, Limits: translate.Limits{Namespace: plenty, Gateway: plenty}}, Gateways: []*networkingv1.Gateway{{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "gateway", Annotations: map[string]string{v1alpha1.AnnotationDomain: domain}},
 		Spec: istioapi.Gateway{Servers: []*istioapi.Server{{
 			Port: &istioapi.Port{Number: 80, Name: "http", Protocol: "HTTP"}, Hosts: []string{"*"},
@@ -121,7 +122,7 @@ func snapshotOf(rules int) translate.Snapshot {
 // ADS and a gateway that acknowledges. Beside it stands what istiod takes for the
 // same rules on the same API server; see benchmarkIstiod.
 func BenchmarkApplyToProgrammed(b *testing.B) {
-	for _, rules := range []int{1, 100, 1000} {
+	for _, rules := range []int{100, 1000, 10000} {
 		b.Run(fmt.Sprintf("rules=%d", rules), func(b *testing.B) {
 			w := newWorld(b)
 			w.service("orders", "an order")

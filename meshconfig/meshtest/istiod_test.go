@@ -230,7 +230,7 @@ func (m *istioMesh) proxy(t *testing.T, relay *meshtest.Relay, address string, b
 	var mu sync.Mutex
 	real := map[string]string{}
 	p, err := proxy.New(proxy.Config{
-		NodeID: "any", ADSAddress: address, RootCAs: m.ca.Roots, Log: slog.New(slog.DiscardHandler),
+		NodeID: "any", ADSAddress: address, RootCAs: m.ca.Roots, WholeState: true, Log: slog.New(slog.DiscardHandler),
 		Token: func(context.Context) (string, error) { return "any", nil },
 		Listen: func(_ context.Context, _, address string) (net.Listener, error) {
 			mu.Lock()

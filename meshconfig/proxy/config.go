@@ -32,6 +32,9 @@ type Config struct {
 	// unix: and no RootCAs it is an agent of this machine, which is spoken to in
 	// plain text and shown no token.
 	ADSAddress string
+	// WholeState: the ADS server is asked for state of the world instead of changes
+	// (delta xDS). An agent always is.
+	WholeState bool
 	// ADSServerName is the name in the server's certificate; default: the host of
 	// ADSAddress.
 	ADSServerName string

@@ -29,15 +29,13 @@ func TestUnsupportedConfigurationIsRefused(t *testing.T) {
 	manager := func(fields string) ads.Resources { c := good; c.hcm = fields; return c.resources(t) }
 	filter := func(fields string) ads.Resources { c := good; c.filters = fields; return c.resources(t) }
 	clusters := func(fields string) ads.Resources {
-		c := good
-		c.clusters = nil
-		out := c.resources(t)
-		out[resource.ClusterType] = resources(t, "clusters:\n- "+indent(2, fields))[resource.ClusterType]
+		out := good.resources(t)
+		out[resource.ClusterType] = append(out[resource.ClusterType], resources(t, "clusters:\n- "+indent(2, fields))[resource.ClusterType]...)
 		return out
 	}
 	listener := func(fields string) ads.Resources {
 		out := good.resources(t)
-		out[resource.ListenerType] = resources(t, "listeners:\n- "+indent(2, fields))[resource.ListenerType]
+		out[resource.ListenerType] = append(out[resource.ListenerType], resources(t, "listeners:\n- "+indent(2, fields))[resource.ListenerType]...)
 		return out
 	}
 	for name, test := range map[string]struct {

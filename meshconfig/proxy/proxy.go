@@ -30,7 +30,7 @@ func New(config Config) (*Proxy, error) {
 	})
 	client := client.New(client.Config{
 		NodeID: config.NodeID, Address: config.ADSAddress, ServerName: config.ADSServerName, RootCAs: config.RootCAs, Token: config.Token,
-		NodeMetadata: config.NodeMetadata, NodeLocality: config.NodeLocality, SecretServers: config.SecretServers,
+		NodeMetadata: config.NodeMetadata, NodeLocality: config.NodeLocality, SecretServers: config.SecretServers, WholeState: config.WholeState || config.agent(),
 		Log: log, Registry: config.Registry,
 	}, server)
 	return &Proxy{config: config, server: server, client: client}, nil

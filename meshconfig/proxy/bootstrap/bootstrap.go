@@ -128,6 +128,10 @@ func compile(m *bootstrapv3.Bootstrap) (*Bootstrap, error) {
 	if b.ControlPlane, err = controlPlane(control); err != nil {
 		return nil, fmt.Errorf("cluster %q: %w", name, err)
 	}
+	b.ControlPlane.WholeState = m.GetDynamicResources().GetAdsConfig().GetApiType() == corev3.ApiConfigSource_GRPC
+	if b.ControlPlane.Agent() && !b.ControlPlane.WholeState {
+		return nil, errors.New("dynamic_resources.ads_config: an agent is asked for the state of the world; write api_type: GRPC")
+	}
 	for _, l := range m.GetStaticResources().GetListeners() {
 		listener, err := b.listener(l, clusters, used)
 		if err != nil {
@@ -156,8 +160,8 @@ func adsCluster(m *bootstrapv3.Bootstrap) (string, error) {
 	d := m.GetDynamicResources()
 	config := d.GetAdsConfig()
 	switch {
-	case config.GetApiType() != corev3.ApiConfigSource_GRPC:
-		return "", errors.New("dynamic_resources.ads_config: write api_type: GRPC; everything comes from a control plane")
+	case config.GetApiType() != corev3.ApiConfigSource_GRPC && config.GetApiType() != corev3.ApiConfigSource_DELTA_GRPC:
+		return "", errors.New("dynamic_resources.ads_config: write api_type: DELTA_GRPC or GRPC; everything comes from a control plane")
 	case config.GetTransportApiVersion() != corev3.ApiVersion_V3:
 		return "", errors.New("dynamic_resources.ads_config: write transport_api_version: V3")
 	case len(config.GetGrpcServices()) != 1:

@@ -71,8 +71,7 @@ func TestWhatIsNotImplementedIsRefusedByName(t *testing.T) {
 		"prefixes":                              {old: "match: {path: /ready}", with: "match: {prefix: /}", refused: `path "/": listeners may lead to /ready`},
 		"routes to elsewhere":                   {old: "route: {cluster: admin}", with: "route: {cluster: xds}", refused: `cluster "xds" is not one address in plain HTTP/1.1`},
 		"a cluster that nobody uses":            {overlay: "static_resources: {clusters: [{name: other}]}", refused: `cluster "other": nothing that is supported uses it`},
-		"REST":                                  {old: "api_type: GRPC", with: "api_type: REST", refused: "write api_type: GRPC"},
-		"incremental ADS":                       {old: "api_type: GRPC", with: "api_type: DELTA_GRPC", refused: "write api_type: GRPC"},
+		"REST":                                  {old: "api_type: DELTA_GRPC", with: "api_type: REST", refused: "write api_type: DELTA_GRPC or GRPC"},
 		"an extension it has not":               {old: "envoy.extensions.filters.http.router.v3.Router", with: "envoy.extensions.filters.http.lua.v3.Lua", refused: "Lua"},
 		"a control plane in plain":              {old: "transport_socket:", with: "metadata: {}\n      typed_dns_resolver_config:", refused: "static_resources.clusters.metadata is not supported"},
 		"anybody's control plane":               {old: "              trusted_ca: {filename:", with: "              watched_directory: {path:", refused: "validation_context.watched_directory is not supported"},
@@ -160,7 +159,7 @@ func TestIstiosBootstrapIsUnderstood(t *testing.T) {
 	require.Equal(t, "istio-proxy.ns", b.Cluster)
 	require.Equal(t, "NONE", b.Metadata.GetFields()["INTERCEPTION_MODE"].GetStringValue(), "the control plane is told all of it")
 	require.Equal(t, "127.0.0.1:15000", b.Admin)
-	require.Equal(t, bootstrap.ControlPlane{Address: "unix:./etc/istio/proxy/XDS"}, b.ControlPlane)
+	require.Equal(t, bootstrap.ControlPlane{Address: "unix:./etc/istio/proxy/XDS", WholeState: true}, b.ControlPlane)
 	require.True(t, b.ControlPlane.Agent())
 	require.Equal(t, map[string]string{"sds-grpc": "unix:./var/run/secrets/workload-spiffe-uds/socket"}, b.SecretServers)
 	require.Equal(t, []bootstrap.Listener{

@@ -37,6 +37,8 @@ type ControlPlane struct {
 	ServerName string
 	// CAFile verifies it (PEM); TokenFile is what it is shown.
 	CAFile, TokenFile string
+	// WholeState: it is asked for state of the world, not for changes.
+	WholeState bool
 }
 
 // Agent tells whether there is one: it is spoken to in plain text, and known by

@@ -13,7 +13,7 @@
 //   - layered_runtime: static layers with keys that change nothing here (fields.go),
 //     and the layer of the admin interface, which has none.
 //   - dynamic_resources: clusters and listeners over ADS, by one envoy_grpc
-//     service.
+//     service; incremental (DELTA_GRPC) or not (GRPC).
 //   - static_resources.listeners: plain HTTP listeners whose routes lead paths to
 //     the admin address or to another port on loopback.
 //   - static_resources.clusters: the admin address, and the control plane: one
@@ -24,8 +24,8 @@
 //   - what concerns Envoy's statistics, its log and its process only, and no limit
 //     of connections (overload_manager).
 //
-// That is all that Istio's agent (pilot-agent) writes, but for incremental ADS:
-// ISTIO_DELTA_XDS must be false.
+// That is all that Istio's agent (pilot-agent) writes, but for incremental ADS with
+// an agent: ISTIO_DELTA_XDS must be false.
 //
 // Anything else is refused by its path: what would be overlooked here would hold
 // in Envoy. Files are read again when they are needed: the CA for each

@@ -41,6 +41,9 @@ type Sink interface {
 	// Accept takes a response whole or not at all; the error is told to the
 	// control plane.
 	Accept(ctx context.Context, typeURL string, list []*anypb.Any) error
+	// AcceptChanges takes a response of delta xDS in the same way: resources that are
+	// new or changed, and names of those that are gone.
+	AcceptChanges(ctx context.Context, typeURL string, changed []*discoveryv3.Resource, gone []string) error
 	// Wanted are the names to subscribe to, by type, because of what was accepted.
 	Wanted() map[string][]string
 	// AcceptSecrets takes secrets of another server in the same way, and
@@ -63,6 +66,9 @@ type Config struct {
 	// certificate. A Unix socket (unix:PATH) without RootCAs is an agent of this
 	// machine, which is spoken to in plain text and shown no token.
 	Address, ServerName string
+	// WholeState: the control plane is asked for state of the world; otherwise for
+	// changes (delta xDS).
+	WholeState bool
 	// SecretServers are further servers of secrets (SDS), agents as well, by name:
 	// unix:PATH. Optional.
 	SecretServers map[string]string
@@ -199,6 +205,11 @@ func (c *Client) Run(ctx context.Context) error {
 		return err
 	}
 	defer secrets.close()
+	if !c.config.WholeState {
+		s := &deltaSession{client: c, secrets: secrets, versions: map[string]map[string]string{}}
+		c.repeat(ctx, "the control plane", func() (bool, error) { return s.run(ctx, connection) })
+		return nil
+	}
 	s := &session{client: c, secrets: secrets, versions: map[string]string{}}
 	c.repeat(ctx, "the control plane", func() (bool, error) { return s.run(ctx, connection) })
 	return nil

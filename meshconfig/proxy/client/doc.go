@@ -3,6 +3,6 @@
 // may come from further servers (SDS), as with Istio, whose agent beside the proxy
 // serves the workload's certificate.
 //
-// What may enter: the protocol (xDS transport, state of the world). What a
+// What may enter: the protocol (xDS transport, delta and state of the world). What a
 // resource means is the Sink's business.
 package client

@@ -11,6 +11,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -30,6 +31,12 @@ type Resources struct {
 	Raw       map[string]map[string]string // type, name -> serialized, to know what did not change
 	SecretGen int
 
+	// hosts of route tables that were served one by one (VHDS), by their names as
+	// resources.
+	hosts map[string]*servedHost
+	// needs are what wanted returned last; nil when that may have changed.
+	needs map[string][]string
+
 	servers map[string]bool // of secrets, besides the control plane
 }
 
@@ -44,15 +51,41 @@ func NewResources(servers []string) *Resources {
 		servers:  known,
 		Clusters: map[string]*Cluster{}, Endpoints: map[string][]*Endpoint{}, Listeners: map[string]*Listener{},
 		Routes: map[string]*RouteTable{}, Secrets: map[string]*Secret{}, Raw: map[string]map[string]string{},
+		hosts: map[string]*servedHost{},
 	}
 }
 
 // Accept compiles a response. With an error, which names every resource at
 // fault, nothing changes.
 func (r *Resources) Accept(typeURL string, list []*anypb.Any) error {
+	return r.accept(typeURL, change{list: list, full: typeURL == resource.ClusterType || typeURL == resource.ListenerType})
+}
+
+// AcceptChanges is the same for a response of delta xDS, with the names of what is
+// gone.
+func (r *Resources) AcceptChanges(typeURL string, changed []*discoveryv3.Resource, gone []string) error {
+	if typeURL == resource.VirtualHostType {
+		return r.acceptHosts(changed, gone)
+	}
+	list := make([]*anypb.Any, 0, len(changed))
+	for _, one := range changed {
+		list = append(list, one.GetResource())
+	}
+	return r.accept(typeURL, change{list: list, gone: gone})
+}
+
+// change is what a response brings: with full, what is not in the list is gone.
+type change struct {
+	list []*anypb.Any
+	gone []string
+	full bool
+}
+
+func (r *Resources) accept(typeURL string, c change) error {
+	r.needs = nil
 	switch typeURL {
 	case resource.ClusterType:
-		return take(r, typeURL, list, &r.Clusters, true, func() *clusterv3.Cluster { return &clusterv3.Cluster{} },
+		return take(r, typeURL, c, &r.Clusters, func() *clusterv3.Cluster { return &clusterv3.Cluster{} },
 			func(c *clusterv3.Cluster) (*Cluster, error) {
 				k, err := compileCluster(c)
 				for i := 0; err == nil && i < len(k.Sockets); i++ {
@@ -61,12 +94,12 @@ func (r *Resources) Accept(typeURL string, list []*anypb.Any) error {
 				return k, err
 			})
 	case resource.EndpointType:
-		return take(r, typeURL, list, &r.Endpoints, false, func() *endpointv3.ClusterLoadAssignment { return &endpointv3.ClusterLoadAssignment{} },
+		return take(r, typeURL, c, &r.Endpoints, func() *endpointv3.ClusterLoadAssignment { return &endpointv3.ClusterLoadAssignment{} },
 			func(a *endpointv3.ClusterLoadAssignment) ([]*Endpoint, error) {
 				return compileEndpoints(fmt.Sprintf("ClusterLoadAssignment %q", a.GetClusterName()), a)
 			})
 	case resource.ListenerType:
-		return take(r, typeURL, list, &r.Listeners, true, func() *listenerv3.Listener { return &listenerv3.Listener{} },
+		return take(r, typeURL, c, &r.Listeners, func() *listenerv3.Listener { return &listenerv3.Listener{} },
 			func(l *listenerv3.Listener) (*Listener, error) {
 				c, err := compileListener(l)
 				for i := 0; err == nil && i < len(c.Chains); i++ {
@@ -75,10 +108,14 @@ func (r *Resources) Accept(typeURL string, list []*anypb.Any) error {
 				return c, err
 			})
 	case resource.RouteType:
-		return take(r, typeURL, list, &r.Routes, false, func() *routev3.RouteConfiguration { return &routev3.RouteConfiguration{} }, compileRouteTable)
+		if err := take(r, typeURL, c, &r.Routes, func() *routev3.RouteConfiguration { return &routev3.RouteConfiguration{} }, compileRouteTable); err != nil {
+			return err
+		}
+		r.rejoin()
+		return nil
 	case resource.SecretType:
 		r.SecretGen++
-		return take(r, typeURL, list, &r.Secrets, false, func() *tlsv3.Secret { return &tlsv3.Secret{} }, compileSecret)
+		return take(r, typeURL, c, &r.Secrets, func() *tlsv3.Secret { return &tlsv3.Secret{} }, compileSecret)
 	default:
 		return fmt.Errorf("resources of type %s are not supported", typeURL)
 	}
@@ -95,18 +132,11 @@ func nameOf(m any) string {
 	return ""
 }
 
-// take compiles what changed into a copy of into and puts it there if all of it
-// is good. full means that what is not in the list is gone.
-func take[M proto.Message, T any](r *Resources, typeURL string, list []*anypb.Any, into *map[string]T, full bool, empty func() M, compile func(M) (T, error)) error {
-	next, raw := map[string]T{}, map[string]string{}
-	if !full {
-		next, raw = maps.Clone(*into), maps.Clone(r.Raw[typeURL])
-		if raw == nil {
-			raw = map[string]string{}
-		}
-	}
+// take compiles what changed and, if all of it is good, puts it into a copy of into.
+func take[M proto.Message, T any](r *Resources, typeURL string, c change, into *map[string]T, empty func() M, compile func(M) (T, error)) error {
+	compiled, raw := make(map[string]T, len(c.list)), make(map[string]string, len(c.list))
 	var errs []error
-	for _, any := range list {
+	for _, any := range c.list {
 		m := empty()
 		if err := strict.Unmarshal(typeURL, any, m); err != nil {
 			errs = append(errs, err)
@@ -114,25 +144,42 @@ func take[M proto.Message, T any](r *Resources, typeURL string, list []*anypb.An
 		}
 		name, bytes := nameOf(m), string(any.GetValue())
 		if old, ok := (*into)[name]; ok && r.Raw[typeURL][name] == bytes {
-			next[name], raw[name] = old, bytes
+			compiled[name], raw[name] = old, bytes
 			continue
 		}
-		compiled, err := compile(m)
+		one, err := compile(m)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		next[name], raw[name] = compiled, bytes
+		compiled[name], raw[name] = one, bytes
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	*into, r.Raw[typeURL] = next, raw
+	if c.full {
+		*into, r.Raw[typeURL] = compiled, raw
+		return nil
+	}
+	next, bytes := maps.Clone(*into), maps.Clone(r.Raw[typeURL])
+	if bytes == nil {
+		bytes = map[string]string{}
+	}
+	maps.Copy(next, compiled)
+	maps.Copy(bytes, raw)
+	for _, name := range c.gone {
+		delete(next, name)
+		delete(bytes, name)
+	}
+	*into, r.Raw[typeURL] = next, bytes
 	return nil
 }
 
 // wanted are the names of what was accepted needs, by type.
 func (r *Resources) wanted() map[string][]string {
+	if r.needs != nil {
+		return r.needs
+	}
 	endpoints, routes, secrets := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	note := func(t *tlsContext) {
 		for _, name := range t.secretNames() {
@@ -155,19 +202,29 @@ func (r *Resources) wanted() map[string][]string {
 			}
 		}
 	}
-	return map[string][]string{
-		resource.EndpointType: slices.Sorted(maps.Keys(endpoints)),
-		resource.RouteType:    slices.Sorted(maps.Keys(routes)),
-		resource.SecretType:   slices.Sorted(maps.Keys(secrets)),
+	hosts := map[string]bool{}
+	for name, table := range r.Routes {
+		if table.hostsApart {
+			hosts[name] = true
+		}
 	}
+	r.needs = map[string][]string{
+		resource.EndpointType:    slices.Sorted(maps.Keys(endpoints)),
+		resource.RouteType:       slices.Sorted(maps.Keys(routes)),
+		resource.SecretType:      slices.Sorted(maps.Keys(secrets)),
+		resource.VirtualHostType: slices.Sorted(maps.Keys(hosts)),
+	}
+	return r.needs
 }
 
 // Prune forgets what is not wanted any more.
 func (r *Resources) Prune() {
 	wanted := r.wanted()
+	r.needs = nil
 	r.Endpoints = pruned(r, resource.EndpointType, r.Endpoints, wanted)
 	r.Routes = pruned(r, resource.RouteType, r.Routes, wanted)
 	r.Secrets = pruned(r, resource.SecretType, r.Secrets, wanted)
+	maps.DeleteFunc(r.hosts, func(_ string, h *servedHost) bool { return r.Routes[h.table] == nil })
 }
 
 // pruned returns a copy when something goes: requests read the maps of the

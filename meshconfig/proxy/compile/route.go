@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +25,9 @@ type RouteTable struct {
 	prefixes   []wildcard
 	any        *VirtualHost
 	ignorePort bool
+	// hostsApart: hosts are served by themselves (VHDS); complete: some were.
+	hostsApart, complete bool
+
 	Request    request.Mutation
 	Response   request.Mutation
 	Filters    filters.Overrides
@@ -106,12 +108,18 @@ func compileRouteTable(c *routev3.RouteConfiguration) (*RouteTable, error) {
 	at := fmt.Sprintf("RouteConfiguration %q", c.GetName())
 	if err := strict.Allow(at, c, "name", "virtual_hosts", "response_headers_to_add", "response_headers_to_remove", "request_headers_to_add",
 		"request_headers_to_remove", "most_specific_header_mutations_wins", "validate_clusters", "max_direct_response_body_size_bytes",
-		"ignore_port_in_host_matching", "typed_per_filter_config", "metadata"); err != nil {
+		"ignore_port_in_host_matching", "typed_per_filter_config", "metadata", "vhds"); err != nil {
 		return nil, err
 	}
 	t := &RouteTable{
 		name: c.GetName(), exact: map[string]*VirtualHost{},
 		ignorePort: c.GetIgnorePortInHostMatching(), LeastSpecificFirst: c.GetMostSpecificHeaderMutationsWins(),
+	}
+	if source := c.GetVhds(); source != nil {
+		t.hostsApart = true
+		if err := strict.OverADS(at+".vhds.config_source", source.GetConfigSource()); err != nil {
+			return nil, err
+		}
 	}
 	var errs []error
 	note := func(err error) { errs = append(errs, err) }
@@ -136,21 +144,10 @@ func compileRouteTable(c *routev3.RouteConfiguration) (*RouteTable, error) {
 				note(fmt.Errorf("%s: virtual host %q: the domain %q is taken by another virtual host", at, v.GetName(), domain))
 			}
 			seen[domain] = true
-			switch {
-			case domain == "*":
-				t.any = host
-			case strings.HasPrefix(domain, "*"):
-				t.suffixes = append(t.suffixes, wildcard{domain[1:], host})
-			case strings.HasSuffix(domain, "*"):
-				t.prefixes = append(t.prefixes, wildcard{domain[:len(domain)-1], host})
-			default:
-				t.exact[domain] = host
-			}
+			t.set(domain, host)
 		}
 	}
-	longest := func(a, b wildcard) int { return len(b.text) - len(a.text) }
-	slices.SortStableFunc(t.suffixes, longest)
-	slices.SortStableFunc(t.prefixes, longest)
+	t.sort()
 	return t, errors.Join(errs...)
 }
 

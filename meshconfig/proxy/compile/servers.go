@@ -71,7 +71,7 @@ func (r *Resources) WantedSecrets() map[string][]string {
 }
 
 func (r *Resources) split() (names, others map[string][]string) {
-	names, others = r.wanted(), map[string][]string{}
+	names, others = maps.Clone(r.wanted()), map[string][]string{}
 	var own []string
 	for _, name := range names[resource.SecretType] {
 		if server, secret := r.fromServer(name); server != "" {

@@ -56,7 +56,7 @@ func (s *socket) bind(config *compile.Listener, r *compile.Resources, missed *mi
 	}
 	tlsConfigs := map[*compile.Chain]*tls.Config{}
 	for _, chain := range config.Chains {
-		if name := chain.HCM.RouteName; name != "" && r.Routes[name] == nil {
+		if name := chain.HCM.RouteName; name != "" && !r.Routes[name].Complete() {
 			return nil, "RouteConfiguration " + name
 		}
 		if chain.TLS != nil {

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -59,6 +60,7 @@ type Server struct {
 	missed    missedSecrets
 	again     *time.Timer // applies when a wait for a secret ends
 	stopped   bool
+	waits     bool // a listener waits for routes or secrets
 
 	mu       sync.Mutex
 	shutdown map[int]func() // ends of upgraded connections
@@ -104,6 +106,32 @@ func (srv *Server) Accept(ctx context.Context, typeURL string, list []*anypb.Any
 			srv.resources.Listeners, srv.resources.Raw[typeURL] = listeners, raw
 			return err
 		}
+	}
+	srv.apply()
+	return nil
+}
+
+// AcceptChanges takes a response of delta xDS whole or not at all.
+func (srv *Server) AcceptChanges(ctx context.Context, typeURL string, changed []*discoveryv3.Resource, gone []string) error {
+	srv.applying.Lock()
+	defer srv.applying.Unlock()
+	listeners, raw := srv.resources.Listeners, srv.resources.Raw[typeURL]
+	waited := srv.waits
+	if err := srv.resources.AcceptChanges(typeURL, changed, gone); err != nil {
+		return err
+	}
+	switch {
+	case typeURL == resource.ListenerType:
+		if err := srv.open(ctx); err != nil {
+			srv.resources.Listeners, srv.resources.Raw[typeURL] = listeners, raw
+			return err
+		}
+	case typeURL == resource.VirtualHostType && !waited:
+		// Nothing else follows from hosts.
+		next := *srv.state.Load()
+		next.routes = srv.resources.Routes
+		srv.state.Store(&next)
+		return nil
 	}
 	srv.apply()
 	return nil
@@ -315,7 +343,7 @@ func (srv *Server) apply() {
 	srv.missed.end()
 	srv.shared.forget(time.Now())
 	srv.applyAgain()
-	if waits == 0 {
+	if srv.waits = waits > 0; !srv.waits {
 		r.Prune()
 	}
 	next.routes = r.Routes
