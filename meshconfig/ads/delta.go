@@ -299,7 +299,7 @@ func (d *delta) responses(of *store, own map[string]item) (out []*discoveryv3.De
 	// Clients that take all clusters get listeners and routes when the clusters are
 	// there. Others (grpc) ask for clusters because of their routes.
 	all := clusters != nil && clusters.wildcard || listeners != nil && listeners.wildcard
-	if all && (clusters == nil || clusters.pending != nil || clusters.adds(of) || d.waits(resource.EndpointType) && (endpoints == nil || endpoints.nack == nil)) {
+	if all && (clusters == nil || clusters.pending != nil || clusters.adds(of) || d.waits(resource.EndpointType) && (endpoints == nil || len(endpoints.refused) == 0)) {
 		return out
 	}
 	send(resource.ListenerType, true)
@@ -353,14 +353,12 @@ func (d *delta) judge(of *store) (changed bool) {
 		if w == nil {
 			continue
 		}
-		if of != nil && w.nack != nil {
+		if of != nil && (w.nack != nil || len(w.refused) > 0) {
 			d.server.mu.Lock()
 			w.settle(of)
 			d.server.mu.Unlock()
 		}
-		if w.nack != nil {
-			next.Nacks = append(next.Nacks, *w.nack)
-		}
+		next.Nacks = append(next.Nacks, w.nacks()...)
 		whole = whole && w.pending == nil && len(w.due) == 0 && len(w.refused) == 0
 		changed = changed || w.told
 		w.told = false
@@ -490,7 +488,9 @@ func (w *deltaWatch) refusal(name, hash string) *Nack {
 
 // removes tells whether clients are told what is gone. What they ask for by name
 // they keep until they need it no more, as with state of the world.
-func (w *deltaWatch) removes() bool { return isFull(w.typeURL) || w.typeURL == resource.VirtualHostType }
+func (w *deltaWatch) removes() bool {
+	return isFull(w.typeURL) || w.typeURL == resource.VirtualHostType
+}
 
 // sends tells whether the resource is on its way.
 func (w *deltaWatch) sends(name string) bool {
@@ -511,11 +511,23 @@ func (w *deltaWatch) settle(of *store) {
 		return
 	}
 	w.nack = nil
+}
+
+// maxNacks are told of one type.
+const maxNacks = 64
+
+// nacks of what is refused, and of what is not known yet to be the culprit.
+func (w *deltaWatch) nacks() []Nack {
+	var all []Nack
 	for _, name := range slices.Sorted(maps.Keys(w.refused)) {
-		nack := w.refused[name].nack
-		w.nack = &nack
-		break
+		if len(all) < maxNacks {
+			all = append(all, w.refused[name].nack)
+		}
 	}
+	if len(all) == 0 && w.nack != nil {
+		all = append(all, *w.nack)
+	}
+	return all
 }
 
 // adds tells whether something is due that the client does not hold yet.

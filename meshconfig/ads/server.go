@@ -78,8 +78,8 @@ type NodeStatus struct {
 	// Version is the newest version, as SetResources returned it, that the node
 	// acknowledged completely; empty when none yet.
 	Version string
-	// Nacks are the refusals of the resources that are served now, at most one a
-	// type.
+	// Nacks are the refusals of the resources that are served now: at most one a
+	// type of a client of state of the world, and some of each of others.
 	Nacks []Nack
 }
 
@@ -197,11 +197,18 @@ func (s *Server) SetResources(target string, resources Resources) (string, error
 			}
 		}
 	}
+	return s.Replace(target, all)
+}
+
+// Replace serves a target these items and no others. It returns what
+// [Server.SetResources] returns.
+func (s *Server) Replace(target string, items map[Key]*Item) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	all := maps.Clone(items)
 	if old := s.stores[target]; old != nil {
-		for typeURL, items := range old.items {
-			for name := range items {
+		for typeURL, of := range old.items {
+			for name := range of {
 				if key := (Key{typeURL, name}); all[key] == nil {
 					all[key] = nil
 				}

@@ -255,12 +255,14 @@ func (c *Controller) rebuild(ctx context.Context) error {
 		return err
 	}
 	mesh, problems := translate.Translate(snapshot)
-	c.statuses = translate.Statuses(snapshot, mesh, problems)
-	c.metrics.rules.Set(float64(len(c.statuses)))
-	c.objects.Want(translate.ObjectStatuses(snapshot, problems))
+	// What data planes get comes before what people read.
 	for _, one := range c.config.Outputs {
 		one.Update(ctx, output.Update{Mesh: &mesh, Secrets: snapshot.Secrets})
 	}
+	c.source.LeadsTo(mesh.Destinations)
+	c.statuses = translate.Statuses(snapshot, mesh, problems)
+	c.metrics.rules.Set(float64(len(c.statuses)))
+	c.objects.Want(translate.ObjectStatuses(snapshot, problems))
 	return nil
 }
 

@@ -9,7 +9,8 @@ import (
 )
 
 // Mesh is everything an output needs. Lists are sorted by key, rules by the
-// order in which they are tried.
+// order in which they are tried. What a list points to never changes: the same
+// pointer means the same, also in another mesh.
 type Mesh struct {
 	// TrustDomain of all identities (SPIFFE-ID, section 2.1).
 	TrustDomain string `json:"trustDomain"`
@@ -18,11 +19,11 @@ type Mesh struct {
 	// KeySets that JWT providers verify tokens with, sorted by Name.
 	KeySets []KeySet `json:"keySets,omitempty"`
 	// Destinations of rules and of egress listeners, sorted by Key.
-	Destinations []Destination `json:"destinations,omitempty"`
+	Destinations []*Destination `json:"destinations,omitempty"`
 	// Workloads and who may reach them, sorted by Key.
-	Workloads []Workload `json:"workloads,omitempty"`
+	Workloads []*Workload `json:"workloads,omitempty"`
 	// Sidecars of workload replicas, sorted by Node.
-	Sidecars []Sidecar `json:"sidecars,omitempty"`
+	Sidecars []*Sidecar `json:"sidecars,omitempty"`
 }
 
 // Gateway returns the gateway namespace/name.
@@ -51,12 +52,12 @@ func (m *Mesh) Sidecar(node string) (*Sidecar, bool) {
 }
 
 // find searches a list that is sorted by key.
-func find[T any](all []T, key string, keyOf func(*T) string) (*T, bool) {
-	i := sort.Search(len(all), func(i int) bool { return keyOf(&all[i]) >= key })
-	if i == len(all) || keyOf(&all[i]) != key {
+func find[T any](all []*T, key string, keyOf func(*T) string) (*T, bool) {
+	i := sort.Search(len(all), func(i int) bool { return keyOf(all[i]) >= key })
+	if i == len(all) || keyOf(all[i]) != key {
 		return nil, false
 	}
-	return &all[i], true
+	return all[i], true
 }
 
 // Owner is the object that something was made from.
@@ -83,7 +84,7 @@ type Gateway struct {
 	Servers []Server `json:"servers,omitempty"`
 	// VirtualHosts it serves, sorted by owner. No two share a host, wildcards
 	// included.
-	VirtualHosts []VirtualHost `json:"virtualHosts,omitempty"`
+	VirtualHosts []*VirtualHost `json:"virtualHosts,omitempty"`
 }
 
 // Key is namespace/name.

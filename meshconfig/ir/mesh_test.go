@@ -64,16 +64,16 @@ func validMesh() ir.Mesh {
 	return ir.Mesh{
 		TrustDomain: "cluster.local",
 		KeySets:     []ir.KeySet{{Name: "uri:https://a", JWKS: ir.NoKeys}},
-		Workloads: []ir.Workload{{
+		Workloads: []*ir.Workload{{
 			Owner: ir.Owner{Kind: "Lambda", Namespace: "shop", Name: "a"}, Selector: map[string]string{"l": "a"},
 			Identity: "spiffe://cluster.local/ns/shop/sa/a",
 			Allow:    []ir.Allow{{Principal: "spiffe://cluster.local/ns/s/sa/g", Reason: ir.AllowGateway, Rules: []string{"shop/r/1"}}},
 		}},
-		Destinations: []ir.Destination{{Namespace: "shop", Name: "a", Port: 80, Workload: "shop/a", Endpoints: []ir.Endpoint{{Address: "10.0.0.1", Port: 80}}}},
+		Destinations: []*ir.Destination{{Namespace: "shop", Name: "a", Port: 80, Workload: "shop/a", Endpoints: []ir.Endpoint{{Address: "10.0.0.1", Port: 80}}}},
 		Gateways: []ir.Gateway{{
 			Namespace: "s", Name: "g",
 			Servers: []ir.Server{{Name: "http", Port: 80, Protocol: ir.HTTP, Hosts: []string{"*/*"}}},
-			VirtualHosts: []ir.VirtualHost{{
+			VirtualHosts: []*ir.VirtualHost{{
 				Owner: ir.Owner{Kind: "APIRule", Namespace: "shop", Name: "r"}, Hosts: []string{"a.example.com"},
 				Rules: []ir.Rule{{
 					ID: "shop/r/1", Path: ir.AnyPath(), Backends: []ir.Backend{{Destination: "shop/a:80", Weight: 1}},
@@ -81,7 +81,7 @@ func validMesh() ir.Mesh {
 				}},
 			}},
 		}},
-		Sidecars: []ir.Sidecar{{
+		Sidecars: []*ir.Sidecar{{
 			Node: "a-0.shop", Workload: "shop/a",
 			Inbound: []ir.Inbound{{Bind: "127.0.0.1", Port: 1, Endpoint: "unix:///s"}},
 			Egress:  []ir.Egress{{Bind: "127.0.0.1", Port: 2, Destinations: []string{"shop/a:80"}}},
@@ -103,11 +103,11 @@ func TestValidateNamesWhatIsWrong(t *testing.T) {
 		"is closed with 200":             func(m *ir.Mesh) { rule(m).Closed = &ir.Closed{Status: 200} },
 		"does not end in /":              func(m *ir.Mesh) { rule(m).Path.Value = "/a" },
 		"is there twice": func(m *ir.Mesh) {
-			vh := &m.Gateways[0].VirtualHosts[0]
+			vh := m.Gateways[0].VirtualHosts[0]
 			vh.Rules = append(vh.Rules, vh.Rules[0])
 		},
 		"host *.example.com is taken": func(m *ir.Mesh) {
-			m.Gateways[0].VirtualHosts = append(m.Gateways[0].VirtualHosts, ir.VirtualHost{Hosts: []string{"*.example.com"}})
+			m.Gateways[0].VirtualHosts = append(m.Gateways[0].VirtualHosts, &ir.VirtualHost{Hosts: []string{"*.example.com"}})
 		},
 		"a TLS secret goes with HTTPS": func(m *ir.Mesh) { m.Gateways[0].Servers[0].Protocol = ir.HTTPS },
 		"is not between 1 and 65535":   func(m *ir.Mesh) { m.Sidecars[0].Inbound[0].Port = 70000 },

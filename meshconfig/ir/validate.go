@@ -20,7 +20,7 @@ func (m *Mesh) Validate() error {
 		v.check(k.JWKS != "" && k.JWKS != `{"keys":[]}`, "key set %s is empty; NoKeys refuses every token", k.Name)
 	}
 	for i := range m.Workloads {
-		w := &m.Workloads[i]
+		w := m.Workloads[i]
 		v.unique(v.workloads, "workload", w.Key())
 		v.check(len(w.Selector) > 0, "workload %s selects everything", w.Key())
 		v.check(w.Identity != "", "workload %s has no identity", w.Key())
@@ -30,7 +30,7 @@ func (m *Mesh) Validate() error {
 		}
 	}
 	for i := range m.Destinations {
-		d := &m.Destinations[i]
+		d := m.Destinations[i]
 		v.unique(v.destinations, "destination", d.Key())
 		v.port(d.Key(), d.Port)
 		v.check(d.Workload == "" || v.workloads[d.Workload], "destination %s names the unknown workload %s", d.Key(), d.Workload)
@@ -44,7 +44,7 @@ func (m *Mesh) Validate() error {
 	}
 	nodes := map[string]bool{}
 	for i := range m.Sidecars {
-		s := &m.Sidecars[i]
+		s := m.Sidecars[i]
 		v.unique(nodes, "sidecar", s.Node)
 		v.check(s.Workload == "" || v.workloads[s.Workload], "sidecar %s names the unknown workload %s", s.Node, s.Workload)
 		for _, in := range s.Inbound {
@@ -65,8 +65,8 @@ func (m *Mesh) Validate() error {
 	return errors.Join(v.errs...)
 }
 
-func isSorted[T any](all []T, keyOf func(*T) string) bool {
-	return sort.SliceIsSorted(all, func(i, j int) bool { return keyOf(&all[i]) < keyOf(&all[j]) })
+func isSorted[T any](all []*T, keyOf func(*T) string) bool {
+	return sort.SliceIsSorted(all, func(i, j int) bool { return keyOf(all[i]) < keyOf(all[j]) })
 }
 
 type validator struct {
@@ -101,7 +101,7 @@ func (v *validator) gateway(g *Gateway) {
 	}
 	var hosts []string
 	for i := range g.VirtualHosts {
-		vh := &g.VirtualHosts[i]
+		vh := g.VirtualHosts[i]
 		v.check(len(vh.Hosts) > 0, "gateway %s: %s has no hosts", g.Key(), vh.Owner.Name)
 		for _, h := range vh.Hosts {
 			taken := slices.IndexFunc(hosts, func(other string) bool { return OverlappingHosts(h, other) })

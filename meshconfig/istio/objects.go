@@ -31,13 +31,13 @@ func Objects(mesh *ir.Mesh) []Object {
 	for i := range mesh.Gateways {
 		g := &mesh.Gateways[i]
 		for j := range g.VirtualHosts {
-			w.add(w.virtualService(g, &g.VirtualHosts[j]))
+			w.add(w.virtualService(g, g.VirtualHosts[j]))
 		}
 	}
 	for i := range mesh.Workloads {
 		// The system's own workloads authenticate their callers themselves, who need
 		// not be members of the mesh.
-		if workload := &mesh.Workloads[i]; workload.Owner.Kind == "Lambda" {
+		if workload := mesh.Workloads[i]; workload.Owner.Kind == "Lambda" {
 			w.workload(workload)
 		}
 	}
@@ -60,7 +60,7 @@ type writer struct {
 func newWriter(mesh *ir.Mesh) *writer {
 	w := &writer{destinations: map[string]*ir.Destination{}, keySets: map[string]string{}, rules: map[string]*ir.Rule{}}
 	for i := range mesh.Destinations {
-		w.destinations[mesh.Destinations[i].Key()] = &mesh.Destinations[i]
+		w.destinations[mesh.Destinations[i].Key()] = mesh.Destinations[i]
 	}
 	for _, k := range mesh.KeySets {
 		w.keySets[k.Name] = k.JWKS

@@ -103,7 +103,7 @@ func (m *istioMesh) serve(t *testing.T, mesh *ir.Mesh, gateways []*networkingv1.
 		m.create(t, typed)
 	}
 	for i := range mesh.Destinations {
-		m.destination(t, mesh, &mesh.Destinations[i], backend(mesh.Destinations[i].Key()))
+		m.destination(t, mesh, mesh.Destinations[i], backend(mesh.Destinations[i].Key()))
 	}
 	addresses := map[string]string{}
 	for _, g := range gateways {

@@ -112,7 +112,7 @@ func newMembers(t *testing.T, mesh *ir.Mesh) *members {
 	bound := map[string]net.Listener{}
 	dir := testkit.TempSocketDir(t)
 	for i := range mesh.Sidecars {
-		s := &mesh.Sidecars[i]
+		s := mesh.Sidecars[i]
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
 		bound[s.Node] = l

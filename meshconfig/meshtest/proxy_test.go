@@ -75,7 +75,7 @@ func backendCORS() http.Header {
 func withBackends(t *testing.T, mesh *ir.Mesh) {
 	t.Helper()
 	for i := range mesh.Destinations {
-		d := &mesh.Destinations[i]
+		d := mesh.Destinations[i]
 		if d.Workload == "" && len(d.Endpoints) == 0 {
 			continue // a Service that has none, on purpose
 		}

@@ -58,7 +58,7 @@ func newJudged(t testing.TB, seed uint64) *judged {
 	t.Helper()
 	j, mesh := judge(t, seed, randomRules(rand.New(rand.NewPCG(seed, 0)), worldRules))
 	for i := range mesh.Destinations {
-		d := &mesh.Destinations[i]
+		d := mesh.Destinations[i]
 		server := httptest.NewServer(judgedBackend(d.Key()))
 		t.Cleanup(server.Close)
 		host, port, err := net.SplitHostPort(server.Listener.Addr().String())

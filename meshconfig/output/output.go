@@ -97,7 +97,7 @@ func Joined(rule *translate.APIRuleStatus, outputs []Output, views []func(*trans
 func RoutedTo(mesh *ir.Mesh) map[string][]string {
 	all := map[string][]string{}
 	for i := range mesh.Workloads {
-		workload := &mesh.Workloads[i]
+		workload := mesh.Workloads[i]
 		for _, allow := range workload.Allow {
 			for _, id := range allow.Rules {
 				rule := id[:max(0, strings.LastIndexByte(id, '/'))] // <namespace>/<name>/<hash>

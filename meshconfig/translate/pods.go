@@ -70,7 +70,7 @@ func (t *translator) addPods(reach map[string][]string) {
 		}
 		destinations := slices.Sorted(slices.Values(reach[t.identity(key.Namespace, account)]))
 		s.Egress = []ir.Egress{{Bind: "127.0.0.1", Port: sidecar.EgressPort, Destinations: slices.Compact(destinations)}}
-		t.sidecarsOut = append(t.sidecarsOut, s)
+		t.sidecarsOut = append(t.sidecarsOut, &s)
 	}
 }
 

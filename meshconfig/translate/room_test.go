@@ -92,7 +92,7 @@ func TestWhatRulesLeadToHasARoom(t *testing.T) {
 				require.Regexp(t, c.message, p.Message)
 			}
 			for i := range mesh.Destinations {
-				if d := &mesh.Destinations[i]; d.Namespace == "mallory" && c.closed == c.ports {
+				if d := mesh.Destinations[i]; d.Namespace == "mallory" && c.closed == c.ports {
 					require.Empty(t, d.Endpoints)
 					require.Empty(t, d.Identities)
 				}

@@ -69,7 +69,7 @@ func (t *translator) addAPIRules() {
 			rt.reportShadowed(vh.Rules)
 		}
 		if rt.served {
-			g.ir.VirtualHosts = append(g.ir.VirtualHosts, vh)
+			g.ir.VirtualHosts = append(g.ir.VirtualHosts, &vh)
 		}
 	}
 }
@@ -88,7 +88,7 @@ func claimsOfRefused(budgets *treasury, r *v1alpha1.APIRule) *v1alpha1.APIRule {
 // spec.hosts, which an edit that adds some leaves where they are.
 func (t *translator) closeHosts(r *v1alpha1.APIRule, hosts []string) {
 	g := t.gateways[gatewayKey(r)]
-	g.ir.VirtualHosts = append(g.ir.VirtualHosts, ir.VirtualHost{Owner: owner("APIRule", r), Hosts: slices.Sorted(slices.Values(hosts)), Rules: []ir.Rule{
+	g.ir.VirtualHosts = append(g.ir.VirtualHosts, &ir.VirtualHost{Owner: owner("APIRule", r), Hosts: slices.Sorted(slices.Values(hosts)), Rules: []ir.Rule{
 		{ID: r.Namespace + "/" + r.Name + "/too-large", Path: ir.AnyPath(), Closed: &ir.Closed{Status: statusClosed, Reason: ReasonTooLarge}},
 	}})
 }

@@ -29,7 +29,7 @@ func TestTheEventBusReachesWhatItsSinksName(t *testing.T) {
 		} {
 			mesh, _ := translate.Translate(snapshot(t, lambdaA, service,
 				"apiVersion: lambdamesh.dev/v1alpha1\nkind: Subscription\nmetadata: {name: s, namespace: shop}\nspec: "+spec))
-			i := slices.IndexFunc(mesh.Workloads, func(w ir.Workload) bool { return w.Key() == "shop/a" })
+			i := slices.IndexFunc(mesh.Workloads, func(w *ir.Workload) bool { return w.Key() == "shop/a" })
 			require.GreaterOrEqual(t, i, 0)
 			require.Equal(t, reached, slices.ContainsFunc(mesh.Workloads[i].Allow, func(a ir.Allow) bool { return a.Reason == ir.AllowEventBus }), spec)
 		}

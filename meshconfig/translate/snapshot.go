@@ -102,28 +102,18 @@ type KeySetResult struct {
 	Err string
 }
 
-// JWKSURIs lists the URIs of key sets that the rules name, sorted. Those of rules
-// that are too large are left out.
-func JWKSURIs(settings Settings, rules []*v1alpha1.APIRule) []string {
-	uris := map[string]bool{}
-	for _, r := range withinBudgets(settings, rules) {
-		for _, a := range authentications(r) {
-			if a.JWKSURI != "" {
-				uris[a.JWKSURI] = true
-			}
-		}
-	}
-	return slices.Sorted(maps.Keys(uris))
-}
-
-// SecretRefs lists the Secrets a translation needs, sorted: key sets and API keys
-// of rules that are not too large, and the certificates of Gateways' TLS servers.
-func SecretRefs(settings Settings, rules []*v1alpha1.APIRule, gateways []*networkingv1.Gateway) []types.NamespacedName {
-	refs := map[types.NamespacedName]bool{}
+// References lists what rules that are not too large, and Gateways, name and a
+// snapshot must hold besides: Secrets with key sets, API keys and the certificates
+// of TLS servers, and URIs of key sets. Both are sorted.
+func References(settings Settings, rules []*v1alpha1.APIRule, gateways []*networkingv1.Gateway) (secrets []types.NamespacedName, jwksURIs []string) {
+	refs, uris := map[types.NamespacedName]bool{}, map[string]bool{}
 	for _, r := range withinBudgets(settings, rules) {
 		for _, a := range authentications(r) {
 			if a.JWKSSecret != "" {
 				refs[secretOf(r, a.JWKSSecret)] = true
+			}
+			if a.JWKSURI != "" {
+				uris[a.JWKSURI] = true
 			}
 		}
 		for i := range r.Spec.Rules {
@@ -139,7 +129,19 @@ func SecretRefs(settings Settings, rules []*v1alpha1.APIRule, gateways []*networ
 			}
 		}
 	}
-	return slices.SortedFunc(maps.Keys(refs), compareNames)
+	return slices.SortedFunc(maps.Keys(refs), compareNames), slices.Sorted(maps.Keys(uris))
+}
+
+// JWKSURIs are those of [References].
+func JWKSURIs(settings Settings, rules []*v1alpha1.APIRule) []string {
+	_, uris := References(settings, rules, nil)
+	return uris
+}
+
+// SecretRefs are the Secrets of [References].
+func SecretRefs(settings Settings, rules []*v1alpha1.APIRule, gateways []*networkingv1.Gateway) []types.NamespacedName {
+	secrets, _ := References(settings, rules, gateways)
+	return secrets
 }
 
 // secretOf an APIRule: one of its namespace.

@@ -61,7 +61,7 @@ type translator struct {
 	workloads    map[string]*ir.Workload
 	allowed      map[allowKey]int // index into a workload's Allow
 	sinks        map[string]bool  // destinations of the event bus that are no workload
-	sidecarsOut  []ir.Sidecar
+	sidecarsOut  []*ir.Sidecar
 }
 
 func newTranslator(s Snapshot) *translator {
@@ -109,7 +109,7 @@ func (t *translator) mesh() ir.Mesh {
 	m := ir.Mesh{TrustDomain: t.settings.TrustDomain, Sidecars: t.sidecarsOut}
 	for _, key := range slices.Sorted(maps.Keys(t.gateways)) {
 		g := t.gateways[key].ir
-		slices.SortFunc(g.VirtualHosts, func(a, b ir.VirtualHost) int {
+		slices.SortFunc(g.VirtualHosts, func(a, b *ir.VirtualHost) int {
 			return cmp.Or(cmp.Compare(a.Owner.Namespace, b.Owner.Namespace), cmp.Compare(a.Owner.Name, b.Owner.Name))
 		})
 		m.Gateways = append(m.Gateways, g)
@@ -120,10 +120,10 @@ func (t *translator) mesh() ir.Mesh {
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(t.destinations)) {
-		m.Destinations = append(m.Destinations, *t.destinations[key])
+		m.Destinations = append(m.Destinations, t.destinations[key])
 	}
 	for _, key := range slices.Sorted(maps.Keys(t.workloads)) {
-		w := *t.workloads[key]
+		w := t.workloads[key]
 		slices.SortFunc(w.Allow, func(a, b ir.Allow) int {
 			return cmp.Or(cmp.Compare(a.Principal, b.Principal), cmp.Compare(a.Reason, b.Reason))
 		})

@@ -254,7 +254,7 @@ func TestSettingsNameTheIdentities(t *testing.T) {
 	s := snapshot(t, lambdaA, apiRule("r", older, "h", open))
 	s.Settings = translate.Settings{TrustDomain: "mesh.example", GatewayServiceAccount: types.NamespacedName{Namespace: "istio-system", Name: "ingress"}}
 	mesh, _ := translate.Translate(s)
-	var a ir.Workload
+	var a *ir.Workload
 	for _, w := range mesh.Workloads {
 		if w.Key() == "shop/a" {
 			a = w

@@ -181,9 +181,9 @@ func (t *translator) addSidecars() {
 				Destinations: t.visible(namespace, out, reach[principal]),
 			})
 		}
-		t.sidecarsOut = append(t.sidecarsOut, s)
+		t.sidecarsOut = append(t.sidecarsOut, &s)
 	}
-	slices.SortFunc(t.sidecarsOut, func(a, b ir.Sidecar) int { return cmp.Compare(a.Node, b.Node) })
+	slices.SortFunc(t.sidecarsOut, func(a, b *ir.Sidecar) int { return cmp.Compare(a.Node, b.Node) })
 }
 
 func inboundProblem(in ir.Inbound) string {

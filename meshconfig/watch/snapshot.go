@@ -21,6 +21,7 @@ import (
 // own: translations change none.
 func (s *Source) Snapshot(ctx context.Context) (translate.Snapshot, error) {
 	out := translate.Snapshot{Settings: s.config.Settings}
+	s.led.begin()
 	var (
 		lambdas  v1alpha1.LambdaList
 		subs     v1alpha1.SubscriptionList
@@ -55,10 +56,11 @@ func (s *Source) Snapshot(ctx context.Context) (translate.Snapshot, error) {
 	}
 	out.Gateways, out.Sidecars, out.WorkloadEntries = gateways.Items, sidecars.Items, entries.Items
 
-	if out.Secrets, err = s.readSecrets(ctx, translate.SecretRefs(out.Settings, out.APIRules, out.Gateways)); err != nil {
+	refs, uris := translate.References(out.Settings, out.APIRules, out.Gateways)
+	if out.Secrets, err = s.readSecrets(ctx, refs); err != nil {
 		return out, err
 	}
-	s.keySets.Keep(translate.JWKSURIs(out.Settings, out.APIRules))
+	s.keySets.Keep(uris)
 	out.JWKS = map[string]translate.KeySetResult{}
 	for uri, result := range s.keySets.Results() {
 		out.JWKS[uri] = translate.KeySetResult(result)

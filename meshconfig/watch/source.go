@@ -47,6 +47,7 @@ type Source struct {
 	keySets    *jwks.Fetcher
 	secrets    *secrets
 	meshConfig *meshConfig
+	led        *led
 }
 
 // New makes a source, which fetches key sets from run on.
@@ -57,7 +58,7 @@ func New(config Config) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Source{config: config, keySets: keySets, secrets: newSecrets(config.Reader), meshConfig: newMeshConfig(config.Reader, config.MeshConfig)}, nil
+	return &Source{config: config, keySets: keySets, secrets: newSecrets(config.Reader), meshConfig: newMeshConfig(config.Reader, config.MeshConfig), led: newLed()}, nil
 }
 
 // Run fetches key sets and looks after the MeshConfig until ctx ends.

@@ -72,7 +72,7 @@ func (s *Source) Watch(ctx context.Context) error {
 		{&v1alpha1.Subscription{}, s.onChange(sameGeneration, nil)},
 		{&v1alpha1.ApplicationBinding{}, s.onChange(sameGeneration, nil)},
 		{&corev1.Service{}, s.onChange(sameVersion, nil)},
-		{&discoveryv1.EndpointSlice{}, s.onChange(sameVersion, nil)},
+		{&discoveryv1.EndpointSlice{}, s.onSlice()},
 		{&corev1.Pod{}, s.onChange(samePod, nil)},
 		{&networkingv1.Gateway{}, s.onChange(sameGeneration, s.objectTouched("Gateway"))},
 		{&networkingv1.Sidecar{}, s.onChange(sameGeneration, s.objectTouched("Sidecar"))},
@@ -137,6 +137,32 @@ func (s *Source) apiRuleTouched(rule client.Object) {
 
 func (s *Source) objectTouched(kind string) func(client.Object) {
 	return func(o client.Object) { s.config.ObjectTouched(kind, client.ObjectKeyFromObject(o)) }
+}
+
+// onSlice marks the snapshot dirty for slices of Services that something leads to:
+// of a cluster's others there may be a change every second.
+func (s *Source) onSlice() toolscache.ResourceEventHandler {
+	changed := func(obj any) {
+		if gone, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
+			obj = gone.Obj
+		}
+		slice, ok := obj.(*discoveryv1.EndpointSlice)
+		if !ok || s.led.concerns(serviceOf(slice)) {
+			s.config.Changed()
+		}
+	}
+	return toolscache.ResourceEventHandlerFuncs{
+		AddFunc: changed, DeleteFunc: changed,
+		UpdateFunc: func(old, updated any) {
+			before, ok1 := old.(*discoveryv1.EndpointSlice)
+			after, ok2 := updated.(*discoveryv1.EndpointSlice)
+			if ok1 && ok2 && sameVersion(before, after) {
+				return
+			}
+			changed(old) // which may have been another Service's
+			changed(updated)
+		},
+	}
 }
 
 // onSecret notes the versions of Secrets; only those that are named make the

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strconv"
@@ -27,31 +28,26 @@ const payloadKey = "jwt"
 // Routes name theirs; a route that names none needs no token. A requirement is
 // a set of providers: what else a rule demands is in the route's RBAC, so that
 // a changed rule changes no listener.
-func (b *builder) jwtFilter(g *ir.Gateway) *jwtv3.JwtAuthentication {
-	keys := make(map[string]string, len(b.mesh.KeySets))
-	for _, k := range b.mesh.KeySets {
+func (b *builder) jwtFilter(keySets []ir.KeySet, demands iter.Seq[*Demands]) *jwtv3.JwtAuthentication {
+	keys := make(map[string]string, len(keySets))
+	for _, k := range keySets {
 		keys[k.Name] = k.JWKS
 	}
 	filter := &jwtv3.JwtAuthentication{Providers: map[string]*jwtv3.JwtProvider{}, RequirementMap: map[string]*jwtv3.JwtRequirement{}}
 	providers, requirements := map[string]trusted{}, map[string][]string{}
-	for i := range g.VirtualHosts {
-		for j := range g.VirtualHosts[i].Rules {
-			jwt := g.VirtualHosts[i].Rules[j].JWT
-			if jwt == nil {
-				continue
-			}
-			for _, p := range jwt.Providers {
-				added, err := once(providers, providerName(p), trusted{p.Issuer, p.KeySet, places(p)}, func(a, b trusted) bool { return a == b })
-				b.note(err)
-				if added {
-					filter.Providers[providerName(p)] = provider(p, keys[p.KeySet])
-				}
-			}
-			names := providerNames(jwt)
-			added, err := once(requirements, requirementName(names), names, slices.Equal)
+	for d := range demands {
+		for name, p := range d.providers {
+			added, err := once(providers, name, trustOf(p), func(a, b trusted) bool { return a == b })
 			b.note(err)
 			if added {
-				filter.RequirementMap[requirementName(names)] = requirement(names)
+				filter.Providers[name] = provider(p, keys[p.KeySet])
+			}
+		}
+		for name, names := range d.requirements {
+			added, err := once(requirements, name, names, slices.Equal)
+			b.note(err)
+			if added {
+				filter.RequirementMap[name] = requirement(names)
 			}
 		}
 	}
@@ -60,6 +56,8 @@ func (b *builder) jwtFilter(g *ir.Gateway) *jwtv3.JwtAuthentication {
 
 // trusted is what makes a provider: whose tokens, by which keys.
 type trusted struct{ issuer, keySet, places string }
+
+func trustOf(p ir.JWTProvider) trusted { return trusted{p.Issuer, p.KeySet, places(p)} }
 
 // once sets a name that is not there yet and says whether it did. A name stands
 // for one thing only: with two, a rule of one team would decide about another's

@@ -24,12 +24,12 @@ func TestEachRuleDemandsItsOwnIssuersWhateverTheirNames(t *testing.T) {
 	}
 	destination := ir.Destination{Namespace: "n", Name: "s", Port: 80}
 	mesh := &ir.Mesh{
-		Destinations: []ir.Destination{destination},
+		Destinations: []*ir.Destination{&destination},
 		KeySets:      []ir.KeySet{{Name: "uri:https://a.test/keys", JWKS: "a"}, {Name: "uri:https://a.test/keys|uri:https://b.test/keys", JWKS: "ab"}, {Name: "uri:https://b.test/keys", JWKS: "b"}},
 	}
 	gateway := ir.Gateway{Namespace: "n", Name: "g", Servers: []ir.Server{{Name: "http", Port: 80, Protocol: ir.HTTP, Hosts: []string{"*/*"}}}}
 	for name, providers := range rules {
-		gateway.VirtualHosts = append(gateway.VirtualHosts, ir.VirtualHost{Owner: ir.Owner{Namespace: "n", Name: name}, Hosts: []string{name}, Rules: []ir.Rule{{
+		gateway.VirtualHosts = append(gateway.VirtualHosts, &ir.VirtualHost{Owner: ir.Owner{Namespace: "n", Name: name}, Hosts: []string{name}, Rules: []ir.Rule{{
 			ID: name, Path: ir.AnyPath(), JWT: &ir.JWT{Providers: providers}, Backends: []ir.Backend{{Destination: destination.Key(), Weight: 1}},
 		}}})
 	}

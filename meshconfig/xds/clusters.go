@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"strings"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -35,10 +34,7 @@ const (
 	hostSelections = 5
 )
 
-func clusterName(d *ir.Destination) string {
-	port := d.Key()[strings.LastIndexByte(d.Key(), ':')+1:]
-	return "outbound|" + port + "||" + d.Hostname()
-}
+func clusterName(d *ir.Destination) string { return clusterNameOf(d.Key()) }
 
 // cluster adds the cluster of a destination (a key) once and returns its name.
 func (b *builder) cluster(key string) string {
@@ -48,6 +44,14 @@ func (b *builder) cluster(key string) string {
 		return name
 	}
 	b.clusters[name] = true
+	c, assignment := b.clusterOf(d)
+	b.out.Clusters, b.out.Endpoints = append(b.out.Clusters, c), append(b.out.Endpoints, assignment)
+	return name
+}
+
+// clusterOf a destination.
+func (b *builder) clusterOf(d *ir.Destination) (*clusterv3.Cluster, *endpointv3.ClusterLoadAssignment) {
+	name := clusterName(d)
 	c := &clusterv3.Cluster{
 		Name:                          name,
 		ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
@@ -61,7 +65,6 @@ func (b *builder) cluster(key string) string {
 	if len(d.Identities) > 0 {
 		c.TransportSocket = b.upstreamTLS(d)
 	}
-	b.out.Clusters = append(b.out.Clusters, c)
 	assignment := &endpointv3.ClusterLoadAssignment{ClusterName: name}
 	if len(d.Endpoints) > 0 {
 		locality := &endpointv3.LocalityLbEndpoints{}
@@ -70,8 +73,7 @@ func (b *builder) cluster(key string) string {
 		}
 		assignment.Endpoints = []*endpointv3.LocalityLbEndpoints{locality}
 	}
-	b.out.Endpoints = append(b.out.Endpoints, assignment)
-	return name
+	return c, assignment
 }
 
 func circuitBreakers() *clusterv3.CircuitBreakers {

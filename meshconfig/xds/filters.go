@@ -1,8 +1,8 @@
 package xds
 
 import (
+	"iter"
 	"math"
-	"slices"
 	"strconv"
 	"time"
 
@@ -38,11 +38,12 @@ const maxBuckets = 10_000
 
 // askedFor are the filters that rules of the gateway ask for, in the order in
 // which they look at a request: none does anything but by a route's word.
-func (b *builder) askedFor(g *ir.Gateway) []*hcmv3.HttpFilter {
-	any := func(uses func(*ir.Rule) bool) bool {
-		return slices.ContainsFunc(g.VirtualHosts, func(vh ir.VirtualHost) bool {
-			return slices.ContainsFunc(vh.Rules, func(r ir.Rule) bool { return r.Closed == nil && uses(&r) })
-		})
+func (b *builder) askedFor(demands iter.Seq[*Demands]) []*hcmv3.HttpFilter {
+	asked := map[string]bool{}
+	for d := range demands {
+		for _, name := range d.filters {
+			asked[name] = true
+		}
 	}
 	var all []*hcmv3.HttpFilter
 	add := func(name string, config proto.Message) {
@@ -50,13 +51,13 @@ func (b *builder) askedFor(g *ir.Gateway) []*hcmv3.HttpFilter {
 		filter.Disabled = true
 		all = append(all, filter)
 	}
-	if any(func(r *ir.Rule) bool { return r.APIKey != nil }) {
+	if asked[filterAPIKey] {
 		add(filterAPIKey, &apikeyv3.ApiKeyAuth{})
 	}
-	if any(func(r *ir.Rule) bool { return r.RateLimit != nil }) {
+	if asked[filterRateLimit] {
 		add(filterRateLimit, &ratelimitv3.LocalRateLimit{StatPrefix: "rules"})
 	}
-	if any(func(r *ir.Rule) bool { return r.MaxBodyBytes > 0 }) {
+	if asked[filterBuffer] {
 		add(filterBuffer, &bufferv3.Buffer{MaxRequestBytes: wrapperspb.UInt32(math.MaxInt32)})
 	}
 	return all

@@ -3,6 +3,7 @@ package xds
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"net"
 	"slices"
 	"strconv"
@@ -53,9 +54,32 @@ const (
 
 // gateway adds a listener per port and a route configuration per server.
 func (b *builder) gateway(g *ir.Gateway) {
+	demands := make([]*Demands, 0, len(g.VirtualHosts))
+	for _, vh := range g.VirtualHosts {
+		demands = append(demands, DemandsOf(vh))
+		for _, key := range DestinationsOf(vh) {
+			b.cluster(key)
+		}
+	}
+	b.listeners(g, b.mesh.KeySets, slices.Values(demands))
+	for _, table := range Tables(g) {
+		config := table.Empty()
+		for _, vh := range g.VirtualHosts {
+			host, err := table.Host(vh)
+			b.note(err)
+			if host != nil {
+				config.VirtualHosts = append(config.VirtualHosts, host)
+			}
+		}
+		slices.SortFunc(config.VirtualHosts, byName)
+		b.out.Routes = append(b.out.Routes, config)
+	}
+}
+
+// listeners adds those of a gateway.
+func (b *builder) listeners(g *ir.Gateway, keySets []ir.KeySet, demands iter.Seq[*Demands]) {
 	listeners := map[string]*listenerv3.Listener{}
-	plain := map[string][]*ir.Server{} // by route configuration
-	auth := b.jwtFilter(g)
+	auth := b.jwtFilter(keySets, demands)
 	for i := range g.Servers {
 		s := &g.Servers[i]
 		bind := s.Bind
@@ -79,19 +103,14 @@ func (b *builder) gateway(g *ir.Gateway) {
 			b.filter(filterCORS, &corsv3.Cors{}),
 			b.filter(filterJWT, auth),
 			b.filter(filterRBAC, &rbacv3.RBAC{}),
-		}, b.askedFor(g), []*hcmv3.HttpFilter{b.router()})
+		}, b.askedFor(demands), []*hcmv3.HttpFilter{b.router()})
 		if s.Protocol == ir.HTTP {
-			routes := fmt.Sprintf("http.%d", s.Port)
-			if s.Bind != "" {
-				routes = fmt.Sprintf("http.%s.%d", s.Bind, s.Port)
-			}
 			if !exists { // servers of one plain port share its routes
-				l.FilterChains = []*listenerv3.FilterChain{b.httpChain(b.edge(g, routes, filters))}
+				l.FilterChains = []*listenerv3.FilterChain{b.httpChain(b.edge(g, tableName(s), filters))}
 			}
-			plain[routes] = append(plain[routes], s)
 			continue
 		}
-		routes := fmt.Sprintf("https.%d.%s", s.Port, s.Name)
+		routes := tableName(s)
 		chain := b.httpChain(b.edge(g, routes, filters))
 		if names := serverNames(s); len(names) > 0 {
 			chain.FilterChainMatch = &listenerv3.FilterChainMatch{ServerNames: names}
@@ -108,10 +127,6 @@ func (b *builder) gateway(g *ir.Gateway) {
 		if len(l.FilterChains) == 1 {
 			l.ListenerFilters = append(l.ListenerFilters, b.listenerFilter("envoy.filters.listener.tls_inspector", &inspectorv3.TlsInspector{}))
 		}
-		b.gatewayRoutes(routes, g, s)
-	}
-	for routes, servers := range plain { // sorted when all is there
-		b.gatewayRoutes(routes, g, servers...)
 	}
 }
 

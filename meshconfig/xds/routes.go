@@ -26,28 +26,6 @@ import (
 // change what Envoy does when a client sends them.
 func untrustedHeaders() []string { return append(headers.FromGateway(), headers.Steering()...) }
 
-// gatewayRoutes adds the virtual hosts that any of the servers accepts.
-func (b *builder) gatewayRoutes(name string, g *ir.Gateway, servers ...*ir.Server) {
-	config := &routev3.RouteConfiguration{
-		Name:         name,
-		VirtualHosts: []*routev3.VirtualHost{unknownHost()},
-	}
-	for i := range g.VirtualHosts {
-		vh := &g.VirtualHosts[i]
-		var domains []string
-		for _, h := range vh.Hosts {
-			if slices.ContainsFunc(servers, func(s *ir.Server) bool { return s.Accepts(vh.Owner.Namespace, h) }) {
-				domains = append(domains, h)
-			}
-		}
-		if len(domains) > 0 {
-			config.VirtualHosts = append(config.VirtualHosts, b.virtualHost(vh.Owner.Namespace+"/"+vh.Owner.Name, domains, vh))
-		}
-	}
-	slices.SortFunc(config.VirtualHosts, byName)
-	b.out.Routes = append(b.out.Routes, config)
-}
-
 func (b *builder) virtualHost(name string, domains []string, vh *ir.VirtualHost) *routev3.VirtualHost {
 	out := &routev3.VirtualHost{Name: name, Domains: domains, RetryPolicy: b.retryPolicy(ir.DefaultRetries())}
 	if vh.CORS != nil {
@@ -200,12 +178,12 @@ func (b *builder) action(r *ir.Rule) *routev3.RouteAction {
 		out.IdleTimeout = out.Timeout // a lambda may be silent as long as it may run
 	}
 	if len(r.Backends) == 1 {
-		out.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: b.cluster(r.Backends[0].Destination)}
+		out.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: clusterNameOf(r.Backends[0].Destination)}
 	} else {
 		weighted := &routev3.WeightedCluster{}
 		for _, backend := range r.Backends {
 			weighted.Clusters = append(weighted.Clusters, &routev3.WeightedCluster_ClusterWeight{
-				Name:   b.cluster(backend.Destination),
+				Name:   clusterNameOf(backend.Destination),
 				Weight: wrapperspb.UInt32(backend.Weight),
 			})
 		}
@@ -223,7 +201,7 @@ func (b *builder) action(r *ir.Rule) *routev3.RouteAction {
 	}
 	if r.Mirror != nil {
 		out.RequestMirrorPolicies = []*routev3.RouteAction_RequestMirrorPolicy{{
-			Cluster: b.cluster(r.Mirror.Destination),
+			Cluster: clusterNameOf(r.Mirror.Destination),
 			// As istiod says it: a copy is what the backend gets.
 			DisableShadowHostSuffixAppend: true,
 			RuntimeFraction:               &corev3.RuntimeFractionalPercent{DefaultValue: &typev3.FractionalPercent{Numerator: r.Mirror.Percent}},

@@ -33,7 +33,7 @@ func TestTheSizeOfADestinationIsWhatIsWritten(t *testing.T) {
 		}()},
 	} {
 		t.Run(name, func(t *testing.T) {
-			mesh := &ir.Mesh{TrustDomain: "cluster.local", Destinations: []ir.Destination{d}, Sidecars: []ir.Sidecar{{
+			mesh := &ir.Mesh{TrustDomain: "cluster.local", Destinations: []*ir.Destination{&d}, Sidecars: []*ir.Sidecar{{
 				Node: "n.shop", Namespace: "shop", ServiceAccount: "n", Egress: []ir.Egress{{Bind: "127.0.0.1", Port: 1, Destinations: []string{d.Key()}}},
 			}}}
 			resources, err := xds.SidecarResources(mesh, "n.shop")

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -60,16 +59,19 @@ type Output struct {
 	changed func()
 	// seen is when nodes of a gateway were there for the last time.
 	seen map[string]time.Time
+	// closed are the refusals because of which hosts of gateways answer 503.
+	closed map[string][]ads.Nack
 	// states of targets; those that may have changed are not in it.
 	states map[string]output.Programmed
 
 	// Used by the caller of Update and Programmed only.
 	last     output.Update
 	versions map[string]string // by target; empty: nothing could be served yet
+	gateways map[string]*gateway
 	failed   map[string]error
 	// leftOut namespaces and why, by target.
 	leftOut map[string]map[string]string
-	// sidecars of the workloads that an APIRule routes to, by namespace/name.
+	// sidecars by workload.
 	sidecars map[string][]string
 	// certificates that gateways were served last, by target and Secret: they
 	// outlive a Secret that is deleted or broken.
@@ -88,8 +90,8 @@ func New(config Config) (*Output, error) {
 	o := &Output{
 		config:  config,
 		changed: func() {},
-		seen:    map[string]time.Time{}, states: map[string]output.Programmed{},
-		versions: map[string]string{}, failed: map[string]error{}, leftOut: map[string]map[string]string{},
+		seen:    map[string]time.Time{}, closed: map[string][]ads.Nack{}, states: map[string]output.Programmed{},
+		versions: map[string]string{}, gateways: map[string]*gateway{}, failed: map[string]error{}, leftOut: map[string]map[string]string{},
 		certificates: map[string]map[string]cachetypes.Resource{},
 	}
 	config.ADS.NodeIdentity = o.nodeIdentity
@@ -138,9 +140,14 @@ func (o *Output) gatewayNodes() map[string][]ads.NodeStatus {
 	o.mu.Unlock()
 	all := make(map[string][]ads.NodeStatus, len(targets))
 	for _, target := range targets {
-		if nodes := o.server.Status(target).Nodes; len(nodes) > 0 {
-			all[target] = nodes
+		nodes := o.server.Status(target).Nodes
+		if len(nodes) == 0 {
+			continue
 		}
+		o.mu.Lock()
+		nodes[0].Nacks = append(nodes[0].Nacks, o.closed[target]...)
+		o.mu.Unlock()
+		all[target] = nodes
 	}
 	return all
 }
@@ -217,84 +224,84 @@ func (o *Output) find(ctx context.Context, key types.NamespacedName, into client
 // a sidecar that has not been told about it.
 func (o *Output) Update(_ context.Context, update output.Update) {
 	previous := o.last
+	if previous.Mesh == nil {
+		previous.Mesh = &ir.Mesh{}
+	}
+	update.Mesh = settled(previous.Mesh, update.Mesh)
 	o.last = update
-	if previous.Mesh != nil && reflect.DeepEqual(previous, update) {
-		return
-	}
+	changed := differences(previous.Mesh, update.Mesh)
+	o.updateSidecars(changed, update.Mesh)
 	current := map[string]bool{}
-	changed := changedSidecars(previous.Mesh, update.Mesh)
-	for i := range update.Mesh.Sidecars {
-		sidecar := &update.Mesh.Sidecars[i]
-		current[sidecar.Node] = true
-		if _, served := o.versions[sidecar.Node]; served && !changed(sidecar) {
-			continue
-		}
-		o.set(sidecar.Node, nil, update.Mesh, func(mesh *ir.Mesh) (xds.Resources, error) { return xds.SidecarResources(mesh, sidecar.Node) })
-	}
 	for i := range update.Mesh.Gateways {
 		gateway := &update.Mesh.Gateways[i]
 		target := ads.GatewayTarget(gateway.Namespace, gateway.Name)
 		current[target] = true
 		o.noteGateway(target)
-		o.set(target, o.gatewaySecrets(gateway, update.Secrets), update.Mesh, func(mesh *ir.Mesh) (xds.Resources, error) {
-			return xds.GatewayResources(mesh, gateway.Namespace, gateway.Name)
-		})
+		o.updateGateway(target, gateway, changed.destinations, update)
 	}
-	for target := range o.versions {
-		if !current[target] {
-			o.server.Remove(target)
-			delete(o.versions, target)
-			delete(o.certificates, target)
-			delete(o.leftOut, target)
-			o.forgetTarget(target)
+	for i := range previous.Mesh.Gateways {
+		gateway := &previous.Mesh.Gateways[i]
+		if target := ads.GatewayTarget(gateway.Namespace, gateway.Name); !current[target] {
+			delete(o.gateways, target)
+			o.remove(target)
 		}
 	}
-	for target := range o.failed {
-		if !current[target] {
-			delete(o.failed, target)
-		}
-	}
-	o.sidecars = sidecarsOf(update.Mesh)
 }
 
-// sidecarsOf lists for each APIRule the sidecars that its requests pass.
-func sidecarsOf(mesh *ir.Mesh) map[string][]string {
-	byWorkload := map[string][]string{}
-	for i := range mesh.Sidecars {
-		s := &mesh.Sidecars[i]
-		byWorkload[s.Workload] = append(byWorkload[s.Workload], s.Node)
-	}
-	all := map[string][]string{}
-	for rule, workloads := range output.RoutedTo(mesh) {
-		for _, workload := range workloads {
-			all[rule] = append(all[rule], byWorkload[workload]...)
-		}
-	}
-	return all
+func (o *Output) remove(target string) {
+	o.server.Remove(target)
+	delete(o.versions, target)
+	delete(o.failed, target)
+	delete(o.certificates, target)
+	delete(o.leftOut, target)
+	o.forgetTarget(target)
 }
 
-// changedSidecars returns a function that tells whether a sidecar's resources
-// may differ: they follow from the sidecar, its workload and all destinations.
-func changedSidecars(before, after *ir.Mesh) func(*ir.Sidecar) bool {
-	if before == nil || before.TrustDomain != after.TrustDomain || !reflect.DeepEqual(before.Destinations, after.Destinations) {
-		return func(*ir.Sidecar) bool { return true }
+// updateSidecars gives those their resources that may differ: they follow from the
+// sidecar, its workload and its destinations.
+func (o *Output) updateSidecars(changed difference, mesh *ir.Mesh) {
+	for _, gone := range changed.sidecarsGone {
+		o.remove(gone.Node)
 	}
-	workload := func(workloads []ir.Workload) map[string]*ir.Workload {
-		byKey := make(map[string]*ir.Workload, len(workloads))
-		for i := range workloads {
-			byKey[workloads[i].Key()] = &workloads[i]
+	if len(changed.sidecars)+len(changed.sidecarsGone) > 0 {
+		o.sidecars = make(map[string][]string, len(mesh.Workloads))
+		for _, s := range mesh.Sidecars {
+			o.sidecars[s.Workload] = append(o.sidecars[s.Workload], s.Node)
 		}
-		return byKey
 	}
-	oldWorkloads, newWorkloads := workload(before.Workloads), workload(after.Workloads)
-	oldSidecars := make(map[string]*ir.Sidecar, len(before.Sidecars))
-	for i := range before.Sidecars {
-		oldSidecars[before.Sidecars[i].Node] = &before.Sidecars[i]
+	for _, s := range changed.concerned(mesh) {
+		o.set(s.Node, nil, mesh, func(mesh *ir.Mesh) (xds.Resources, error) { return xds.SidecarResources(mesh, s.Node) })
 	}
-	return func(s *ir.Sidecar) bool {
-		return !reflect.DeepEqual(oldSidecars[s.Node], s) ||
-			!reflect.DeepEqual(oldWorkloads[s.Workload], newWorkloads[s.Workload])
+}
+
+// updateGateway gives the server what differs. When that is more than a message
+// carries, all of it is looked at again, without the largest namespaces.
+func (o *Output) updateGateway(target string, to *ir.Gateway, changed []*ir.Destination, update output.Update) {
+	secrets := o.gatewaySecrets(to, update.Secrets)
+	g, serve := o.gateways[target], o.server.Update
+	if g == nil {
+		g, serve = newGateway(), o.server.Replace
 	}
+	changes, err := g.update(to, update.Mesh, changed, secrets)
+	if err == nil && len(changes) == 0 && o.gateways[target] != nil {
+		return
+	}
+	version := ""
+	if err == nil {
+		version, err = serve(target, changes)
+	}
+	o.forgetState(target)
+	if err == nil {
+		o.noteClosed(target, g)
+		o.gateways[target], o.versions[target] = g, version
+		delete(o.failed, target)
+		delete(o.leftOut, target)
+		return
+	}
+	delete(o.gateways, target) // what is served is not what it is made of
+	o.set(target, secrets, update.Mesh, func(mesh *ir.Mesh) (xds.Resources, error) {
+		return xds.GatewayResources(mesh, to.Namespace, to.Name)
+	})
 }
 
 // set serves a target its resources; when no message could carry them all, those
@@ -362,12 +369,12 @@ func (o *Output) gatewaySecrets(gateway *ir.Gateway, secrets []*corev1.Secret) [
 // that has not would answer 403.
 func (o *Output) Programmed() func(*translate.APIRuleStatus) output.Programmed {
 	return func(rule *translate.APIRuleStatus) output.Programmed {
-		p := o.state(rule.Gateway)
 		if why, found := o.leftOut[rule.Gateway][rule.Namespace]; found {
 			return output.Programmed{Status: metav1.ConditionFalse, Reason: translate.ReasonTooLarge, Message: "namespace " + rule.Namespace +
 				" has the largest part of what is too much for the gateway, and is left out; remove some of its rules and of what they lead to: " + why}
 		}
-		for _, sidecar := range o.sidecars[rule.Namespace+"/"+rule.Name] {
+		p := o.atGateway(rule)
+		for _, sidecar := range o.sidecarsOf(rule) {
 			if p.Status != metav1.ConditionTrue {
 				break
 			}
@@ -377,6 +384,52 @@ func (o *Output) Programmed() func(*translate.APIRuleStatus) output.Programmed {
 		}
 		return p
 	}
+}
+
+// atGateway is what can be said of a rule there: it is programmed when all nodes
+// hold its hosts, and what those need, as they are served now.
+func (o *Output) atGateway(rule *translate.APIRuleStatus) output.Programmed {
+	whole := o.state(rule.Gateway)
+	g := o.gateways[rule.Gateway]
+	if g == nil || whole.Reason == output.ReasonNoDataPlane {
+		return whole
+	}
+	part := g.hosts[rule.Namespace+"/"+rule.Name]
+	switch {
+	case part == nil:
+		return whole
+	case part.quarantine != "":
+		return output.Programmed{Status: metav1.ConditionFalse, Reason: output.ReasonDataPlaneRefused, Message: part.quarantine + " (its hosts answer 503 until it is changed)"}
+	case whole.Status == metav1.ConditionTrue, part.held == g.nodes:
+		part.held = g.nodes
+		return output.Programmed{Status: metav1.ConditionTrue, Reason: output.ReasonProgrammed}
+	}
+	// Another replica's nodes tell of all they hold, and of nothing else.
+	nodes := append(o.server.Lacking(rule.Gateway, g.keys(part)), o.peers.nodes(rule.Gateway)...)
+	p := judge(nodes, o.versions[rule.Gateway])
+	if p.Status == metav1.ConditionTrue {
+		part.held = g.nodes
+	}
+	return p
+}
+
+// sidecarsOf the workloads that a rule's requests pass.
+func (o *Output) sidecarsOf(rule *translate.APIRuleStatus) []string {
+	g := o.gateways[rule.Gateway]
+	if g == nil {
+		return nil
+	}
+	part := g.hosts[rule.Namespace+"/"+rule.Name]
+	if part == nil {
+		return nil
+	}
+	var all []string
+	for _, key := range part.destinations {
+		if c := g.clusters[key]; c != nil && c.made.Workload != "" {
+			all = append(all, o.sidecars[c.made.Workload]...)
+		}
+	}
+	return all
 }
 
 // state is what can be said of a target.
@@ -418,25 +471,43 @@ func (o *Output) look(target string) output.Programmed {
 		}
 	}
 	o.noteNodes(target)
-	version := o.versions[target]
-	if status.Acknowledged(version) {
-		return output.Programmed{Status: metav1.ConditionTrue, Reason: output.ReasonProgrammed}
+	if g := o.gateways[target]; g != nil {
+		g.see(status.Nodes)
+		if changes := g.quarantine(status.Nodes); len(changes) > 0 {
+			if version, err := o.server.Update(target, changes); err == nil {
+				o.log.Error("a proxy refused hosts; they answer 503 until they are changed", "target", target, "resources", len(changes))
+				o.versions[target] = version
+				o.forgetState(target)
+			}
+			o.noteClosed(target, g)
+		}
 	}
+	return judge(status.Nodes, o.versions[target])
+}
+
+// judge sums up nodes that may lack something of a version.
+func judge(nodes []ads.NodeStatus, version string) output.Programmed {
 	refused, waiting, keep := "", "", true
-	for _, node := range status.Nodes {
-		if len(node.Nacks) > 0 {
+	for _, node := range nodes {
+		switch {
+		case node.Version == version && version != "":
+		case len(node.Nacks) > 0:
 			nack := node.Nacks[0]
 			refused = fmt.Sprintf("%s refused %s: %s", node.NodeID, nack.Type[strings.LastIndexByte(nack.Type, '.')+1:], nack.Message)
 			// A node that has acknowledged nothing keeps nothing.
 			keep = keep && node.Version != ""
-		} else if node.Version != version && waiting == "" {
+		case waiting == "":
 			waiting = node.NodeID + " has not answered yet"
 		}
 	}
-	if refused != "" {
+	switch {
+	case refused != "":
 		return output.Programmed{Status: metav1.ConditionFalse, Reason: output.ReasonDataPlaneRefused, Message: refused, Keep: keep}
+	case waiting != "":
+		return output.Programmed{Status: metav1.ConditionUnknown, Reason: v1alpha1.ReasonPending, Message: waiting, Keep: true}
+	default:
+		return output.Programmed{Status: metav1.ConditionTrue, Reason: output.ReasonProgrammed}
 	}
-	return output.Programmed{Status: metav1.ConditionUnknown, Reason: v1alpha1.ReasonPending, Message: waiting, Keep: true}
 }
 
 // noteGateway begins the grace of a gateway that is new here.
@@ -449,9 +520,17 @@ func (o *Output) noteGateway(target string) {
 	}
 }
 
+// noteClosed lets other replicas know.
+func (o *Output) noteClosed(target string, g *gateway) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed[target] = slices.Collect(maps.Values(g.closed))
+}
+
 func (o *Output) forgetTarget(target string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	delete(o.closed, target)
 	delete(o.seen, target)
 	delete(o.states, target)
 }

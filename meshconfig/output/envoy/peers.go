@@ -55,10 +55,18 @@ type peerNode struct {
 	Nacks   []peerNack `json:"nacks,omitempty"`
 }
 
+// peerNack names the resource and the hash of its content, where they are known:
+// every replica closes a host that a node of any of them refused, so that all
+// serve the same.
 type peerNack struct {
 	Type    string `json:"type"`
+	Name    string `json:"name,omitempty"`
+	Version string `json:"version,omitempty"`
 	Message string `json:"message"`
 }
+
+// maxPeerNacks of a node are told: a Lease holds little.
+const maxPeerNacks = 8
 
 // peers knows the gateway nodes of other replicas.
 type peers struct {
@@ -120,9 +128,9 @@ func encodeAcks(all map[string][]ads.NodeStatus) (string, error) {
 	for target, nodes := range all {
 		for _, n := range nodes {
 			node := peerNode{ID: n.NodeID, Version: n.Version}
-			for _, nack := range n.Nacks {
+			for _, nack := range n.Nacks[:min(len(n.Nacks), maxPeerNacks)] {
 				message := nack.Message
-				node.Nacks = append(node.Nacks, peerNack{Type: nack.Type, Message: message[:min(len(message), 1024)]})
+				node.Nacks = append(node.Nacks, peerNack{nack.Type, nack.Name, nack.Version, message[:min(len(message), 1024)]})
 			}
 			acks[target] = append(acks[target], node)
 		}
@@ -174,7 +182,7 @@ func (p *peers) ask(ctx context.Context, changed func(target string)) error {
 			for _, n := range nodes {
 				status := ads.NodeStatus{NodeID: n.ID, Version: n.Version}
 				for _, nack := range n.Nacks {
-					status.Nacks = append(status.Nacks, ads.Nack{Type: nack.Type, Message: nack.Message})
+					status.Nacks = append(status.Nacks, ads.Nack{Type: nack.Type, Name: nack.Name, Version: nack.Version, Message: nack.Message})
 				}
 				others[target] = append(others[target], status)
 			}

@@ -28,7 +28,7 @@ func largest(mesh *ir.Mesh, target string, without map[string]string) string {
 	if g := gatewayOf(mesh, target); g != nil {
 		counted := map[string]bool{}
 		for i := range g.VirtualHosts {
-			vh := &g.VirtualHosts[i]
+			vh := g.VirtualHosts[i]
 			if text, err := json.Marshal(vh); err == nil {
 				sizes[vh.Owner.Namespace] += len(text)
 			}
@@ -66,16 +66,14 @@ func leaveOut(mesh *ir.Mesh, target string, without map[string]string) *ir.Mesh 
 	if g := gatewayOf(&out, target); g != nil {
 		g.VirtualHosts = slices.Clone(g.VirtualHosts)
 		for i := range g.VirtualHosts {
-			vh := &g.VirtualHosts[i]
-			if _, gone := without[vh.Owner.Namespace]; gone {
-				vh.CORS, vh.Rules = nil, []ir.Rule{{
-					ID: vh.Owner.Namespace + "/" + vh.Owner.Name + "/left-out", Path: ir.AnyPath(),
-					Closed: &ir.Closed{Status: http.StatusServiceUnavailable, Reason: translate.ReasonTooLarge},
-				}}
+			if _, gone := without[g.VirtualHosts[i].Owner.Namespace]; gone {
+				g.VirtualHosts[i] = closed(g.VirtualHosts[i], "left-out", translate.ReasonTooLarge)
 			}
 		}
 	}
-	if s, found := out.Sidecar(target); found {
+	if i := slices.IndexFunc(out.Sidecars, func(s *ir.Sidecar) bool { return s.Node == target }); i >= 0 {
+		s := *out.Sidecars[i]
+		out.Sidecars[i] = &s
 		s.Egress = slices.Clone(s.Egress)
 		for i := range s.Egress {
 			s.Egress[i].Destinations = slices.DeleteFunc(slices.Clone(s.Egress[i].Destinations), func(key string) bool {
@@ -85,6 +83,16 @@ func leaveOut(mesh *ir.Mesh, target string, without map[string]string) *ir.Mesh 
 			})
 		}
 	}
+	return &out
+}
+
+// closed answers 503 to everything at a host.
+func closed(vh *ir.VirtualHost, name, reason string) *ir.VirtualHost {
+	out := *vh
+	out.CORS, out.Rules = nil, []ir.Rule{{
+		ID: vh.Owner.Namespace + "/" + vh.Owner.Name + "/" + name, Path: ir.AnyPath(),
+		Closed: &ir.Closed{Status: http.StatusServiceUnavailable, Reason: reason},
+	}}
 	return &out
 }
 

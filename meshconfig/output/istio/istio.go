@@ -152,8 +152,10 @@ func withoutEndpoints(mesh *ir.Mesh) *ir.Mesh {
 	out := *mesh
 	out.Sidecars = nil
 	out.Destinations = slices.Clone(mesh.Destinations)
-	for i := range out.Destinations {
-		out.Destinations[i].Endpoints = nil
+	for i, d := range out.Destinations {
+		without := *d
+		without.Endpoints = nil
+		out.Destinations[i] = &without
 	}
 	return &out
 }

@@ -28,9 +28,9 @@ type RouteTable struct {
 	// hostsApart: hosts are served by themselves (VHDS); complete: some were.
 	hostsApart, complete bool
 
-	Request    request.Mutation
-	Response   request.Mutation
-	Filters    filters.Overrides
+	Request  request.Mutation
+	Response request.Mutation
+	Filters  filters.Overrides
 	// leastSpecificFirst reverses the order in which the levels change headers.
 	LeastSpecificFirst bool
 }
