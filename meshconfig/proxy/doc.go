@@ -19,8 +19,8 @@
 //
 // What it accepts behaves as in Envoy; what it does not fully implement and
 // could change an answer is refused (NACK) with a message that names resource
-// and field. A response is taken whole or not at all, and the last good
-// configuration stays, also without a control plane. A new configuration
+// and field. A response is taken whole or not at all (the control plane then halves
+// it, when it was one of delta xDS), and the last good configuration stays, also without a control plane. A new configuration
 // replaces the old one between two requests: connections survive, sockets stay
 // open while any listener has their address, and a filter chain whose TLS or
 // connection settings changed drains while its successor takes new connections.
@@ -34,7 +34,7 @@
 // Listeners on TCP and Unix sockets, filter chains by server name,
 // downstream and upstream TLS from 1.2 with certificates and validation over SDS
 // and SAN matchers (URI, DNS); the HTTP connection manager with RDS or inline
-// routes, path normalization, early removal of headers, header rules, X-Forwarded-*, client certificate
+// routes and hosts over VHDS, path normalization, early removal of headers, header rules, X-Forwarded-*, client certificate
 // details, local replies, websocket upgrades; PROXY protocol version 2; the filters
 // jwt_authn (inlined key sets), api_key_auth, rbac, local_ratelimit, buffer, cors and
 // router; routes by path, headers and query to clusters,
