@@ -389,6 +389,7 @@ type deltaWatch struct {
 	wildcard bool
 	// names that the client asked for; of hosts, the tables they are of.
 	names map[string]bool
+	bytes int // of names
 	// held are the hashes of what the client acknowledged.
 	held map[string]string
 	// due are names to look at: what is there may differ from what is held.
@@ -431,11 +432,14 @@ func (w *deltaWatch) begin(req *discoveryv3.DeltaDiscoveryRequest) {
 }
 
 // subscribe takes the names of a request and returns those to look at. Of names
-// that a client may wait for there are no more than requests may have.
+// that a client waits for there are no more than one request may have.
 func (w *deltaWatch) subscribe(req *discoveryv3.DeltaDiscoveryRequest) ([]string, error) {
 	for _, name := range req.GetResourceNamesUnsubscribe() {
 		if w.wildcard = w.wildcard && name != "*"; w.typeURL == resource.VirtualHostType {
 			maps.DeleteFunc(w.held, func(host, _ string) bool { return tableOfHost(host) == name })
+		}
+		if w.names[name] {
+			w.bytes -= len(name)
 		}
 		delete(w.names, name)
 		delete(w.held, name)
@@ -447,10 +451,12 @@ func (w *deltaWatch) subscribe(req *discoveryv3.DeltaDiscoveryRequest) ([]string
 			w.wildcard = true
 			continue
 		}
-		if !w.names[name] && len(w.names) >= maxNames {
-			return nil, status.Errorf(codes.ResourceExhausted, "more than %d names of %s", maxNames, shortType(w.typeURL))
+		if !w.names[name] {
+			w.bytes += len(name)
 		}
-		w.names[name] = true
+		if w.names[name] = true; len(w.names) > maxNames || w.bytes > maxRequestBytes {
+			return nil, status.Errorf(codes.ResourceExhausted, "more than %d names of %s, or of %d bytes", maxNames, shortType(w.typeURL), maxRequestBytes)
+		}
 		added = append(added, name)
 	}
 	return added, nil

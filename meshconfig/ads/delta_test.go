@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -274,6 +275,23 @@ func TestHostsWaitForTheEndpointsOfNewClusters(t *testing.T) {
 	resp = c.next(resource.VirtualHostType)
 	c.answer(resp, "")
 	require.Equal(t, []string{"new"}, c.next(resource.ClusterType).GetRemovedResources())
+}
+
+// What a client may have a stream remember is what one request may hold.
+func TestNamesDoNotPileUp(t *testing.T) {
+	f := start(t)
+	f.setHosts(t, hosts(1))
+	c := f.delta(t, node, account)
+	c.begin()
+	for i := range 2 {
+		c.subscribe(resource.EndpointType, fmt.Sprint(i)+strings.Repeat("x", 5<<20))
+	}
+	select {
+	case _, open := <-c.got:
+		require.False(t, open, "the stream ends")
+	case <-time.After(time.Minute):
+		t.Fatal("the stream goes on")
+	}
 }
 
 func TestATableWithoutHostsIsSaidToHaveNone(t *testing.T) {
