@@ -25,6 +25,7 @@ func TestCluster(t *testing.T) {
 		{"idle", testIdle},
 		{"figures", testFigures},
 		{"demo", testDemo},
+		{"webshop", testWebshop},
 		{"hostile", testHostile},
 		{"outside", testOutside},
 		{"rotate", testRotate},
@@ -48,17 +49,25 @@ func TestCluster(t *testing.T) {
 // pushProbe builds what pods do for the test and brings it into the registry.
 func (c *cluster) pushProbe(t *testing.T) {
 	t.Helper()
-	program := filepath.Join(t.TempDir(), "probe")
+	c.probeImage = c.push(t, "probe", "./e2e/cluster/testdata/probe")
+}
+
+// push builds a program, brings it into the registry, and returns the name of its
+// image there.
+func (c *cluster) push(t *testing.T, name, pkg string) (image string) {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), name)
 	t.Setenv("CGO_ENABLED", "0")
-	_, err := c.run(t, "", "go", "build", "-trimpath", "-o", program, "./e2e/cluster/testdata/probe")
+	_, err := c.run(t, "", "go", "build", "-trimpath", "-o", program, pkg)
 	require.NoError(t, err)
 	require.NoError(t, os.Chmod(program, 0o755))
 	content, err := os.ReadFile(program)
 	require.NoError(t, err)
 	// By its content: nodes keep what they have pulled under a name.
-	c.probeImage = fmt.Sprintf("/lambdamesh-e2e/probe:%x", sha256.Sum256(content))[:48]
-	_, err = c.run(t, "", "hack/cluster/run", "push", program, c.registry+c.probeImage)
+	image = fmt.Sprintf("/lambdamesh-e2e/%s:%.24x", name, sha256.Sum256(content))
+	_, err = c.run(t, "", "hack/cluster/run", "push", program, c.registry+image)
 	require.NoError(t, err)
+	return image
 }
 
 // tell logs what one wants to know when something failed.

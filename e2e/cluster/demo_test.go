@@ -17,7 +17,7 @@ import (
 // connector's OAuth2, and what the gateway lets see with and without a token.
 func testDemo(t *testing.T, c *cluster) {
 	c.apply(t, c.demo(t))
-	for _, object := range []string{"commerce lambda/commerce-system", "shop lambda/last-order", "shop lambda/loyalty", "shop lambda/audit", "commerce apirule/commerce", "shop apirule/last-order", "shop apirule/audit", "shop subscription/last-order", "shop subscription/loyalty", "shop subscription/audit"} {
+	for _, object := range []string{"commerce lambda/commerce-system", "shop lambda/last-order", "shop lambda/loyalty", "shop lambda/audit", "shop appsvc/commerce.orders", "commerce apirule/commerce", "shop apirule/last-order", "shop apirule/audit", "shop subscription/last-order", "shop subscription/loyalty", "shop subscription/audit"} {
 		namespace, name, _ := strings.Cut(object, " ")
 		c.waitFor(t, namespace, name, "Ready")
 	}
@@ -76,10 +76,22 @@ func testDemo(t *testing.T, c *cluster) {
 // demo is examples/commerce with what is written in Go there in Node.js.
 func (c *cluster) demo(t *testing.T) string {
 	t.Helper()
-	dir := filepath.Join("..", "..", "examples", "commerce")
+	return c.example(t, "commerce", "05-commerce-system.yaml")
+}
+
+// example is examples/<name>, but for one file and what is written in Go: testdata
+// has it in Node.js.
+func (c *cluster) example(t *testing.T, name, without string) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join("..", "..", "examples", name, "*.yaml"))
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
 	var all strings.Builder
-	for _, name := range []string{"00-namespace.yaml", "10-commerce.yaml", "20-last-order.yaml", "30-loyalty.yaml", "40-audit.yaml"} {
-		data, err := os.ReadFile(filepath.Join(dir, name))
+	for _, file := range append(files, filepath.Join("testdata", name+".yaml")) {
+		if filepath.Base(file) == without {
+			continue
+		}
+		data, err := os.ReadFile(file)
 		require.NoError(t, err)
 		for document := range strings.SplitSeq(string(data), "\n---\n") {
 			if !regexp.MustCompile(`(?m)^  runtime: go$`).MatchString(document) {
@@ -87,9 +99,7 @@ func (c *cluster) demo(t *testing.T) string {
 			}
 		}
 	}
-	data, err := os.ReadFile(filepath.Join("testdata", "commerce.yaml"))
-	require.NoError(t, err)
-	return all.String() + "---\n" + string(data)
+	return all.String()
 }
 
 // demoToken mints one as the README of the demo shows.

@@ -42,8 +42,8 @@ func main() {
 }
 
 type options struct {
-	dir, token, address, stockAddress, webhook string
-	revoke                                     bool
+	dir, token, address, url, stockAddress, webhook string
+	revoke                                          bool
 }
 
 func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
@@ -53,6 +53,7 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 	flags.StringVar(&o.dir, "dir", ".webshop", "`directory` of the key, the certificate and the shop's own credentials")
 	flags.StringVar(&o.token, "token", "", "`file` with a TokenRequest's Secret as kubectl prints it in JSON, - for standard input; needed once")
 	flags.StringVar(&o.address, "address", "127.0.0.1:8084", "where customers and the mesh reach the shop")
+	flags.StringVar(&o.url, "url", "", "`URL` under which the mesh reaches --address (default: http://ADDRESS)")
 	flags.StringVar(&o.stockAddress, "stock-address", "", "where the mesh reaches the stock, with its client certificate (default: it is not served)")
 	flags.StringVar(&o.webhook, "webhook", "", "`URL` that is told, signed, when an order is packed or shipped; --dir has the secret")
 	flags.BoolVar(&o.revoke, "revoke", false, "end the certificate, and nothing else")
@@ -133,7 +134,10 @@ func (o *options) serve(ctx context.Context, connection *mesh.Connection, out io
 	if err != nil {
 		return fmt.Errorf("listen at --address: %w", err)
 	}
-	url := "http://" + listener.Addr().String()
+	url := strings.TrimSuffix(o.url, "/")
+	if url == "" {
+		url = "http://" + listener.Addr().String()
+	}
 	defer start(listener, s.Handler(), failed)()
 	var stockURL string
 	if o.stockAddress != "" {
