@@ -33,7 +33,7 @@ func (c *cluster) values(t testing.TB) []string {
 		"--set", "gateway.service.type=NodePort",
 		"--set", "eventbus.public.service.type=NodePort",
 		"--set", "targets.serviceCIDRs={" + strings.Join(services.Spec.CIDRs, ",") + "}",
-		"--set", "targets.allow={" + webshopAddress + "}",
+		"--set", "targets.allow={" + c.webshopAddress(t) + "}",
 	}
 }
 

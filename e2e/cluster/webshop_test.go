@@ -3,16 +3,30 @@ package cluster
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"net"
 	"net/http"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
 
-// webshopAddress is where the shop serves: a pod outside of the mesh, which the
-// connector calls only because the installation allows it.
-const webshopAddress = "webshop.outside.svc.cluster.local:8084"
+// webshopPort is the port of the nodes at which the shop is. It serves outside of the
+// mesh, so that it has no name of a Service: the connector calls those through the
+// mesh.
+const webshopPort = 30884
+
+// webshopAddress is where the shop is, at one of the nodes. The connector calls it
+// only because the installation allows it.
+func (c *cluster) webshopAddress(t testing.TB) string {
+	t.Helper()
+	addresses := slices.Sorted(maps.Values(c.nodeAddresses(t)))
+	require.NotEmpty(t, addresses)
+	return net.JoinHostPort(addresses[0], strconv.Itoa(webshopPort))
+}
 
 // testWebshop is the walk of examples/webshop with the shop in a pod: it pairs,
 // registers, publishes with its certificate, is called with OAuth2, and is revoked.
@@ -62,7 +76,7 @@ func testWebshop(t *testing.T, c *cluster) {
 	})
 }
 
-// webshop is the shop's pod, and a Service for its name.
+// webshop is the shop's pod, and its port of the nodes.
 func (c *cluster) webshop(t *testing.T, image, token string) string {
 	t.Helper()
 	secret, err := json.Marshal(map[string]any{
@@ -76,7 +90,7 @@ func (c *cluster) webshop(t *testing.T, image, token string) string {
 apiVersion: v1
 kind: Service
 metadata: {name: webshop, namespace: outside}
-spec: {selector: {app: webshop}, ports: [{port: 8084}]}
+spec: {type: NodePort, selector: {app: webshop}, ports: [{port: 8084, nodePort: %d}]}
 ---
 apiVersion: v1
 kind: Pod
@@ -98,7 +112,7 @@ spec:
       volumeMounts:
         - {name: token, mountPath: /token}
         - {name: data, mountPath: /data}
-`, secret, c.images+image, webshopAddress)
+`, secret, webshopPort, c.images+image, c.webshopAddress(t))
 }
 
 // buy something at the shop, by way of the API server; the order's code, or what the
