@@ -139,7 +139,8 @@ func TestAThirdPartySystemFromItsTokenToItsEnd(t *testing.T) {
 	m.waitFor(t, "webshop", "tokenrequest/webshop", "Ready")
 	secret := m.mustKubectl(t, "", "get", "-n", "webshop", "tokenrequest", "webshop", "-o", "jsonpath={.status.secretName}")
 	token := m.mustKubectl(t, "", "get", "-n", "webshop", "secret", secret, "-o", "json")
-	shop := openWebshop(t, program, token, "--dir", dir, "--token", "-")
+	hook := m.Webhooks + "/webhooks/webshop/orders"
+	shop := openWebshop(t, program, token, "--dir", dir, "--token", "-", "--webhook", hook)
 
 	for _, object := range []string{
 		"application/webshop", "appsvc/webshop.orders", "appsvc/webshop.orders-odata",
@@ -196,7 +197,7 @@ func TestAThirdPartySystemFromItsTokenToItsEnd(t *testing.T) {
 	})
 
 	shop.close(t)
-	shop = openWebshop(t, program, "", "--dir", dir) // for the rest of the test
+	shop = openWebshop(t, program, "", "--dir", dir, "--webhook", hook) // for the rest of the test
 	t.Run("it goes on after a restart with the same services", func(t *testing.T) {
 		listed := m.mustKubectl(t, "", "get", "appsvc", "--field-selector", "spec.application=webshop", "-o", "name")
 		require.Len(t, strings.Fields(listed), 3, listed)
@@ -245,6 +246,31 @@ spec: {hosts: [webshop-apis], rules: [{path: '/', lambda: caller, noAuth: true}]
 		call(http.MethodGet, key, "", `200 {"d":{"Code":"`+bought.Code+`","Customer":"ada","Currency":"EUR","Status":"PACKED"`)
 		call(http.MethodGet, "/orders-odata/$metadata", "", "200 <?xml")
 		call(http.MethodGet, "/stock/umbrella", "", `200 {"available":1,"product":"umbrella"}`)
+	})
+
+	t.Run("what became of an order it tells by a webhook, until that is taken", func(t *testing.T) {
+		eventually(t, demoTimeout, func() error { // the order that was packed
+			if !strings.Contains(shop.output.String(), "was not taken: it was answered 404") {
+				return errorf("the webhook that nobody takes was not tried: %s", shop.output)
+			}
+			return nil
+		})
+		secret, err := os.ReadFile(filepath.Join(dir, "webhook.secret"))
+		require.NoError(t, err)
+		encoded, err := json.Marshal(map[string]any{
+			"apiVersion": "v1", "kind": "Secret", "metadata": map[string]string{"name": "webshop-webhook", "namespace": "lambdamesh-system"},
+			"stringData": map[string]string{"secret": string(secret)},
+		})
+		require.NoError(t, err)
+		m.apply(t, string(encoded))
+		m.mustKubectl(t, "", "patch", "application", "webshop", "--type", "merge", "-p", `{"spec":{"webhooks":[{"name":"orders","provider":"hmac","secretName":"webshop-webhook"}]}}`)
+		eventually(t, demoTimeout, func() error {
+			stored, code := m.cli(t, "events", "list", "--source", "webshop", "-A")
+			if code != 0 || strings.Count(stored, "order.packed.v1") != 1 {
+				return errorf("stored: %s", stored)
+			}
+			return nil
+		})
 	})
 
 	t.Run("after its end no event of it is taken", func(t *testing.T) {
