@@ -2,6 +2,7 @@ package controller
 
 import (
 	"encoding/json"
+	"fmt"
 	"sync"
 	"time"
 
@@ -27,11 +28,7 @@ const (
 // returns the rest.
 func compile(sub *v1alpha1.Subscription) (dispatch.Subscription, error) {
 	delivery := sub.Spec.Delivery
-	filters := make([]json.RawMessage, len(sub.Spec.Filters))
-	for i, f := range sub.Spec.Filters {
-		filters[i] = f.Raw
-	}
-	filter, filterErr := dispatch.CompileFilters(filters)
+	filter, filterErr := compileFilters(sub.Spec.Filters)
 	retry := delivery.Retry
 	wanted := dispatch.Subscription{
 		UID:         string(sub.UID),
@@ -60,6 +57,17 @@ func compile(sub *v1alpha1.Subscription) (dispatch.Subscription, error) {
 		return wanted, refuse(v1alpha1.ReasonInvalid, "%v", filterErr)
 	}
 	return wanted, nil
+}
+
+func compileFilters(filters []v1alpha1.Filter) (dispatch.Filter, error) {
+	texts := make([]json.RawMessage, len(filters))
+	for i := range filters {
+		var err error
+		if texts[i], err = json.Marshal(&filters[i]); err != nil {
+			return nil, fmt.Errorf("filters[%d]: %w", i, err)
+		}
+	}
+	return dispatch.CompileFilters(texts)
 }
 
 func start(s *v1alpha1.Start) broker.Start {

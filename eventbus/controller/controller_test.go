@@ -2,6 +2,7 @@ package controller_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,7 +17,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
-	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -529,7 +529,11 @@ func TestARestartKeepsCountersAndBacklog(t *testing.T) {
 func TestFiltersDecideAndBadOnesAreRefused(t *testing.T) {
 	w := newWorld(t)
 	source := "/" + w.ns + "/cart"
-	filters := func(text string) []apiextensionsv1.JSON { return []apiextensionsv1.JSON{{Raw: []byte(text)}} }
+	filters := func(text string) []v1alpha1.Filter {
+		var f v1alpha1.Filter
+		require.NoError(t, json.Unmarshal([]byte(text), &f))
+		return []v1alpha1.Filter{f}
+	}
 	bad := subscription("bad", source, func(s *v1alpha1.SubscriptionSpec) { s.Filters = filters(`{"sql":"=="}`) })
 	good := subscription("good", source, func(s *v1alpha1.SubscriptionSpec) { s.Filters = filters(`{"suffix":{"type":".v2"}}`) })
 	w.create(service("orders", 8080), bad, good)

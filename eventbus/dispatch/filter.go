@@ -18,8 +18,9 @@ import (
 
 // Limits of filters: they are evaluated for every event.
 const (
-	maxFilterDepth = 8
-	maxExpression  = 4096
+	maxFilterDepth  = 8
+	maxExpression   = 4096
+	maxFiltersBytes = 64 << 10
 )
 
 // Filter decides whether an event is pushed.
@@ -27,10 +28,18 @@ type Filter func(*event.Event) bool
 
 // CompileFilters compiles filters of the CloudEvents Subscriptions API 1.0,
 // section 3.2.4: each an object with one of the dialects exact, prefix, suffix,
-// all, any, not, sql. All of them must hold. It returns nil for no filters.
+// all, any, not, sql; and data, conditions on JSON data, which is ours. All of them
+// must hold. It returns nil for no filters.
 func CompileFilters(filters []json.RawMessage) (Filter, error) {
 	if len(filters) == 0 {
 		return nil, nil //nolint:nilnil // no filter is one that lets everything through
+	}
+	size := 0
+	for _, f := range filters {
+		size += len(f)
+	}
+	if size > maxFiltersBytes {
+		return nil, fmt.Errorf("filters are larger than %d bytes together", maxFiltersBytes)
 	}
 	return compileList("filters", filters, true, 0)
 }
@@ -66,7 +75,7 @@ func compileFilter(path string, raw json.RawMessage, depth int) (Filter, error) 
 	}
 	var object map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &object); err != nil || len(object) != 1 {
-		return nil, fmt.Errorf("%s must be an object with one of exact, prefix, suffix, all, any, not, sql", path)
+		return nil, fmt.Errorf("%s must be an object with one of exact, prefix, suffix, all, any, not, sql, data", path)
 	}
 	dialect := slices.Collect(maps.Keys(object))[0]
 	value := object[dialect]
@@ -92,8 +101,10 @@ func compileFilter(path string, raw json.RawMessage, depth int) (Filter, error) 
 		return func(e *event.Event) bool { return !inner(e) }, nil
 	case "sql":
 		return compileSQL(path, value)
+	case "data":
+		return compileData(path, value)
 	}
-	return nil, fmt.Errorf("%s: there is no such dialect; use exact, prefix, suffix, all, any, not or sql", path)
+	return nil, fmt.Errorf("%s: there is no such dialect; use exact, prefix, suffix, all, any, not, sql or data", path)
 }
 
 // compileAttributes compiles a map of attributes to values that must all match.

@@ -55,12 +55,12 @@ type SubscriptionSpec struct {
 	// +kubebuilder:validation:items:XValidation:rule="self.matches('^([*][*]|([*]|[^.*>\\\\s]+)([.]([*]|[^.*>\\\\s]+))*([.][*][*])?)$')",message="a type is dot-separated tokens such as order.created.v1; * stands for one token and ** for the rest, at the end only"
 	Types []string `json:"types"`
 	// Filters of the CloudEvents Subscriptions API, section 3.2.4.1: objects with
-	// one of exact, prefix, suffix, all, any, not, sql. All must hold.
+	// one of exact, prefix, suffix, all, any, not, sql; or data. All must hold. They
+	// have 64 KiB together, and are nested 8 deep at most.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=16
-	// +kubebuilder:validation:items:Type=object
-	Filters []apiextensionsv1.JSON `json:"filters,omitempty"`
+	Filters []Filter `json:"filters,omitempty"`
 	// Sink that the events are pushed to.
 	Sink Sink `json:"sink"`
 	// Delivery: format, concurrency, retry and dead letters.
@@ -74,6 +74,99 @@ type SubscriptionSpec struct {
 	// Paused stops deliveries; events wait.
 	// +optional
 	Paused bool `json:"paused,omitempty"`
+}
+
+// Filter is exactly one of its fields.
+// +kubebuilder:validation:MinProperties=1
+// +kubebuilder:validation:MaxProperties=1
+type Filter struct {
+	// Exact: attributes that have these values.
+	// +optional
+	// +kubebuilder:validation:MinProperties=1
+	// +kubebuilder:validation:MaxProperties=64
+	Exact map[string]string `json:"exact,omitempty"`
+	// Prefix: attributes that begin so.
+	// +optional
+	// +kubebuilder:validation:MinProperties=1
+	// +kubebuilder:validation:MaxProperties=64
+	Prefix map[string]string `json:"prefix,omitempty"`
+	// Suffix: attributes that end so.
+	// +optional
+	// +kubebuilder:validation:MinProperties=1
+	// +kubebuilder:validation:MaxProperties=64
+	Suffix map[string]string `json:"suffix,omitempty"`
+	// All: filters that must all hold.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	All []apiextensionsv1.JSON `json:"all,omitempty"`
+	// Any: filters of which one must hold.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	Any []apiextensionsv1.JSON `json:"any,omitempty"`
+	// Not: a filter that must not hold.
+	// +optional
+	// +kubebuilder:validation:Type=object
+	Not *apiextensionsv1.JSON `json:"not,omitempty"`
+	// SQL: a CloudEvents SQL expression.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=4096
+	SQL string `json:"sql,omitempty"`
+	// Data: conditions on the JSON data, all of which must hold. Data that is not
+	// JSON fulfills none.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	Data []DataCondition `json:"data,omitempty"`
+}
+
+// DataCondition is about the value that a pointer leads to: what else it has, one
+// or more, must all hold.
+// +kubebuilder:validation:MinProperties=2
+type DataCondition struct {
+	// Pointer to the value (RFC 6901), at most 16 levels deep.
+	// +kubebuilder:validation:MaxLength=256
+	// +kubebuilder:validation:XValidation:rule="self.matches('^(/([^/~]|~[01])*){0,16}$')",message="pointer is a JSON Pointer of at most 16 levels, such as /order/total"
+	Pointer string `json:"pointer"`
+	// Exact value: a string, a number, true or false.
+	// +optional
+	Exact *apiextensionsv1.JSON `json:"exact,omitempty"`
+	// Prefix of a string.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	Prefix *string `json:"prefix,omitempty"`
+	// Suffix of a string.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	Suffix *string `json:"suffix,omitempty"`
+	// GT: a number greater than this.
+	// +optional
+	// +kubebuilder:validation:Schemaless
+	// +kubebuilder:validation:Type=number
+	GT *apiextensionsv1.JSON `json:"gt,omitempty"`
+	// GTE: a number at least this.
+	// +optional
+	// +kubebuilder:validation:Schemaless
+	// +kubebuilder:validation:Type=number
+	GTE *apiextensionsv1.JSON `json:"gte,omitempty"`
+	// LT: a number less than this.
+	// +optional
+	// +kubebuilder:validation:Schemaless
+	// +kubebuilder:validation:Type=number
+	LT *apiextensionsv1.JSON `json:"lt,omitempty"`
+	// LTE: a number at most this.
+	// +optional
+	// +kubebuilder:validation:Schemaless
+	// +kubebuilder:validation:Type=number
+	LTE *apiextensionsv1.JSON `json:"lte,omitempty"`
+	// Exists: whether there is such a value, null included.
+	// +optional
+	Exists *bool `json:"exists,omitempty"`
 }
 
 // Sink is exactly one of lambda, service, uri.
