@@ -77,6 +77,7 @@ func (c *cluster) tell(t *testing.T) {
 		{"get", "pods", "-A", "-o", "wide"},
 		{"get", "lambdas,apirules,subscriptions,applications,applicationbindings", "-A"},
 		{"get", "events", "-A", "--field-selector", "type=Warning", "--sort-by", ".lastTimestamp"},
+		{"logs", "-n", system, "-l", "app.kubernetes.io/name=nats", "--prefix", "--tail=40"},
 		{"logs", "-n", system, "-l", "app.kubernetes.io/part-of=lambdamesh", "--all-containers", "--prefix", "--tail=15"},
 	} {
 		out, err := c.kubectl(t, "", args...)

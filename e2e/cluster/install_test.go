@@ -241,7 +241,7 @@ func testRemoval(t *testing.T, c *cluster) {
 	c.apply(t, subscription("goes", "with-it", "/goes/default"))
 	c.mustKubectl(t, "", "delete", "namespace", "goes", "--timeout="+patience.String())
 
-	t.Run("a second installation", func(t *testing.T) {
+	again := t.Run("a second installation", func(t *testing.T) {
 		began := time.Now()
 		args, at := append([]string{"install", "lambdamesh", "manifests/charts/lambdamesh"}, c.values(t)...), c.gateway
 		if c.name != "" { // ports of the nodes themselves, which are nobody else's here
@@ -270,6 +270,9 @@ func testRemoval(t *testing.T, c *cluster) {
 			return nil
 		})
 	})
+	if !again {
+		c.tell(t) // before it is gone
+	}
 	c.uninstall(t)
 }
 
