@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -123,7 +124,11 @@ func (w *walk) run(t *testing.T, heading string, done ...string) string {
 	require.NoError(t, os.WriteFile(filepath.Join(tools, "helm"), []byte("#!/bin/sh\nexec \"$CHECKOUT/hack/tools/run\" helm \"$@\"\n"), 0o755)) //nolint:gosec // a program
 	cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", script)
 	cmd.Dir = w.dir
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+w.c.kubeconfig, "REGISTRY="+w.c.registry, "CHECKOUT="+w.dir,
+	// What `make e2e-cluster` was given is not for the reader's make.
+	env := slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		return strings.HasPrefix(variable, "MAKE") || strings.HasPrefix(variable, "MFLAGS=") || strings.HasPrefix(variable, "ARGS=")
+	})
+	cmd.Env = append(env, "KUBECONFIG="+w.c.kubeconfig, "REGISTRY="+w.c.registry, "CHECKOUT="+w.dir,
 		"PATH="+strings.Join([]string{tools, filepath.Join(w.dir, "bin"), os.Getenv("PATH")}, string(os.PathListSeparator)))
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s\n\nprinted:\n%s", script, out)
