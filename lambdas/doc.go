@@ -10,6 +10,8 @@
 // the tree into what runs, in a bounded queue and outside of reconciles, deploy
 // is pure, controller is the reconciler, localnode runs Deployments as
 // processes on this machine, place says who a process that is no pod is in the
-// mesh, runtimes holds the in-pod servers. It imports no other domain: what the
-// mesh does for a replica enters localnode as the interface Sidecars.
+// mesh, activator holds requests while a process is started, runtimes holds the
+// in-pod servers. For who writes a lambda, project is its directory and standalone
+// runs it without a mesh. It imports no other domain: what the mesh does for a
+// replica enters localnode as the interface Sidecars.
 package lambdas

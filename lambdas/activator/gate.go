@@ -73,8 +73,8 @@ type Backend struct {
 func (b *Backend) Drained() <-chan struct{} { return b.drained }
 
 // Open has requests go to the process that serves HTTP/1.1 on a Unix socket, those
-// that wait included. It returns the process that got them so far, or nil.
-func (g *Gate) Open(socket string) (before *Backend) {
+// that wait included. It returns it, and the one that got them so far, or nil.
+func (g *Gate) Open(socket string) (now, before *Backend) {
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
@@ -102,11 +102,19 @@ func (g *Gate) Open(socket string) (before *Backend) {
 			unavailable(w, "the lambda's process ended while it answered", time.Second)
 		},
 	}
-	return g.replace(next, nil, 0)
+	return next, g.replace(next, nil, 0)
 }
 
-// Shut has requests wait: the process has ended, or will.
-func (g *Gate) Shut() (before *Backend) { return g.replace(nil, nil, 0) }
+// Shut has requests wait, when it is this process that gets them: it has ended, or
+// will.
+func (g *Gate) Shut(b *Backend) {
+	g.mu.Lock()
+	mine := g.backend == b
+	g.mu.Unlock()
+	if mine {
+		g.replace(nil, nil, 0)
+	}
+}
 
 // Fail answers those that wait, and those that come before the time is over, with
 // 503: the process cannot be started, and will be tried again then.

@@ -113,7 +113,7 @@ func TestOldProcessAnswersWhatItGot(t *testing.T) {
 		got <- body
 	}()
 	<-arrived
-	old := gate.Open(serveOn(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "new") })))
+	_, old := gate.Open(serveOn(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "new") })))
 	_, body := ask(t, server, "/")
 	require.Equal(t, "new", body)
 	select {

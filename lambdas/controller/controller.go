@@ -153,7 +153,7 @@ func (r *reconciler) Reconcile(ctx context.Context, request ctrl.Request) (resul
 	case err != nil:
 		return ctrl.Result{}, r.sourceFailed(ctx, lambda, err)
 	}
-	if reason, message := deploy.Check(lambda); reason != "" {
+	if reason, message := deploy.Check(lambda, r.config.Deploy); reason != "" {
 		reconcile.False(lambda, v1alpha1.ConditionDeployed, reason, message)
 		return ctrl.Result{}, r.observeReplicas(ctx, lambda)
 	}
@@ -174,6 +174,13 @@ func (r *reconciler) Reconcile(ctx context.Context, request ctrl.Request) (resul
 		reconcile.False(lambda, v1alpha1.ConditionDeployed, v1alpha1.ReasonPending, "no pod starts without its NetworkPolicy: "+err.Error())
 		return ctrl.Result{}, err
 	}
+	existing, err := r.deployment(ctx, lambda)
+	if err == nil {
+		err = r.keepInBounds(ctx, lambda, existing)
+	}
+	if err != nil {
+		return ctrl.Result{}, err
+	}
 	for _, object := range objects.All() {
 		err := kube.Apply(ctx, r.client, fieldManager, object)
 		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
@@ -185,6 +192,14 @@ func (r *reconciler) Reconcile(ctx context.Context, request ctrl.Request) (resul
 		}
 		if err != nil {
 			reconcile.False(lambda, v1alpha1.ConditionDeployed, v1alpha1.ReasonPending, err.Error())
+			return ctrl.Result{}, err
+		}
+	}
+	if existing == nil { // a new one has 1
+		if existing, err = r.deployment(ctx, lambda); err == nil {
+			err = r.keepInBounds(ctx, lambda, existing)
+		}
+		if err != nil {
 			return ctrl.Result{}, err
 		}
 	}
@@ -263,6 +278,19 @@ func (r *reconciler) taken(ctx context.Context, lambda *v1alpha1.Lambda, objects
 	return "", nil
 }
 
+// deployment reads the lambda's, past the cache; nil when there is none.
+func (r *reconciler) deployment(ctx context.Context, lambda *v1alpha1.Lambda) (*appsv1.Deployment, error) {
+	deployment := &appsv1.Deployment{}
+	err := r.reader.Get(ctx, client.ObjectKeyFromObject(lambda), deployment)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the Deployment of lambda %s: %w", client.ObjectKeyFromObject(lambda), err)
+	}
+	return deployment, nil
+}
+
 // observe reports what the Deployment runs.
 func (r *reconciler) observe(ctx context.Context, lambda *v1alpha1.Lambda) error {
 	deployment := &appsv1.Deployment{}
@@ -286,6 +314,9 @@ func (r *reconciler) observe(ctx context.Context, lambda *v1alpha1.Lambda) error
 	}
 	trouble := troubleOf(pods)
 	if status.ObservedGeneration != deployment.Generation || status.UpdatedReplicas != wanted || status.AvailableReplicas != wanted || status.Replicas != wanted {
+		if scaling(lambda, deployment) {
+			return nil
+		}
 		progress := fmt.Sprintf("%d of %d replicas of this version are ready", min(status.UpdatedReplicas, status.ReadyReplicas), wanted)
 		if trouble.reason != "" && trouble.reason != reasonRestarted {
 			reconcile.False(lambda, v1alpha1.ConditionDeployed, trouble.reason, progress+"; "+trouble.message)
@@ -294,7 +325,7 @@ func (r *reconciler) observe(ctx context.Context, lambda *v1alpha1.Lambda) error
 		reconcile.False(lambda, v1alpha1.ConditionDeployed, ReasonProgressing, progress)
 		return nil
 	}
-	notes := []string{withoutEffect(lambda.Spec.Scale, wanted), trouble.message}
+	notes := []string{r.leftToOthers(deployment, wanted), trouble.message}
 	for _, condition := range status.Conditions {
 		if condition.Type == deploy.ConditionRestarted && condition.Status == corev1.ConditionTrue {
 			notes = append(notes, condition.Message)
@@ -303,21 +334,6 @@ func (r *reconciler) observe(ctx context.Context, lambda *v1alpha1.Lambda) error
 	notes = slices.DeleteFunc(notes, func(note string) bool { return note == "" })
 	reconcile.True(lambda, v1alpha1.ConditionDeployed, ReasonDeployed, strings.Join(notes, "; "))
 	return nil
-}
-
-// defaultConcurrency is what the API server writes where nobody did.
-const defaultConcurrency = 50
-
-// withoutEffect tells what of scale this version takes and does not obey.
-func withoutEffect(scale v1alpha1.LambdaScale, replicas int32) string {
-	var notes []string
-	if scale.Max != nil && *scale.Max > replicas {
-		notes = append(notes, fmt.Sprintf("%d replicas, scale.min: this version does not scale up to scale.max by itself", replicas))
-	}
-	if scale.Concurrency != nil && *scale.Concurrency != defaultConcurrency {
-		notes = append(notes, fmt.Sprintf("scale.concurrency: %d is not enforced by this version: a replica takes what comes", *scale.Concurrency))
-	}
-	return strings.Join(notes, "; ")
 }
 
 // observeReplicas fills the counts alone, when a condition is set already.

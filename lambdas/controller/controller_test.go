@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -99,7 +101,51 @@ func TestController(t *testing.T) {
 		require.Equal(t, lambda.Generation, lambda.Status.ObservedGeneration)
 		deployed := meta.FindStatusCondition(lambda.Status.Conditions, v1alpha1.ConditionDeployed)
 		require.Contains(t, deployed.Message, "does not scale up to scale.max", "what this version leaves out is told")
-		require.Contains(t, deployed.Message, "scale.concurrency: 7 is not enforced")
+	})
+
+	t.Run("replicas are left to who scales them, between min and max", func(t *testing.T) {
+		ns := testkit.Namespace(t, config)
+		builder.set(ns, builds("registry.example/a:1"))
+		lambda := w.create(t, ns, nil)
+		w.rollOut(t, ns)
+		scale := func(replicas int) {
+			deployment := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "sample"}}
+			patch := client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas))
+			require.NoError(t, w.client.Patch(t.Context(), deployment, patch, client.FieldOwner("autoscaler")))
+		}
+		change := func(change func(*v1alpha1.Lambda)) {
+			testkit.Eventually(t, time.Minute, func() error {
+				if err := w.client.Get(t.Context(), client.ObjectKeyFromObject(lambda), lambda); err != nil {
+					return err
+				}
+				change(lambda)
+				return w.client.Update(t.Context(), lambda)
+			}, "the lambda is changed")
+		}
+		has := func(replicas int32, concurrency string) {
+			t.Helper()
+			testkit.Eventually(t, time.Minute, func() error {
+				deployment := w.deployment(t, ns)
+				told := deployment.Annotations[v1alpha1.AnnotationScale]
+				if *deployment.Spec.Replicas != replicas || !strings.Contains(told, concurrency) {
+					return fmt.Errorf("%d replicas, scale %s", *deployment.Spec.Replicas, told)
+				}
+				return nil
+			}, "the replicas are as wanted")
+		}
+		scale(3)
+		change(func(l *v1alpha1.Lambda) { l.Spec.Scale.Concurrency = new(int32(7)) })
+		has(3, `"concurrency":7`)
+		scale(9)
+		has(5, `"concurrency":7`)
+		change(func(l *v1alpha1.Lambda) { l.Spec.Scale.Min, l.Spec.Scale.Max = new(int32(2)), new(int32(2)) })
+		has(2, `"max":2`)
+		change(func(l *v1alpha1.Lambda) { l.Spec.Scale.Max = new(int32(6)) })
+		has(2, `"max":6`)
+		change(func(l *v1alpha1.Lambda) { l.Spec.Scale.Min = new(int32(4)) })
+		has(4, `"min":4`)
+		change(func(l *v1alpha1.Lambda) { l.Spec.Scale.Min = new(int32(1)) })
+		has(1, `"min":1`)
 	})
 
 	t.Run("a failed build keeps the last good version and is not tried again before the source changes", func(t *testing.T) {

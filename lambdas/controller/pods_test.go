@@ -107,7 +107,7 @@ func testPods(t *testing.T, config *rest.Config, w *world, builder *fakeBuilder)
 		status.Phase, status.Conditions = corev1.PodRunning, []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
 		w.report(t, w.pod(t, ns, "sample-7d-a", "sample-7d"), status)
 		w.wait(t, l, v1alpha1.ConditionDeployed, metav1.ConditionTrue, controller.ReasonDeployed,
-			"1 replicas, scale.min: this version does not scale up to scale.max by itself; pod sample-7d-a, container lambda: was killed because it took more memory than its limit (restarted 3 times)")
+			"1 replicas: this version does not scale up to scale.max by itself in a cluster, an autoscaler on the Deployment may; pod sample-7d-a, container lambda: was killed because it took more memory than its limit (restarted 3 times)")
 	})
 }
 

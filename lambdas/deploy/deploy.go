@@ -68,6 +68,9 @@ type Options struct {
 	// callers apart; unset, they are those of wellknown.go.
 	TrustDomain string
 	Gateways    []types.NamespacedName
+	// ToZero tells that somebody runs lambdas who starts one at zero when it is
+	// called.
+	ToZero bool
 	// Sidecar of every pod, in a mesh without Istio; nil: Istio injects one.
 	Sidecar *sidecar.Config
 }
@@ -91,9 +94,9 @@ func (o Objects) All() []client.Object {
 }
 
 // Check tells what of the lambda this version does not deploy, or "" .
-func Check(lambda *v1alpha1.Lambda) (reason, message string) {
-	if scale := lambda.Spec.Scale; scale.Min != nil && *scale.Min == 0 {
-		return v1alpha1.ReasonNotSupported, "scale.min: 0 (to zero) is not supported by this version; write 1 or more"
+func Check(lambda *v1alpha1.Lambda, options Options) (reason, message string) {
+	if scale := lambda.Spec.Scale; scale.Min != nil && *scale.Min == 0 && !options.ToZero {
+		return v1alpha1.ReasonNotSupported, "scale.min: 0 (to zero) is not supported in a cluster by this version; write 1 or more"
 	}
 	for _, env := range lambda.Spec.Env {
 		if strings.HasPrefix(env.Name, envPrefix) {
@@ -206,14 +209,12 @@ func deployment(lambda *v1alpha1.Lambda, artifact build.Artifact, options Option
 		volumes = append(volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: mount.SecretName}}})
 		container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: name, MountPath: mount.MountPath, ReadOnly: true})
 	}
-	replicas := int32(1)
-	if lambda.Spec.Scale.Min != nil {
-		replicas = *lambda.Spec.Scale.Min
-	}
+	meta, scale := objectMeta(lambda, lambda.Name), NewScale(lambda)
+	meta.Annotations = map[string]string{v1alpha1.AnnotationScale: scale.String()}
 	return &appsv1.Deployment{
-		ObjectMeta: objectMeta(lambda, lambda.Name),
+		ObjectMeta: meta,
 		Spec: appsv1.DeploymentSpec{
-			Replicas: &replicas,
+			Replicas: scale.fixed(),
 			Selector: &metav1.LabelSelector{MatchLabels: selector(lambda)},
 			Strategy: appsv1.DeploymentStrategy{
 				Type:          appsv1.RollingUpdateDeploymentStrategyType,
@@ -284,6 +285,7 @@ func runtimeEnv(lambda *v1alpha1.Lambda, timeout time.Duration, options Options)
 		{Name: v1alpha1.EnvHandler, Value: handler},
 		{Name: v1alpha1.EnvTimeout, Value: timeout.String()},
 		{Name: v1alpha1.EnvMaxBodyBytes, Value: strconv.FormatInt(limit, 10)},
+		{Name: v1alpha1.EnvConcurrency, Value: strconv.Itoa(int(NewScale(lambda).Concurrency))},
 		{Name: v1alpha1.EnvSource, Value: build.SourceDir},
 		{Name: v1alpha1.EnvPublishURL, Value: cmp.Or(options.PublishURL, "http://"+v1alpha1.ServiceEventBus+"."+system+".svc/publish")},
 		{Name: v1alpha1.EnvConnectorURL, Value: connector},

@@ -91,15 +91,15 @@ func TestProfilesDouble(t *testing.T) {
 
 func TestWhatIsNotDeployedIsTold(t *testing.T) {
 	lambda := newLambda()
-	reason, _ := deploy.Check(lambda)
+	reason, _ := deploy.Check(lambda, deploy.Options{})
 	require.Empty(t, reason)
 	lambda.Spec.Scale.Min = new(int32(0))
-	reason, message := deploy.Check(lambda)
+	reason, message := deploy.Check(lambda, deploy.Options{})
 	require.Equal(t, v1alpha1.ReasonNotSupported, reason)
 	require.Contains(t, message, "scale.min: 0")
 	lambda = newLambda()
 	lambda.Spec.Env = []corev1.EnvVar{{Name: "LAMBDAMESH_LISTEN", Value: "x"}}
-	reason, _ = deploy.Check(lambda)
+	reason, _ = deploy.Check(lambda, deploy.Options{})
 	require.Equal(t, v1alpha1.ReasonInvalid, reason)
 }
 

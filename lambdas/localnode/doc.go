@@ -18,6 +18,15 @@
 // labels that the Service selects. When a replica goes, the labels go first,
 // then requests drain, then the process is told to stop.
 //
+// Where the Deployment's lambda may go to zero (scale.min: 0), a gate of
+// lambdas/activator has the socket that the sidecar leads to, and the process one
+// of its own: identity, sidecar and endpoint stay while the process is stopped,
+// and a request that the sidecar lets through starts it again.
+//
+// How many replicas there are, the requests in flight tell (scaler.go), between
+// the bounds that the Deployment's annotation carries; the number is written to
+// its spec.replicas.
+//
 // The process gets the environment of the pod template, with sockets in place
 // of ports and the sidecar's egress listener as HTTP proxy; of this process's
 // own environment it gets PATH and LANG. Resources are not enforced here, and

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,8 +21,10 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/lambdamesh/lambdamesh/lambdas/activator"
 	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
 	"github.com/lambdamesh/lambdamesh/lambdas/source"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 	"github.com/lambdamesh/lambdamesh/pkg/process"
 	"github.com/lambdamesh/lambdamesh/pkg/proxyauth"
 )
@@ -29,6 +32,8 @@ import (
 const (
 	appSocket   = "app.sock"
 	adminSocket = "admin.sock"
+	// gatedSocket is the process's where a gate has appSocket.
+	gatedSocket = "own.sock"
 
 	// maxGrace bounds the time between SIGTERM and SIGKILL: by then the
 	// requests have drained.
@@ -64,15 +69,22 @@ type replica struct {
 	deployment *appsv1.Deployment // as it was when the replica was made
 	log        *slog.Logger
 
+	// gate stands before the process where it may sleep, and nil elsewhere.
+	gate      *activator.Gate
+	idleAfter time.Duration
+	wake      chan struct{} // a request waits at the gate
+
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	mu    sync.Mutex
-	state replicaState
+	mu      sync.Mutex
+	state   replicaState
+	sidecar Sidecar // while it runs
 }
 
 type replicaState struct {
 	ready, stopping        bool
+	asleep                 bool // ready, and without a process until a request comes
 	failureReason, failure string
 	socket                 string // of the process, for who may pass the sidecar by
 	// lastFailure is why the process was started again last; it outlives the
@@ -86,7 +98,16 @@ func newReplica(ctx context.Context, w *workload, deployment *appsv1.Deployment,
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // stop ends it, in the workload's order
 	r := &replica{
 		workload: w, name: name, revision: revision, deployment: deployment, cancel: cancel, done: make(chan struct{}),
-		log: w.node.config.Log.With("lambda", w.key.String(), "replica", name),
+		log: w.node.config.Log.With("lambda", w.key.String(), "replica", name), wake: make(chan struct{}, 1),
+	}
+	if scale, known := deploy.ScaleOf(deployment); known && scale.Min == 0 {
+		r.idleAfter = scale.IdleAfter.Duration
+		r.gate = activator.New(activator.Config{Log: r.log, Wake: func() {
+			select {
+			case r.wake <- struct{}{}:
+			default: // it is being woken
+			}
+		}})
 	}
 	go r.run(ctx)
 	return r
@@ -96,6 +117,17 @@ func newReplica(ctx context.Context, w *workload, deployment *appsv1.Deployment,
 func (r *replica) stop() {
 	r.change(func(s *replicaState) { s.stopping = true })
 	r.cancel()
+}
+
+// activeRequests counts those in flight.
+func (r *replica) activeRequests() int {
+	r.mu.Lock()
+	sidecar := r.sidecar
+	r.mu.Unlock()
+	if sidecar == nil {
+		return 0
+	}
+	return sidecar.ActiveRequests()
 }
 
 func (r *replica) observe() replicaState {
@@ -202,11 +234,24 @@ func (r *replica) live(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("start the sidecar: %w", err)
 	}
+	r.mu.Lock()
+	r.sidecar = sidecar
+	r.mu.Unlock()
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), apiTimeout)
 		defer cancel()
 		err = errors.Join(err, sidecar.Stop(ctx))
+		r.mu.Lock()
+		r.sidecar = nil
+		r.mu.Unlock()
 	}()
+	if r.gate != nil {
+		close, err := r.serveGate(ctx, filepath.Join(dir, appSocket))
+		if err != nil {
+			return err
+		}
+		defer close()
+	}
 
 	logFile, err := process.OpenLog(node.logPath(r), node.config.LogBytes)
 	if err != nil {
@@ -218,14 +263,66 @@ func (r *replica) live(ctx context.Context) (err error) {
 	return r.runProcess(ctx, dir, secret.URL(egress.Addr()), sidecar, membership, logFile)
 }
 
-// runProcess keeps the process running until the replica is to go, then
-// drains.
+// serveGate serves the gate on a socket until close is called.
+func (r *replica) serveGate(ctx context.Context, socket string) (close func(), err error) {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", socket)
+	if err != nil {
+		return nil, fmt.Errorf("bind the gate's socket: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	served := make(chan struct{})
+	go func() {
+		defer func() { served <- struct{}{} }()
+		if err := r.gate.Serve(ctx, listener); err != nil {
+			r.log.Error("a lambda's gate ended", "error", err)
+		}
+	}()
+	return func() { cancel(); <-served }, nil
+}
+
+// runProcess keeps the process running, or asleep, until the replica is to go and
+// has drained.
 func (r *replica) runProcess(ctx context.Context, dir string, egress *url.URL, sidecar Sidecar, membership *membership, logFile *process.Log) error {
+	drained := make(chan error, 1)
+	go func() {
+		<-ctx.Done()
+		wasEndpoint, err := membership.withdraw(ctx, true)
+		r.change(func(s *replicaState) { s.ready = false })
+		if wasEndpoint {
+			r.drain(sidecar)
+		}
+		drained <- err
+	}()
+	for {
+		slept, err := r.stayAwake(ctx, dir, egress, sidecar, membership, logFile, drained)
+		if !slept {
+			return err
+		}
+		if err != nil {
+			r.log.Warn("a lambda that goes to sleep had to be killed", "error", err)
+		}
+		r.log.Info("a lambda has nothing to do and sleeps")
+		r.change(func(s *replicaState) { s.asleep, s.failureReason, s.failure = true, "", "" })
+		for r.gate.Waiting() == 0 { // whom a signal was for may be answered
+			select {
+			case err := <-drained:
+				return err
+			case <-r.wake:
+			}
+		}
+		r.change(func(s *replicaState) { s.asleep = false })
+	}
+}
+
+// stayAwake keeps the process running until the replica has drained, or, then
+// slept is true, until there is nothing to do for it.
+func (r *replica) stayAwake(ctx context.Context, dir string, egress *url.URL, sidecar Sidecar, membership *membership, logFile *process.Log, drained <-chan error) (slept bool, err error) {
 	config := r.workload.node.config
 	processCtx, endProcess := context.WithCancel(context.WithoutCancel(ctx))
 	defer endProcess()
 	var watchers sync.WaitGroup
 	var hung atomic.Pointer[hungError] // of the process that ends
+	idle := make(chan struct{}, 1)
 	restarter := process.Restarter{
 		Min: config.MinBackoff, Max: config.MaxBackoff,
 		Next: func(ctx context.Context) (process.Spec, error) {
@@ -235,8 +332,12 @@ func (r *replica) runProcess(ctx context.Context, dir string, egress *url.URL, s
 		},
 		OnStart: func(p *process.Process) {
 			watchers.Go(func() {
+				err := r.watch(ctx, processCtx, p, dir, sidecar, membership)
 				var found *hungError
-				if errors.As(r.watch(ctx, p, dir, sidecar, membership), &found) {
+				switch {
+				case errors.Is(err, errIdle):
+					idle <- struct{}{}
+				case errors.As(err, &found):
 					hung.Store(found)
 					stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), hungGrace)
 					defer cancel()
@@ -255,22 +356,30 @@ func (r *replica) runProcess(ctx context.Context, dir string, egress *url.URL, s
 			}
 			r.log.Warn("a lambda's process failed; it starts again", "error", err, "pause", pause)
 			r.fail(reason, err)
+			if r.gate != nil && pause > maxHeld {
+				watchers.Wait() // what they say of the gate comes before
+				r.gate.Fail(err, pause)
+			}
 		},
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- restarter.Run(processCtx) }()
-	<-ctx.Done()
-
-	wasEndpoint, err := membership.withdraw(ctx, true)
-	r.change(func(s *replicaState) { s.ready = false })
-	if wasEndpoint {
-		r.drain(sidecar)
+	select {
+	case err = <-drained:
+	case <-idle:
+		slept = true
 	}
 	endProcess()
 	err = errors.Join(err, <-ended)
 	watchers.Wait()
-	return err
+	return slept, err
 }
+
+// maxHeld is how long a pause after a failed start may be for requests to wait on.
+const maxHeld = 2 * time.Second
+
+// errIdle is the end of a process that has nothing to do; its gate is shut.
+var errIdle = errors.New("nothing to do")
 
 // drain serves on until every client knows that the endpoint is gone and what
 // is in flight has finished.
@@ -287,10 +396,11 @@ func (r *replica) drain(sidecar Sidecar) {
 
 // watch announces the process when it and its sidecar are ready, and takes the
 // endpoint out when it ends or stops answering. It returns a *hungError when the
-// process must be replaced.
-func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir string, sidecar Sidecar, membership *membership) error {
-	// It ends with the process or when the replica is to go.
-	ctx, cancel := context.WithCancel(replicaCtx)
+// process must be replaced, and errIdle when it may sleep; where the replica is to
+// go, by replicaCtx, it only lets requests to a process that was woken.
+func (r *replica) watch(replicaCtx, processCtx context.Context, p *process.Process, dir string, sidecar Sidecar, membership *membership) (result error) {
+	// It ends with the process.
+	ctx, cancel := context.WithCancel(processCtx)
 	defer cancel()
 	go func() {
 		select {
@@ -300,8 +410,8 @@ func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir stri
 		}
 	}()
 	defer func() {
-		if replicaCtx.Err() != nil {
-			return // runProcess takes the endpoint out
+		if replicaCtx.Err() != nil || errors.Is(result, errIdle) {
+			return // runProcess takes the endpoint out, or it stays one
 		}
 		if _, err := membership.withdraw(ctx, false); err != nil {
 			r.log.Warn("cannot take the endpoint of an ended process out", "error", err)
@@ -334,9 +444,21 @@ func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir stri
 			r.fail(reasonUnready, errors.New("the process is ready; its sidecar waits for the control plane's configuration"))
 		}
 	}
+	poll := livePoll
+	if r.gate != nil {
+		backend, _ := r.gate.Open(filepath.Join(dir, gatedSocket))
+		defer r.gate.Shut(backend)
+		poll = min(poll, max(r.idleAfter/4, readyPoll))
+	}
 	misses, heard, silentMost := 0, time.Now(), r.workload.node.config.SilentMost
 	for announced := false; ; {
 		switch {
+		case replicaCtx.Err() != nil:
+			if r.gate == nil {
+				return nil
+			}
+			<-ctx.Done() // the gate is open until then
+			return nil
 		case misses == 0 && !announced:
 			if err := membership.announce(ctx); err != nil {
 				if ctx.Err() == nil {
@@ -360,8 +482,11 @@ func (r *replica) watch(replicaCtx context.Context, p *process.Process, dir stri
 				announced = membership.announce(ctx) == nil
 			}
 		}
-		if !pause(ctx, livePoll) {
+		if !pause(ctx, poll) {
 			return nil
+		}
+		if r.gate != nil && announced && r.workload.alone(r) && replicaCtx.Err() == nil && r.gate.Sleep(r.idleAfter) {
+			return errIdle
 		}
 		switch trouble, err := health(ctx, admin); {
 		case trouble != "":
@@ -401,6 +526,13 @@ func (r *replica) spec(ctx context.Context, dir string, egress *url.URL) (proces
 		grace := maxGrace
 		if seconds := pod.TerminationGracePeriodSeconds; seconds != nil {
 			grace = min(grace, time.Duration(*seconds)*time.Second)
+		}
+		if r.gate != nil {
+			for i, variable := range env {
+				if strings.HasPrefix(variable, v1alpha1.EnvListen+"=") {
+					env[i] = v1alpha1.EnvListen + "=unix:" + filepath.Join(dir, gatedSocket)
+				}
+			}
 		}
 		return process.Spec{Name: "lambda " + r.workload.key.String(), Path: command.Path, Args: command.Args, Env: env, Dir: dir, Grace: grace}, nil
 	}

@@ -14,12 +14,17 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
+	"github.com/lambdamesh/lambdamesh/pkg/apis/v1alpha1"
 )
+
+// fieldManager of what the node writes into a Deployment's spec.
+const fieldManager = v1alpha1.ManagedBy + "-localnode"
 
 // workload keeps one Deployment running. One goroutine owns its replicas; it
 // wakes up when the Deployment or a replica changed.
@@ -44,6 +49,7 @@ func newWorkload(ctx context.Context, node *Node, deployment *appsv1.Deployment)
 	w := &workload{
 		node: node, key: client.ObjectKeyFromObject(deployment), uid: deployment.UID,
 		wake: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{}),
+		desired: deployment.DeepCopy(),
 	}
 	go w.run(ctx)
 	return w
@@ -82,6 +88,9 @@ func (w *workload) changed() {
 func (w *workload) run(ctx context.Context) {
 	defer close(w.done)
 	var replicas []*replica
+	var scaler scaler
+	ticker := time.NewTicker(scaleInterval)
+	defer ticker.Stop()
 	var written *appsv1.DeploymentStatus
 	for {
 		select {
@@ -94,17 +103,39 @@ func (w *workload) run(ctx context.Context) {
 			}
 			return
 		case <-w.wake:
+		case <-ticker.C:
+			w.mu.Lock()
+			desired := w.desired
+			w.mu.Unlock()
+			scale, scaled := deploy.ScaleOf(desired)
+			if before := scaler.target; !scaled || !scale.Moves() || scaler.decide(time.Now(), scale, inFlight(replicas)) == before {
+				continue
+			}
 		}
 		w.mu.Lock()
 		desired := w.desired
 		w.mu.Unlock()
-		if desired == nil {
-			continue
+		wanted := wantedReplicas(desired)
+		scale, scaled := deploy.ScaleOf(desired)
+		if scaled && scale.Moves() {
+			wanted = scaler.decide(time.Now(), scale, inFlight(replicas))
 		}
-		replicas = w.converge(ctx, desired, replicas)
+		replicas = w.converge(ctx, desired, wanted, replicas)
 		w.mu.Lock()
 		w.known = slices.Clone(replicas)
 		w.mu.Unlock()
+		if scaled && scale.Moves() {
+			// Those that sleep are places in the mesh without a process.
+			awake := wanted
+			if wanted == 1 && slices.ContainsFunc(replicas, func(r *replica) bool { s := r.observe(); return s.asleep && !s.stopping }) {
+				awake = 0
+			}
+			if err := w.writeReplicas(ctx, desired, awake); err != nil {
+				w.node.config.Log.Warn("cannot write a Deployment's scale; will try again", "deployment", w.key, "error", err)
+				time.AfterFunc(time.Second, w.changed)
+				continue
+			}
+		}
 		status := statusOf(desired, replicas)
 		if written == nil || !equality.Semantic.DeepEqual(*written, status) {
 			if err := w.writeStatus(ctx, status); err != nil {
@@ -120,8 +151,7 @@ func (w *workload) run(ctx context.Context) {
 // converge starts and stops replicas so that, in the end, those of the newest
 // pod template are as many as wanted, and never fewer ready ones on the way
 // than there need to be.
-func (w *workload) converge(ctx context.Context, desired *appsv1.Deployment, replicas []*replica) []*replica {
-	wanted := wantedReplicas(desired)
+func (w *workload) converge(ctx context.Context, desired *appsv1.Deployment, wanted int, replicas []*replica) []*replica {
 	revision := revisionOf(desired)
 	replicas = slices.DeleteFunc(replicas, func(r *replica) bool { return isClosed(r.done) })
 
@@ -197,7 +227,7 @@ func statusOf(desired *appsv1.Deployment, replicas []*replica) appsv1.Deployment
 	var restarts []string
 	for _, r := range replicas {
 		state := r.observe()
-		if state.stopping {
+		if state.stopping || state.asleep {
 			continue
 		}
 		status.Replicas++
@@ -240,6 +270,39 @@ func statusOf(desired *appsv1.Deployment, replicas []*replica) appsv1.Deployment
 		status.Conditions = append(status.Conditions, appsv1.DeploymentCondition{Type: deploy.ConditionRestarted, Status: corev1.ConditionTrue, Reason: "ProcessEnded", Message: strings.Join(restarts, "; ")})
 	}
 	return status
+}
+
+// inFlight counts the requests in all replicas that stay.
+func inFlight(replicas []*replica) (n int) {
+	for _, r := range replicas {
+		if !r.observe().stopping {
+			n += r.activeRequests()
+		}
+	}
+	return n
+}
+
+// alone tells whether no other replica serves the lambda.
+func (w *workload) alone(r *replica) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !slices.ContainsFunc(w.known, func(other *replica) bool { return other != r && !isClosed(other.done) })
+}
+
+// writeReplicas tells in the Deployment how many there are.
+func (w *workload) writeReplicas(ctx context.Context, desired *appsv1.Deployment, replicas int) error {
+	if wantedReplicas(desired) == replicas {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	target := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: w.key.Namespace, Name: w.key.Name}}
+	patch := fmt.Appendf(nil, `{"metadata":{"uid":%q},"spec":{"replicas":%d}}`, w.uid, replicas)
+	err := w.node.client.Patch(ctx, target, client.RawPatch(types.MergePatchType, patch), client.FieldOwner(fieldManager))
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) { // gone, or another one of its name
+		return fmt.Errorf("write the replicas of Deployment %s: %w", w.key, err)
+	}
+	return nil
 }
 
 // writeStatus replaces the status; times of conditions that did not change stay.

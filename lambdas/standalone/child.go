@@ -14,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/lambdamesh/lambdamesh/lambdas/activator"
 	"github.com/lambdamesh/lambdamesh/lambdas/build"
 	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
 	"github.com/lambdamesh/lambdamesh/lambdas/source"
@@ -29,6 +30,7 @@ const (
 // child is a version's process.
 type child struct {
 	process *process.Process
+	backend *activator.Backend // once it gets requests
 	socket  string
 	dir     string
 }

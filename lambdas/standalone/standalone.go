@@ -77,7 +77,7 @@ func Run(ctx context.Context, config Config) error {
 	if err != nil {
 		return err
 	}
-	defer watcher.Close()
+	defer func() { _ = watcher.Close() }() // nothing is watched any more either way
 	root, err := os.MkdirTemp("", "lambdamesh-run-")
 	if err != nil {
 		return fmt.Errorf("make a directory for sockets: %w", err)
@@ -210,7 +210,7 @@ func (r *runner) await(ctx context.Context, watcher *project.Watcher) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		r.gate.Shut()
+		r.gate.Shut(r.running.backend)
 		err := r.running.process.Err()
 		r.running = nil
 		r.told(fmt.Errorf("the process ended: %w", orEnded(err)))
@@ -246,7 +246,7 @@ func (r *runner) replace(ctx context.Context, p *project.Project) error {
 	old := r.running
 	if r.config.Inspect != "" && old != nil {
 		// Two processes cannot listen at the debugger's address.
-		r.gate.Shut()
+		r.gate.Shut(old.backend)
 		old.stop(ctx)
 		r.running, old = nil, nil
 	}
@@ -255,7 +255,8 @@ func (r *runner) replace(ctx context.Context, p *project.Project) error {
 		return err
 	}
 	r.running = next
-	before := r.gate.Open(next.socket)
+	var before *activator.Backend
+	next.backend, before = r.gate.Open(next.socket)
 	if old != nil {
 		go func() {
 			if before != nil {

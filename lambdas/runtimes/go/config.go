@@ -22,6 +22,7 @@ const (
 	envNamespace    = "LAMBDAMESH_NAMESPACE"
 	envTimeout      = "LAMBDAMESH_TIMEOUT"
 	envMaxBodyBytes = "LAMBDAMESH_MAX_BODY_BYTES"
+	envConcurrency  = "LAMBDAMESH_CONCURRENCY"
 	envPublishURL   = "LAMBDAMESH_PUBLISH_URL"
 	envConnectorURL = "LAMBDAMESH_CONNECTOR_URL"
 
@@ -36,6 +37,7 @@ type config struct {
 	lambda, namespace        string
 	timeout                  time.Duration
 	maxBodyBytes             int64
+	concurrency              int // 0: any
 	publishURL, connectorURL string
 	identities               identities
 }
@@ -68,6 +70,14 @@ func configFromEnv() (config, error) {
 			problems = append(problems, fmt.Errorf("%s=%q: want a positive number of bytes", envMaxBodyBytes, text))
 		} else {
 			c.maxBodyBytes = limit
+		}
+	}
+	if text := os.Getenv(envConcurrency); text != "" {
+		concurrency, err := strconv.Atoi(text)
+		if err != nil || concurrency <= 0 {
+			problems = append(problems, fmt.Errorf("%s=%q: want a positive number of invocations", envConcurrency, text))
+		} else {
+			c.concurrency = concurrency
 		}
 	}
 	return c, errors.Join(problems...)

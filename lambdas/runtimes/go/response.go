@@ -21,6 +21,9 @@ type Response struct {
 	Body any
 }
 
+// busyDetail is of a 503 of [places].
+const busyDetail = "as many invocations wait here as may; try again"
+
 const failedDetail = "the lambda failed; its log tells why under this invocation id"
 
 // respond turns what a handler returned into the answer. An error means that
@@ -183,6 +186,13 @@ func (g *guardedWriter) shut() (begun, ended bool) {
 		g.status = http.StatusGatewayTimeout
 	}
 	return begun, g.ended
+}
+
+// claim takes the inner writer before there is a handler, to answer so.
+func (g *guardedWriter) claim(status int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.status = status
 }
 
 func (g *guardedWriter) statusCode() int {

@@ -87,6 +87,7 @@ type server struct {
 	logger  *slog.Logger
 	client  *http.Client
 	metrics *metrics
+	places  *places
 	ready   atomic.Bool
 
 	abandoned atomic.Int64 // handlers that run beyond their time
@@ -94,7 +95,7 @@ type server struct {
 }
 
 func newServer(config config, handler any, logger *slog.Logger) *server {
-	return &server{config: config, handler: handler, logger: logger, client: newClient(), metrics: newMetrics(config.namespace, config.lambda)}
+	return &server{config: config, handler: handler, logger: logger, client: newClient(), metrics: newMetrics(config.namespace, config.lambda), places: newPlaces(config.concurrency)}
 }
 
 // run serves until ctx ends, then drains: no new connections, what runs
@@ -194,6 +195,14 @@ func (s *server) invoke(w http.ResponseWriter, r *http.Request) {
 		s.tooLarge(guarded, r.Body, c)
 		return
 	}
+	leave, ok := s.places.take(ctx)
+	if !ok {
+		guarded.claim(http.StatusServiceUnavailable)
+		w.Header().Set("Retry-After", "1")
+		writeProblem(w, c, http.StatusServiceUnavailable, busyDetail)
+		return
+	}
+	defer leave()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -25,6 +25,8 @@ export function readConfig(env) {
   const systemNamespace = env.LAMBDAMESH_SYSTEM_NAMESPACE || 'lambdamesh-system';
   const maxBodyBytes = Number(env.LAMBDAMESH_MAX_BODY_BYTES || 1048576);
   if (!Number.isSafeInteger(maxBodyBytes) || maxBodyBytes <= 0) throw new Error(`LAMBDAMESH_MAX_BODY_BYTES=${JSON.stringify(env.LAMBDAMESH_MAX_BODY_BYTES)}: want a positive number of bytes`);
+  const concurrency = Number(env.LAMBDAMESH_CONCURRENCY || Infinity);
+  if (!(concurrency > 0) || (concurrency !== Infinity && !Number.isSafeInteger(concurrency))) throw new Error(`LAMBDAMESH_CONCURRENCY=${JSON.stringify(env.LAMBDAMESH_CONCURRENCY)}: want a positive number of invocations`);
   return Object.freeze({
     listen: env.LAMBDAMESH_LISTEN || `tcp::${env.PORT || 8080}`,
     adminListen: env.LAMBDAMESH_ADMIN_LISTEN || 'tcp::8081',
@@ -34,6 +36,7 @@ export function readConfig(env) {
     timeout,
     timeoutMs: parseDuration(timeout),
     maxBodyBytes,
+    concurrency,
     source: env.LAMBDAMESH_SOURCE || process.cwd(),
     publishURL: env.LAMBDAMESH_PUBLISH_URL,
     connectorURL: env.LAMBDAMESH_CONNECTOR_URL,

@@ -14,10 +14,12 @@ import { newContext } from './context.mjs';
 import { problemBody, respond, sendProblem } from './response.mjs';
 import { newMetrics } from './metrics.mjs';
 import { readConfig } from './config.mjs';
+import { newPlaces } from './places.mjs';
 import { listen, startAdmin } from './admin.mjs';
 import { newLogger, replaceConsole } from './log.mjs';
 
 const FAILED = 'the lambda failed; its log tells why under this invocation id';
+const BUSY = 'as many invocations wait here as may; try again';
 // Longer than a proxy keeps an idle connection (Envoy: 1 h), so that it is never
 // this side that closes one under a request.
 const IDLE_TIMEOUT = 65 * 60_000;
@@ -92,6 +94,7 @@ function sendTooLarge(request, response, limit, invocation) {
 }
 
 function newServer(config, handler, logger, metrics, admin) {
+  const places = newPlaces(config.concurrency);
   return async (request, response) => {
     const begin = process.hrtime.bigint();
     const invocation = request.headers['x-request-id'] || randomUUID();
@@ -102,6 +105,13 @@ function newServer(config, handler, logger, metrics, admin) {
       if (!response.writableFinished) controller.abort(new Error('the caller went away'));
       metrics.end(response.statusCode, Number(process.hrtime.bigint() - begin) / 1e9);
     });
+    let place = places.take(controller.signal, config.timeoutMs);
+    if (typeof place !== 'boolean') place = await place;
+    if (!place) {
+      if (!response.destroyed) response.setHeader('retry-after', '1');
+      sendProblem(response, 503, BUSY, invocation);
+      return;
+    }
     try {
       const body = await readBody(request, config.maxBodyBytes);
       if (body === undefined) {
@@ -126,6 +136,8 @@ function newServer(config, handler, logger, metrics, admin) {
         log.error('invocation failed', { error: String(error?.message ?? error), stack: error?.stack });
         sendProblem(response, 500, FAILED, invocation);
       }
+    } finally {
+      places.leave();
     }
   };
 }

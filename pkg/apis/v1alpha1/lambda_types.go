@@ -213,31 +213,33 @@ type LambdaResources struct {
 // LambdaScale bounds the number of replicas.
 // +kubebuilder:validation:XValidation:rule="!has(self.min) || !has(self.max) || self.min <= self.max",message="scale.min must not be greater than scale.max"
 type LambdaScale struct {
-	// Min replicas; 0 lets the lambda scale to zero (not yet: Deployed=False,
-	// NotSupported).
+	// Min replicas. 0 lets the lambda scale to zero in `lambdamesh dev`; in a
+	// cluster it is not supported yet (Deployed=False, NotSupported).
 	// +optional
 	// +kubebuilder:default=1
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=1000
 	Min *int32 `json:"min,omitempty"`
-	// Max replicas. Not obeyed yet: min replicas run, and Deployed says so.
+	// Max replicas. `lambdamesh dev` scales between min and max by the requests in
+	// flight. In a cluster that is an autoscaler's or kubectl's to do on the
+	// Deployment; between min and max its replicas are left alone.
 	// +optional
 	// +kubebuilder:default=5
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=1000
 	Max *int32 `json:"max,omitempty"`
-	// Concurrency is the number of invocations at once that a replica is meant
-	// to take. Not obeyed yet, and Deployed says so: a replica takes what comes.
+	// Concurrency is the number of invocations at once that a replica takes. Ten
+	// times as many wait; who comes then is answered 503 with Retry-After.
 	// +optional
 	// +kubebuilder:default=50
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=10000
 	Concurrency *int32 `json:"concurrency,omitempty"`
-	// IdleAfter is how long without a call before a lambda with min 0 stops.
-	// Without effect until min: 0 is supported.
+	// IdleAfter is how long without a call before a lambda with min 0 stops, at
+	// least 1s.
 	// +optional
 	// +kubebuilder:default="5m"
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('10s')",message="idleAfter must be at least 10s"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s')",message="idleAfter must be at least 1s"
 	IdleAfter *metav1.Duration `json:"idleAfter,omitempty"`
 }
 

@@ -119,6 +119,9 @@ const (
 	// AnnotationRuntime on a Deployment's pod template tells which runtime
 	// server it runs.
 	AnnotationRuntime = Group + "/runtime"
+	// AnnotationScale on a lambda's Deployment tells who scales it between which
+	// bounds, as JSON.
+	AnnotationScale = Group + "/scale"
 	// AnnotationSourceHash on a Deployment's pod template changes with the
 	// source, so that a change rolls out.
 	AnnotationSourceHash = Group + "/source-hash"
@@ -157,6 +160,9 @@ const (
 	EnvHandler      = "LAMBDAMESH_HANDLER"
 	EnvTimeout      = "LAMBDAMESH_TIMEOUT"        // a Go duration, "180s"
 	EnvMaxBodyBytes = "LAMBDAMESH_MAX_BODY_BYTES" // decimal bytes
+	// EnvConcurrency is how many invocations a replica takes at once. Ten times as
+	// many wait, and who comes then is answered 503. Unset: any number at once.
+	EnvConcurrency = "LAMBDAMESH_CONCURRENCY"
 	// EnvSource is the directory with the lambda's source (or binary).
 	EnvSource = "LAMBDAMESH_SOURCE"
 	// EnvPublishURL is where context.publish posts CloudEvents.

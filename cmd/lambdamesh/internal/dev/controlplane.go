@@ -20,6 +20,7 @@ import (
 
 	"github.com/lambdamesh/lambdamesh/lambdas/build"
 	lambdacontroller "github.com/lambdamesh/lambdamesh/lambdas/controller"
+	"github.com/lambdamesh/lambdamesh/lambdas/deploy"
 	"github.com/lambdamesh/lambdamesh/lambdas/localnode"
 	"github.com/lambdamesh/lambdamesh/lambdas/source"
 	"github.com/lambdamesh/lambdamesh/meshconfig/ads"
@@ -68,7 +69,7 @@ func (m *mesh) addControlPlane() error {
 		Toolchain: toolchain, Store: m.artifacts, Poll: gitPoll,
 		Git: &source.Git{Targets: m.targets, Secret: lambdacontroller.Secrets(mgr.GetAPIReader())},
 	}
-	if err := lambdacontroller.Add(mgr, lambdacontroller.Config{Builder: builder, Log: m.log("lambdas")}); err != nil {
+	if err := lambdacontroller.Add(mgr, lambdacontroller.Config{Builder: builder, Deploy: deploy.Options{ToZero: true}, Log: m.log("lambdas")}); err != nil {
 		return err
 	}
 	clientset, err := kubernetes.NewForConfig(m.rest)

@@ -29,22 +29,22 @@ func newFollower(paths []string, c client.Client, out io.Writer) (*follower, err
 		return nil, err
 	}
 	f := &follower{paths: paths, client: c, out: out, watcher: watcher, applied: map[string]object{}}
-	if _, _, err := f.read(); err != nil {
+	if _, err := f.read(); err != nil {
 		return nil, err
 	}
 	return f, nil
 }
 
 // read reads the files, and again when a directory was added meanwhile.
-func (f *follower) read() (objects []object, dirs []string, err error) {
+func (f *follower) read() ([]object, error) {
 	for {
-		objects, dirs, err = readObjects(f.paths)
+		objects, dirs, err := readObjects(f.paths)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		news, err := f.watcher.Watch(dirs)
 		if err != nil || !news {
-			return objects, dirs, err
+			return objects, err
 		}
 	}
 }
@@ -58,7 +58,7 @@ func (f *follower) remember(objects []object) {
 
 // run applies changes until ctx ends.
 func (f *follower) run(ctx context.Context) {
-	defer f.watcher.Close()
+	defer func() { _ = f.watcher.Close() }() // nothing is watched any more either way
 	for {
 		// First, because something may have changed since it was read.
 		f.apply(ctx)
@@ -72,7 +72,7 @@ func (f *follower) run(ctx context.Context) {
 }
 
 func (f *follower) apply(ctx context.Context) {
-	objects, _, err := f.read()
+	objects, err := f.read()
 	if err != nil {
 		fmt.Fprintf(f.out, "  not applied: %s\n", strings.ReplaceAll(err.Error(), "\n", "\n    "))
 		return

@@ -37,6 +37,7 @@ class Config:
     timeout_text: str
     timeout: float
     max_body_bytes: int
+    concurrency: int  # 0: any
     source: str
     publish_url: str
     connector_url: str
@@ -53,6 +54,9 @@ def read_config(env=os.environ):
     limit = env.get("LAMBDAMESH_MAX_BODY_BYTES") or "1048576"
     if not limit.isdigit() or int(limit) == 0:
         raise ValueError(f"LAMBDAMESH_MAX_BODY_BYTES={limit!r}: want a positive number of bytes")
+    concurrency = env.get("LAMBDAMESH_CONCURRENCY") or ""
+    if concurrency and (not concurrency.isdigit() or int(concurrency) == 0):
+        raise ValueError(f"LAMBDAMESH_CONCURRENCY={concurrency!r}: want a positive number of invocations")
     return Config(
         listen=env.get("LAMBDAMESH_LISTEN") or f"tcp::{env.get('PORT') or 8080}",
         admin_listen=env.get("LAMBDAMESH_ADMIN_LISTEN") or "tcp::8081",
@@ -62,6 +66,7 @@ def read_config(env=os.environ):
         timeout_text=timeout,
         timeout=parse_duration(timeout),
         max_body_bytes=int(limit),
+        concurrency=int(concurrency or 0),
         source=env.get("LAMBDAMESH_SOURCE") or os.getcwd(),
         publish_url=env.get("LAMBDAMESH_PUBLISH_URL", ""),
         connector_url=env.get("LAMBDAMESH_CONNECTOR_URL", ""),

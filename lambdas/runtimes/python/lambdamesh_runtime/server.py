@@ -29,8 +29,10 @@ from .context import AsyncContext, Context
 from .event import RequestError, parse_event
 from .identity import HEADER_CLAIMS, HEADER_CLIENT_CERT, caller_of, claims_of, hide_identity
 from .metrics import Metrics
+from .places import Places
 from .response import problem, render
 
+_BUSY = "as many invocations wait here as may; try again"
 _FAILED = "the lambda failed; its log tells why under this invocation id"
 _MOST_THREADS = 256
 # How much of a body that is too large is read on after the answer, and for how
@@ -95,6 +97,7 @@ class Lambda:
         self._is_async = inspect.iscoroutinefunction(handler)
         self._vitals = vitals
         self._threads = _Threads()
+        self._places = Places(config.concurrency)
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(self._threads)
         threading.Thread(target=self._loop.run_forever, name="event-loop", daemon=True).start()
@@ -111,11 +114,16 @@ class Lambda:
         """(status, headers, body) of one invocation; values(name) are all of a header."""
         invocation = headers.get("x-request-id") or str(uuid.uuid4())
         log.invocation.set(invocation)
+        if not self._places.take(self.config.timeout):
+            status, more, text = problem(503, _BUSY, invocation)
+            return status, {**more, "Retry-After": "1"}, text
         try:
             return self._invoke(invocation, method, target, headers, body, values)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
             self.logger.error("invocation failed", exc_info=error)
             return problem(500, _FAILED, invocation)
+        finally:
+            self._places.leave()
 
     def _invoke(self, invocation, method, target, headers, body, values):
         caller = caller_of(self.config, values(HEADER_CLIENT_CERT))
