@@ -324,7 +324,9 @@ func (c *cluster) remove(t *testing.T) {
 	_, _ = c.kubectl(t, "", append([]string{"delete", "namespace", "--ignore-not-found", "--timeout=" + patience.String(), system}, testNamespaces()...)...)
 	crds, _ := c.kubectl(t, "", "get", "crds", "-o", "name")
 	for crd := range strings.FieldsSeq(crds) {
-		if strings.HasSuffix(crd, ".lambdamesh.dev") {
+		_, name, _ := strings.Cut(crd, "/")
+		// Istio's come along where there is no Istio.
+		if strings.HasSuffix(name, ".lambdamesh.dev") || strings.HasSuffix(name, ".istio.io") && c.before != nil && !c.before["- CustomResourceDefinition "+name] {
 			_, _ = c.kubectl(t, "", "delete", crd, "--timeout="+patience.String())
 		}
 	}
