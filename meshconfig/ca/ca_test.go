@@ -272,16 +272,53 @@ func TestARootIsReplacedBeforeItExpiresUnlessItWasBroughtAlong(t *testing.T) {
 	require.ErrorContains(t, err, "read the next mesh CA")
 }
 
+// Nothing of the root that signs is given up for one that cannot.
+func TestANextRootThatCannotSignIsRefused(t *testing.T) {
+	now := time.Now()
+	const overlap = time.Hour
+	issuer, err := ca.NewRoot(now)
+	require.NoError(t, err)
+	for want, next := range map[string]ca.Pair{
+		"expired at":          brought(t, x509.Certificate{NotBefore: now.Add(-2 * time.Hour), NotAfter: now.Add(-time.Hour), KeyUsage: x509.KeyUsageCertSign}),
+		"is not valid before": brought(t, x509.Certificate{NotBefore: now.Add(time.Hour), NotAfter: now.Add(100 * time.Hour), KeyUsage: x509.KeyUsageCertSign}),
+		"for another":         brought(t, x509.Certificate{NotBefore: now.Add(-time.Hour), NotAfter: now.Add(overlap / 2), KeyUsage: x509.KeyUsageCertSign}),
+		"keyCertSign":         brought(t, x509.Certificate{NotBefore: now.Add(-time.Hour), NotAfter: now.Add(100 * time.Hour), KeyUsage: x509.KeyUsageDigitalSignature}),
+	} {
+		for step, since := range map[ca.Step]time.Time{ca.StepTrust: {}, ca.StepSign: now.Add(-overlap)} {
+			roots := ca.Roots{Issuer: issuer, Next: next, Since: since}
+			same, none, _, err := roots.Advance(now, true, overlap)
+			require.ErrorContains(t, err, "read the next mesh CA", "%s", step)
+			require.ErrorContains(t, err, want, "%s", step)
+			require.Empty(t, none)
+			require.Equal(t, roots, same)
+		}
+	}
+
+	// What is valid until the replacement is over passes all of it.
+	enough := brought(t, x509.Certificate{NotBefore: now.Add(-time.Hour), NotAfter: now.Add(2*overlap + time.Minute), KeyUsage: x509.KeyUsageCertSign})
+	roots, step, _, err := ca.Roots{Issuer: issuer, Next: enough}.Advance(now, false, overlap)
+	require.NoError(t, err)
+	require.Equal(t, ca.StepTrust, step)
+	roots, step, _, err = roots.Advance(now.Add(overlap), false, overlap)
+	require.NoError(t, err)
+	require.Equal(t, ca.StepSign, step)
+	require.Equal(t, enough, roots.Issuer)
+}
+
 // broughtAlong is somebody's own authority.
 func broughtAlong(t *testing.T) ca.Pair {
 	t.Helper()
+	return brought(t, x509.Certificate{NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign})
+}
+
+// brought is one with what a template says.
+func brought(t *testing.T, template x509.Certificate) ca.Pair {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "corp"}, NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	template.SerialNumber, template.Subject = big.NewInt(1), pkix.Name{CommonName: "corp"}
+	template.IsCA, template.BasicConstraintsValid = true, true
+	der, err := x509.CreateCertificate(rand.Reader, &template, &template, key.Public(), key)
 	require.NoError(t, err)
 	raw, err := x509.MarshalPKCS8PrivateKey(key)
 	require.NoError(t, err)

@@ -34,6 +34,25 @@ func (p Pair) parse() (*x509.Certificate, crypto.Signer, error) {
 	return pair.Leaf, signer, nil
 }
 
+// signs returns why the pair cannot sign now, or not for as long as left afterwards.
+func (p Pair) signs(now time.Time, left time.Duration) error {
+	cert, _, err := p.parse()
+	switch {
+	case err != nil:
+		return err
+	case now.After(cert.NotAfter):
+		return fmt.Errorf("the certificate expired at %s", cert.NotAfter)
+	case now.Before(cert.NotBefore):
+		return fmt.Errorf("the certificate is not valid before %s", cert.NotBefore)
+	case now.Add(left).After(cert.NotAfter):
+		return fmt.Errorf("the certificate expires at %s, and has to be valid for another %s", cert.NotAfter, left)
+	// Without the extension a key may be used for all (RFC 5280, section 4.2.1.3).
+	case cert.KeyUsage != 0 && cert.KeyUsage&x509.KeyUsageCertSign == 0:
+		return errors.New("the certificate is not for signing certificates (keyUsage keyCertSign is missing)")
+	}
+	return nil
+}
+
 // Roots are what a mesh is signed with and verified by, as a Storage keeps them:
 // one root, and another one while that is replaced.
 //
@@ -83,18 +102,19 @@ const renewBefore = 5
 // when it is asked for, or when the root was made here and a fifth of its life is
 // left; the others when the step before has lasted for overlap, in which everybody
 // has learned of it. It returns the roots then in force, and for how long nothing
-// is due.
+// is due. A next root that could not sign until the replacement is over is refused:
+// nothing is given up for it.
 func (r Roots) Advance(now time.Time, asked bool, overlap time.Duration) (next Roots, step Step, wait time.Duration, err error) {
 	due := r.Since.Add(overlap)
 	switch {
 	case !r.Next.empty() && r.Since.IsZero():
-		if _, _, err := r.Next.parse(); err != nil {
+		if err := r.Next.signs(now, 2*overlap); err != nil {
 			return r, "", 0, fmt.Errorf("read the next mesh CA: %w", err)
 		}
 		r.Since = now
 		return r, StepTrust, overlap, nil
 	case !r.Next.empty() && !now.Before(due):
-		if _, _, err := r.Next.parse(); err != nil {
+		if err := r.Next.signs(now, overlap); err != nil {
 			return r, "", 0, fmt.Errorf("read the next mesh CA: %w", err)
 		}
 		r.Issuer, r.Next, r.Previous, r.Since = r.Next, Pair{}, r.Issuer.CertPEM, now

@@ -127,7 +127,7 @@ func (k *keeper) Reconcile(ctx context.Context, request reconcile.Request) (reco
 	next, step, wait, err := roots.Advance(k.config.Now(), asked, k.config.Overlap)
 	if err != nil {
 		k.refuse(secret, err)
-		return reconcile.Result{}, nil
+		return reconcile.Result{RequeueAfter: lookAgain}, nil // it may become valid
 	}
 	if step != "" || asked {
 		next.Into(secret)
