@@ -229,11 +229,14 @@ metadata: {name: sdk, namespace: sdk-%[1]s}
 spec:
   source: sdk-%[1]s
   types: ["order.created.v1", "order.*.v1"]
+  filters: [{data: [{pointer: /orderCode, prefix: "47"}]}]
   sink: {uri: "%[2]s/"}
   delivery: {format: %[1]s}
 `, format, r.url))
 			m.waitFor(t, shop, "subscription/sdk", "Subscribed")
 
+			other := post(t, m.EventBus+"/publish", "application/json", `{"orderCode":"1"}`, "ce-specversion", "1.0", "ce-id", "other", "ce-source", shop, "ce-type", "order.created.v1")
+			require.Equal(t, http.StatusAccepted, other.status, other.body)
 			c, err := cloudevents.NewClientHTTP(cloudevents.WithTarget(m.EventBus + "/publish"))
 			require.NoError(t, err)
 			sent := cloudevents.NewEvent()
