@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -270,10 +271,12 @@ func TestRetries(t *testing.T) {
 	})
 }
 
+// whatNoneHasSeen is the retry policy of every host.
+const whatNoneHasSeen = "retry_policy: {retry_on: 'connect-failure,refused-stream', num_retries: 2, retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, typed_config: {'@type': type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}]}"
+
 // TestRequestsThatNoEndpointHasSeenAreSentToAnother: what the control plane says of
 // every host, also for what may not be done twice, and for bodies of any size.
 func TestRequestsThatNoEndpointHasSeenAreSentToAnother(t *testing.T) {
-	const retries = "retry_policy: {retry_on: 'connect-failure,refused-stream', num_retries: 2, retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, typed_config: {'@type': type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}]}"
 	var calls atomic.Int32
 	alive := backend(t, func(w http.ResponseWriter, r *http.Request) {
 		calls.Add(1)
@@ -282,7 +285,7 @@ func TestRequestsThatNoEndpointHasSeenAreSentToAnother(t *testing.T) {
 	})
 	dead, _ := nobody(t)
 	gone, _ := nobody(t)
-	_, _, gateway := serveEndpoints(t, strings.TrimSpace(toBackend)+"\n  "+retries, "", alive, dead, gone)
+	_, _, gateway := serveEndpoints(t, strings.TrimSpace(toBackend)+"\n  "+whatNoneHasSeen, "", alive, dead, gone)
 	for _, size := range []int{0, 10, 1 << 20} {
 		for range 20 {
 			resp, err := http.Post("http://"+gateway+"/", "text/plain", strings.NewReader(strings.Repeat("x", size)))
@@ -295,6 +298,84 @@ func TestRequestsThatNoEndpointHasSeenAreSentToAnother(t *testing.T) {
 		}
 	}
 	require.EqualValues(t, 60, calls.Load(), "nothing is done twice")
+}
+
+// TestRequestsThatAnEndpointHasSeenAreSentToNoOther, also when its connection was a
+// kept one and it takes no others any more.
+func TestRequestsThatAnEndpointHasSeenAreSentToNoOther(t *testing.T) {
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		t.Run(method, func(t *testing.T) {
+			var seen atomic.Int32
+			var addresses []string
+			warm := map[string]bool{}
+			for i := range 3 {
+				var server *httptest.Server
+				server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/dies" {
+						seen.Add(1)
+						require.Equal(t, "1", r.Header.Get("Idempotency-Key"))
+						server.Config.Close() // the listener before the connections
+						return
+					}
+					_, _ = fmt.Fprint(w, i)
+				}))
+				t.Cleanup(server.Close)
+				addresses = append(addresses, server.Listener.Addr().String())
+			}
+			_, _, gateway := serveEndpoints(t, strings.TrimSpace(toBackend)+"\n  "+whatNoneHasSeen, "", addresses...)
+			for range 6 {
+				warm[get(t, gateway, "/").body] = true
+			}
+			require.Len(t, warm, 3, "all have a kept connection")
+			got := get(t, gateway, "/dies", func(r *http.Request) {
+				r.Method = method
+				r.Header.Set("Idempotency-Key", "1")
+			})
+			require.Equal(t, http.StatusServiceUnavailable, got.code)
+			require.Contains(t, got.body, "connection termination")
+			require.EqualValues(t, 1, seen.Load())
+		})
+	}
+}
+
+// TestKeptConnectionsThatTheEndpointCloses: a GET is sent to it again, since such
+// connections are closed at any time, and nothing that may not be done twice.
+func TestKeptConnectionsThatTheEndpointCloses(t *testing.T) {
+	var seen atomic.Int32
+	type first struct{}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		seen.Add(1)
+		if !r.Context().Value(first{}).(*atomic.Bool).CompareAndSwap(false, true) { //nolint:errcheck // of each connection
+			panic(http.ErrAbortHandler)
+		}
+	}))
+	server.Config.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {
+		return context.WithValue(ctx, first{}, new(atomic.Bool))
+	}
+	server.Start()
+	t.Cleanup(server.Close)
+	_, _, gateway := serveEndpoints(t, toBackend, "", server.Listener.Addr().String())
+	for _, test := range []struct {
+		method, key string
+		code        int
+		seen        int32
+	}{
+		{http.MethodGet, "", 200, 1},
+		{http.MethodGet, "", 200, 3},
+		{http.MethodPost, "", 503, 4},
+		{http.MethodPost, "", 200, 5},
+		{http.MethodPost, "Idempotency-Key", 503, 6},
+		{http.MethodPost, "", 200, 7},
+		{http.MethodDelete, "X-Idempotency-Key", 503, 8},
+	} {
+		got := get(t, gateway, "/", func(r *http.Request) {
+			if r.Method = test.method; test.key != "" {
+				r.Header.Set(test.key, "1")
+			}
+		})
+		require.Equal(t, test.code, got.code, "%+v", test)
+		require.Equal(t, test.seen, seen.Load(), "%+v", test)
+	}
 }
 
 func TestEndpointsThatTakeNoConnectionsAreLeftAlone(t *testing.T) {

@@ -50,8 +50,9 @@ func (e *exchange) linger() {
 // sent again on another connection.
 type earlyAnswerConn struct {
 	net.Conn
-	sent atomic.Bool // something of this request
-	gone atomic.Bool // the other end takes no more
+	sent atomic.Bool                 // something of this request
+	seen atomic.Pointer[atomic.Bool] // the same, for who sends it
+	gone atomic.Bool                 // the other end takes no more
 }
 
 // patient wraps what was dialed for HTTP/1, where a connection serves one
@@ -65,8 +66,11 @@ func patient(http2 bool) func(net.Conn, error) (net.Conn, error) {
 	}
 }
 
-// begin tells that a request follows.
-func (c *earlyAnswerConn) begin() { c.sent.Store(false) }
+// begin tells that a request follows, and where to note that some of it was sent.
+func (c *earlyAnswerConn) begin(seen *atomic.Bool) {
+	c.sent.Store(false)
+	c.seen.Store(seen)
+}
 
 // Write implements net.Conn.
 func (c *earlyAnswerConn) Write(p []byte) (int, error) {
@@ -78,8 +82,11 @@ func (c *earlyAnswerConn) Write(p []byte) (int, error) {
 		c.gone.Store(true)
 		return len(p), nil
 	}
-	if err == nil {
+	if n > 0 {
 		c.sent.Store(true)
+		if seen := c.seen.Load(); seen != nil {
+			seen.Store(true)
+		}
 	}
 	return n, err
 }

@@ -34,6 +34,7 @@ type exchange struct {
 	cluster  string
 
 	sending    *requestBody // what goes to the upstream; nil without a body
+	attempt    *attempt     // the one under way
 	upgrade    string       // the protocol of a request to upgrade
 	onResponse []func(http.Header)
 }

@@ -26,6 +26,13 @@ type upstreamError struct {
 
 func (u *upstreamError) Error() string { return u.err.Error() }
 
+// attempt is what is known of one while it is under way.
+type attempt struct {
+	// seen: the endpoint may have read something of the request (HTTP/1). Over
+	// HTTP/2 net/http sends again only what the endpoint said that it did not do.
+	seen atomic.Bool
+}
+
 var (
 	errRouteTimeout = errors.New("the route's timeout is over")
 	errTryTimeout   = errors.New("the timeout of one try is over")
@@ -67,6 +74,10 @@ func (e *exchange) send(ctx context.Context, h *host, header http.Header, body i
 	if trip == nil || h.transport.http2 != nil && e.HTTP.ProtoMajor == 2 {
 		trip = h.transport.http2
 	}
+	if body == nil {
+		req.Header = once(header)
+	}
+	e.attempt = &attempt{}
 	resp, err := trip.RoundTrip(req.WithContext(ctx))
 	if err == nil {
 		return resp, nil
@@ -76,12 +87,29 @@ func (e *exchange) send(ctx context.Context, h *host, header http.Header, body i
 	switch {
 	case context.Cause(ctx) != nil:
 		failure.reason, failure.err = compile.ReasonTimeout, context.Cause(ctx)
-	case errors.As(err, &connect):
+	case errors.As(err, &connect) && !e.attempt.seen.Load():
+		// Where it was seen, a kept connection broke and net/http called again in
+		// vain: the endpoint may have done what was asked.
 		failure.reason = compile.ReasonConnect
 	case strings.Contains(err.Error(), "REFUSED_STREAM"):
 		failure.refused = true
 	}
 	return nil, failure
+}
+
+// once has http.Transport not send a request again whose kept connection broke
+// after it was written, as it does where it finds one of these headers: the client
+// may, who knows what its key is good for. net/http looks for the canonical
+// spelling only; to everybody else case does not matter (RFC 9110, section 5.1).
+func once(header http.Header) http.Header {
+	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+		if values, ok := header[name]; ok {
+			header = header.Clone()
+			delete(header, name)
+			header[strings.ToLower(name)] = values
+		}
+	}
+	return header
 }
 
 // informational passes 1xx answers on, 100 and 101 excepted, until done is
@@ -92,7 +120,7 @@ func (e *exchange) informational(ctx context.Context) (traced context.Context, d
 	traced = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
 			if c, ok := info.Conn.(*earlyAnswerConn); ok {
-				c.begin()
+				c.begin(&e.attempt.seen)
 			}
 		},
 		Got1xxResponse: func(code int, header textproto.MIMEHeader) error {
