@@ -47,8 +47,12 @@ else
 		[ -z "${LAMBDAMESH_CLUSTER_REQUIRED:-}" ] || exit 1
 		exit 0
 	fi
-	[ -n "${KEEP:-}" ] || trap 'hack/cluster/run down --name "$name"' EXIT
+	# A start that fails or is interrupted ends itself what it began.
 	exports=$(hack/cluster/run up --name "$name" --nodes "${NODES:-2}")
+	case $exports in
+	*'# started'*) [ -n "${KEEP:-}" ] || trap 'hack/cluster/run down --name "$name"' EXIT ;;
+	*) echo "testing on the cluster $name, which runs already and stays" >&2 ;;
+	esac
 	eval "$exports"
 fi
 # As a release would: the images that the chart and the overlays name.

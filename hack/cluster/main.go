@@ -137,11 +137,14 @@ func up(ctx context.Context, config cluster.Config, out io.Writer) error {
 	if err := check(ctx); err != nil {
 		return err
 	}
-	s, err := cluster.Up(ctx, config)
+	s, started, err := cluster.Up(ctx, config)
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "export KUBECONFIG=%s\nexport REGISTRY=%s\n", s.Kubeconfig(), s.Registry())
+	if started {
+		fmt.Fprintln(out, "# started") // who started it may end it
+	}
 	return nil
 }
 

@@ -48,18 +48,18 @@ func Down(ctx context.Context, name string) error {
 	return s.Remove()
 }
 
-// undo leaves the cluster's folder and nothing else.
+// undo leaves the logs in the cluster's folder and nothing else. What fails stays
+// written down, to be undone again.
 func undo(ctx context.Context, s *state.State) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
 	if err := host.Kill(ctx, s); err != nil {
 		return err
 	}
-	return errors.Join(
-		host.Disconnect(ctx, s),
-		host.RemoveCgroup(ctx, s, ""),
-		host.Restore(s),
-	)
+	if err := errors.Join(host.Disconnect(ctx, s), host.RemoveCgroup(ctx, s, "")); err != nil {
+		return err
+	}
+	return host.Restore(s)
 }
 
 // Kill ends one part, a node's name mostly, as a power cut would.

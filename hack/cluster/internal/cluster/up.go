@@ -65,32 +65,32 @@ func (c Config) Validate() error {
 }
 
 // Up starts a cluster and returns when pods run on all its nodes. One that is
-// running already stays as it is; what is left of another start goes first.
+// running already stays as it is, and was not started then; what is left of another start goes first.
 // When the start fails nothing of it stays but the logs.
-func Up(ctx context.Context, c Config) (*state.State, error) {
+func Up(ctx context.Context, c Config) (s *state.State, started bool, err error) {
 	if err := c.Validate(); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	unlock, err := state.Lock(c.Name)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer unlock()
-	s, err := state.Load(c.Name)
+	s, err = state.Load(c.Name)
 	switch {
 	case err == nil && s.Ready && complete(s):
 		fmt.Fprintf(c.Progress, "cluster %s with %d nodes is running already\n", s.Name, s.Nodes)
-		return s, nil
+		return s, false, nil
 	case err == nil:
 		fmt.Fprintf(c.Progress, "removing what is left of a cluster %s\n", c.Name)
 		if err := undo(ctx, s); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	case !errors.Is(err, fs.ErrNotExist):
-		return nil, err
+		return nil, false, err
 	}
 	if err := state.New(c.Name).Remove(); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, c.Timeout, fmt.Errorf("not ready after %s", c.Timeout))
 	defer cancel()
@@ -98,22 +98,19 @@ func Up(ctx context.Context, c Config) (*state.State, error) {
 	err = u.run(ctx)
 	if err == nil {
 		u.say("ready")
-		return u.state, nil
+		return u.state, true, nil
 	}
 	if u.state == nil {
-		return nil, err
+		return nil, false, err
 	}
 	if cause := context.Cause(ctx); cause != nil {
 		err = fmt.Errorf("%w (%w)", cause, err)
 	}
 	why := u.logs()
 	if undone := undo(ctx, u.state); undone != nil {
-		return nil, errors.Join(err, fmt.Errorf("and it could not be removed (make cluster-down NAME=%s tries again): %w", c.Name, undone))
+		return nil, false, errors.Join(err, fmt.Errorf("and it could not be removed (make cluster-down NAME=%s tries again): %w", c.Name, undone))
 	}
-	if err := os.Remove(u.state.Path("state.json")); err != nil {
-		return nil, err
-	}
-	return nil, fmt.Errorf("%w%s\nnothing of it runs; logs are in %s until cluster-down", err, why, u.state.Dir())
+	return nil, false, fmt.Errorf("%w%s\nnothing of it runs; logs are in %s until cluster-down", err, why, u.state.Dir())
 }
 
 // complete says whether a cluster survived what happened since its start: after

@@ -1,11 +1,15 @@
 package host
 
 import (
+	"errors"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
 	"testing"
+
+	"github.com/lambdamesh/lambdamesh/hack/cluster/internal/state"
 )
 
 func TestFirstFree(t *testing.T) {
@@ -94,5 +98,37 @@ func TestRememberKeepsTheFirstValue(t *testing.T) {
 	before, err := loadBefore()
 	if err != nil || before["/proc/sys/net/ipv4/ip_forward"] != "0" {
 		t.Errorf("got %v, %v; want 0", before, err)
+	}
+}
+
+// TestTheLastRestores ends two clusters, each before the other's folder is gone.
+func TestTheLastRestores(t *testing.T) {
+	t.Setenv("LAMBDAMESH_CLUSTERS", filepath.Join(t.TempDir(), "clusters"))
+	setting := filepath.Join(t.TempDir(), "ip_forward")
+	if err := os.WriteFile(setting, []byte("0"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a, b := state.New("a"), state.New("b")
+	for _, s := range []*state.State{a, b} {
+		if err := s.Save(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := change(setting, "1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		ends *state.State
+		want string
+	}{{a, "1"}, {b, "0"}} {
+		if err := Restore(step.ends); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := read(setting); err != nil || got != step.want {
+			t.Errorf("after the end of %s: %q, %v; want %q", step.ends.Name, got, err, step.want)
+		}
+	}
+	if _, err := os.Stat(beforeFile()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s stays: %v", beforeFile(), err)
 	}
 }

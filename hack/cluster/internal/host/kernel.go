@@ -68,13 +68,21 @@ func change(path, want string) error {
 	return write(path, want)
 }
 
-// Restore writes back what the first cluster found, if this is the last one.
+// Restore writes back what the first cluster found, if this is the last one, and
+// removes the cluster's file, so that of two that end at once one is the last.
 func Restore(s *state.State) error {
 	unlock, err := state.LockMachine()
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if err := restore(s); err != nil {
+		return err
+	}
+	return s.Forget()
+}
+
+func restore(s *state.State) error {
 	all, err := state.All()
 	if err != nil {
 		return err

@@ -124,6 +124,14 @@ func (s *State) Save() error {
 	return os.Rename(tmp.Name(), filepath.Join(s.dir, file))
 }
 
+// Forget deletes the file, as the last step of undoing what it says.
+func (s *State) Forget() error {
+	if err := os.Remove(s.Path(file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget cluster %s: %w", s.Name, err)
+	}
+	return nil
+}
+
 // Remove deletes the cluster's folder.
 func (s *State) Remove() error {
 	if err := os.RemoveAll(s.dir); err != nil {
