@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -56,13 +57,14 @@ func (s *Store) seenConfig() jetstream.StreamConfig {
 }
 
 // PublishOnce stores an event whose key is known for Config.LongDedupWindow. It
-// answers as Publish does, at the cost of a second write.
+// answers as Publish does, at the cost of two more writes.
 //
-// The key is claimed first, in a stream of its own, and the event is stored then.
-// Where the key is claimed already, the event may be stored or not: who claimed it
-// may have failed in between. While the claim is young the event is published
-// again, and the dedup window of the stream tells; later the event is looked for
-// where it must be, if it is.
+// The key is claimed first, in a stream of its own, the event is stored then, and
+// the claim says at last where. A claim that does not say so is no proof: who made
+// it may have been refused, or may have failed in between. While it is young the
+// event is published again, and the dedup window of the stream tells; later the
+// event is looked for where it must be, if it is. What cannot be found is published
+// again: twice rather than never.
 func (s *Store) PublishOnce(ctx context.Context, e *event.Event) (broker.Receipt, error) {
 	l, err := s.connected()
 	if err != nil {
@@ -70,53 +72,91 @@ func (s *Store) PublishOnce(ctx context.Context, e *event.Event) (broker.Receipt
 	}
 	var last uint64 // the claim that ours takes the place of; 0: none
 	for range maxClaims {
-		err := s.claim(ctx, l, e.Key(), last)
+		ours, err := s.claim(ctx, l, e.Key(), last)
 		if err == nil {
-			return s.publishOne(ctx, e)
+			return s.publishClaimed(ctx, l, e, ours)
 		}
 		if !otherLastSequence(err) {
 			return broker.Receipt{}, fmt.Errorf("claim the key of event %q: %w", e.ID, translate(err))
 		}
 		claimed, err := s.claimed(ctx, l, e.Key())
-		switch {
-		case errors.Is(err, broker.ErrNotFound): // it has just expired
+		if errors.Is(err, broker.ErrNotFound) { // it has just expired
 			last = 0
 			continue
-		case err != nil:
-			return broker.Receipt{}, err
-		case time.Since(claimed.Time) < s.config.DedupWindow/2: // far from its end, by anybody's clock
-			return s.publishOne(ctx, e)
 		}
-		receipt, stored, err := s.find(ctx, l, e, claimed)
-		if err != nil || stored {
-			return receipt, err
+		if err != nil {
+			return broker.Receipt{}, err
+		}
+		sequence, stored, err := place(claimed)
+		switch {
+		case err != nil:
+			return broker.Receipt{}, fmt.Errorf("stream %s: the claim of event %q: %w", SeenStream, e.ID, err)
+		case stored:
+			return broker.Receipt{ID: e.ID, Sequence: sequence, Duplicate: true}, nil
+		case time.Since(claimed.Time) < s.config.DedupWindow/2: // far from its end, by anybody's clock
+			return s.publishClaimed(ctx, l, e, claimed.Sequence)
+		}
+		found, err := s.search(ctx, l, e, sequence+1, claimed.Time.Add(s.config.DedupWindow+late))
+		if err != nil {
+			return broker.Receipt{}, err
+		}
+		if found > 0 {
+			s.confirm(ctx, l, e.Key(), claimed.Sequence, found)
+			return broker.Receipt{ID: e.ID, Sequence: found, Duplicate: true}, nil
 		}
 		last = claimed.Sequence
 	}
 	return broker.Receipt{}, fmt.Errorf("%w: others publish event %q at the same time", broker.ErrUnavailable, e.ID)
 }
 
-func (s *Store) publishOne(ctx context.Context, e *event.Event) (broker.Receipt, error) {
+// publishClaimed stores an event under the claim with the sequence claim.
+func (s *Store) publishClaimed(ctx context.Context, l *link, e *event.Event, claim uint64) (broker.Receipt, error) {
 	receipts, err := s.Publish(ctx, []event.Event{*e})
 	if err != nil {
 		return broker.Receipt{}, err
 	}
+	s.confirm(ctx, l, e.Key(), claim, receipts[0].Sequence)
 	return receipts[0], nil
 }
 
+// storedAt begins what a claim says whose event is stored, before its sequence.
+const storedAt = "stored "
+
+// place is what a claim says: the sequence of its event, or the one that its event
+// comes after, if it is stored.
+func place(claimed *jetstream.RawStreamMsg) (sequence uint64, stored bool, err error) {
+	text, stored := strings.CutPrefix(string(claimed.Data), storedAt)
+	sequence, err = strconv.ParseUint(text, 10, 64)
+	return sequence, stored, err
+}
+
+// confirm notes that the event of a claim is stored, unless somebody has claimed its
+// key anew. Where it fails the event is stored all the same, and a repeat looks for
+// it: nobody needs to be told.
+func (s *Store) confirm(ctx context.Context, l *link, key string, claim, sequence uint64) {
+	ctx, cancel := context.WithTimeout(ctx, s.config.PublishTimeout)
+	defer cancel()
+	msg := nats.NewMsg(seenPrefix + key)
+	msg.Data = strconv.AppendUint([]byte(storedAt), sequence, 10)
+	_, _ = l.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(SeenStream), jetstream.WithExpectLastSequencePerSubject(claim))
+}
+
 // claim notes a key, and after which event its own comes, unless somebody has since
-// the claim with the sequence last.
-func (s *Store) claim(ctx context.Context, l *link, key string, last uint64) error {
+// the claim with the sequence last. It returns the sequence of this one.
+func (s *Store) claim(ctx context.Context, l *link, key string, last uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.config.PublishTimeout)
 	defer cancel()
 	info, err := l.events.Info(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	msg := nats.NewMsg(seenPrefix + key)
 	msg.Data = strconv.AppendUint(nil, info.State.LastSeq, 10)
-	_, err = l.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(SeenStream), jetstream.WithExpectLastSequencePerSubject(last))
-	return err
+	ack, err := l.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(SeenStream), jetstream.WithExpectLastSequencePerSubject(last))
+	if err != nil {
+		return 0, err
+	}
+	return ack.Sequence, nil
 }
 
 // claimed reads the claim of a key.
@@ -137,25 +177,6 @@ func (s *Store) claimed(ctx context.Context, l *link, key string) (*jetstream.Ra
 
 // late is how long after a claim its event may still be stored by who is at it.
 const late = 10 * time.Minute
-
-// find looks for an event that was claimed. Where what came after the claim may have
-// been removed since, it counts as stored: it was, unless who claimed it failed.
-func (s *Store) find(ctx context.Context, l *link, e *event.Event, claimed *jetstream.RawStreamMsg) (receipt broker.Receipt, stored bool, err error) {
-	receipt = broker.Receipt{ID: e.ID, Duplicate: true}
-	after, err := strconv.ParseUint(string(claimed.Data), 10, 64)
-	if err != nil {
-		return receipt, false, fmt.Errorf("stream %s: the claim of event %q: %w", SeenStream, e.ID, err)
-	}
-	receipt.Sequence, err = s.search(ctx, l, e, after+1, claimed.Time.Add(s.config.DedupWindow+late))
-	if err != nil || receipt.Sequence > 0 {
-		return receipt, err == nil, err
-	}
-	info, err := l.events.Info(ctx)
-	if err != nil {
-		return receipt, false, fmt.Errorf("stream %s: %w", EventStream, translate(err))
-	}
-	return receipt, info.State.FirstSeq > after+1, nil
-}
 
 // search returns the sequence of an event that was stored between a sequence and a
 // time; 0: it is not there.

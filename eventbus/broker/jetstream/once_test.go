@@ -3,6 +3,7 @@ package jetstream_test
 import (
 	"errors"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/lambdamesh/lambdamesh/eventbus/broker"
 	"github.com/lambdamesh/lambdamesh/eventbus/broker/conformance"
 	"github.com/lambdamesh/lambdamesh/eventbus/broker/jetstream"
+	"github.com/lambdamesh/lambdamesh/eventbus/event"
 	"github.com/lambdamesh/lambdamesh/eventbus/natsserver"
 	"github.com/lambdamesh/lambdamesh/pkg/testkit"
 )
@@ -90,6 +92,42 @@ func TestAClaimWithoutItsEventIsNoEvent(t *testing.T) {
 	}
 	forgotten(t, store)
 	require.True(t, once(t, store, "old", "a").Duplicate)
+}
+
+// Who is refused comes again, maybe when what was stored meanwhile is removed: what
+// was never stored is stored then, and what was is known still.
+func TestWhatWasRefusedIsStoredWhenItComesAgain(t *testing.T) {
+	config := jetstream.Config{DedupWindow: shortWindow, MaxBytes: 64 << 10}
+	server, store, _ := open(t, natsserver.Config{Dir: t.TempDir()}, config)
+	js, err := natsjs.New(connect(t, server))
+	require.NoError(t, err)
+	events, err := js.Stream(t.Context(), jetstream.EventStream)
+	require.NoError(t, err)
+	stored := once(t, store, "stored", `"a"`)
+	full := conformance.Event("filler")
+	full.Data = []byte(`"` + strings.Repeat("a", 4<<10) + `"`)
+	for i := range 100 {
+		full.ID = strconv.Itoa(i)
+		if _, err = store.Publish(t.Context(), []event.Event{full}); err != nil {
+			break
+		}
+	}
+	require.ErrorIs(t, err, broker.ErrFull)
+	refused := conformance.Event("refused")
+	refused.Data = full.Data
+	_, err = store.PublishOnce(t.Context(), &refused)
+	require.ErrorIs(t, err, broker.ErrFull)
+
+	require.NoError(t, events.Purge(t.Context()))
+	forgotten(t, store)
+	require.NoError(t, events.Purge(t.Context()))
+	receipt, err := store.PublishOnce(t.Context(), &refused)
+	require.NoError(t, err)
+	require.False(t, receipt.Duplicate, "it was never stored")
+	_, err = events.GetMsg(t.Context(), receipt.Sequence)
+	require.NoError(t, err)
+	known := broker.Receipt{ID: "stored", Sequence: stored.Sequence, Duplicate: true}
+	require.Equal(t, known, once(t, store, "stored", `"a"`), "it was stored, and is gone")
 }
 
 func TestManyWhoPublishOneEventAtOnceStoreItOnce(t *testing.T) {
