@@ -143,12 +143,16 @@ func (c Config) meshProxy() (*url.URL, error) {
 
 // callable is the policy for targets of applications. The system's own Services
 // are none: they trust the connector, and a lambda could speak to them in its
-// name.
+// name. They are denied by name, and so no Service is called but by its name.
 func (c Config) callable() (*targets.Policy, error) {
 	system := "*." + v1alpha1.SystemNamespace
 	policy, err := c.Targets.Without(system, system+".svc", system+".svc.cluster.local")
-	if err != nil || c.MeshProxyURL == "" {
-		return policy, err
+	if err != nil {
+		return nil, err
+	}
+	policy = policy.WithServicesByName()
+	if c.MeshProxyURL == "" {
+		return policy, nil
 	}
 	proxy, err := c.meshProxy()
 	if err != nil {

@@ -80,7 +80,7 @@ func startBehind(t *testing.T, meshProxy string, allow ...string) *world {
 	return startOn(t, testkit.KubeAPI(t, manifests.CRDs), func(c *connector.Config) {
 		var err error
 		c.MeshProxyURL = meshProxy
-		c.Targets, err = targets.New(targets.Config{Allow: allow})
+		c.Targets, err = targets.New(targets.Config{Allow: allow, ServiceCIDRs: []string{"10.96.0.0/12"}})
 		require.NoError(t, err)
 	})
 }
@@ -289,7 +289,15 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "token"},
 		Spec:       v1alpha1.TokenRequestSpec{Application: "nobody"},
 	}
-	w.create(refused, incomplete, csrf, webhooks, unreadable, token)
+	// A Service by its address, and an API's token by one.
+	address := application("address", "http://10.96.3.4/others/events")
+	tokens := application("tokens", "https://shop.example.com")
+	tokens.Spec.Services[0].API.Auth = &v1alpha1.APIAuth{OAuth2: &v1alpha1.OAuth2Auth{
+		TokenURL: "https://10.96.0.1/token", Secret: v1alpha1.SecretRef{Name: "complete"},
+	}}
+	w.create(refused, incomplete, csrf, webhooks, unreadable, token, address, tokens)
+	w.becomes(address, v1alpha1.ReasonTargetRefused, "10.96.3.4 is an address of the cluster's Services: write the Service's name")
+	w.becomes(tokens, v1alpha1.ReasonTargetRefused, "10.96.0.1 is an address of the cluster's Services: write the Service's name")
 	w.becomes(refused, v1alpha1.ReasonTargetRefused, "add it with --allow-target 127.0.0.1:8180")
 	w.becomes(incomplete, "SecretInvalid", "has no key clientId")
 	w.becomes(csrf, v1alpha1.ReasonInvalid, "service orders: auth.csrf.tokenUrl must have the scheme, host and port of targetUrl")

@@ -92,7 +92,7 @@ for --log-level. A flag on the command line wins.`,
 	f.StringVar(&o.trustDomain, "trust-domain", v1alpha1.DefaultTrustDomain, "SPIFFE trust domain of the mesh")
 	f.StringSliceVar(&o.targets.Allow, "allow-target", nil, "address, range, name or *.name, each with or without :port, that may be called besides public ones")
 	f.StringSliceVar(&o.targets.Deny, "deny-target", nil, "the same, that may never be called")
-	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, which may be called")
+	f.StringSliceVar(&o.targets.ServiceCIDRs, "service-cidr", nil, "range of the cluster's Service addresses, which may be called by the Services' names; repeatable")
 	f.IntVar(&o.maxConnections, "max-connections", 0, "connections on the outbound and on the public address each; headers beyond 16 KiB count as further ones (default what fits into a quarter of GOMEMLIMIT at 64 KiB each, at most 4096)")
 	f.IntVar(&o.maxCalls, "max-calls-per-lambda", 0, "calls of one lambda that may be under way; more are answered 429 (default an eighth of --max-connections)")
 	f.BoolVar(&o.leaderElection, "leader-elect", true, "let one of several connectors write statuses")

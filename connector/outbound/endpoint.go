@@ -135,6 +135,9 @@ func (e *Endpoint) addAuth(auth *v1alpha1.APIAuth, ca *v1alpha1.SecretKeyRef, r 
 		if reservedHeader(h.Name) {
 			return unusable(v1alpha1.ReasonInvalid, "auth.headers: %s is set by the connector itself: remove it", h.Name)
 		}
+		if strings.HasPrefix(textproto.CanonicalMIMEHeaderKey(h.Name), "Ce-") {
+			return unusable(v1alpha1.ReasonInvalid, "auth.headers: %s would make the call an event, which an application publishes itself: remove it", h.Name)
+		}
 		value, err := r.value(h)
 		if err != nil {
 			return err

@@ -310,6 +310,9 @@ func TestWhatCannotBeCalledSaysWhy(t *testing.T) {
 		"a header of the connection": {func(a *v1alpha1.Application) {
 			api(a).Auth = &v1alpha1.APIAuth{Headers: []v1alpha1.AddedValue{{Name: "transfer-encoding", Value: "x"}}}
 		}, 503, "Invalid: auth.headers: transfer-encoding is set by the connector itself"},
+		"a header of an event": {func(a *v1alpha1.Application) {
+			api(a).Auth = &v1alpha1.APIAuth{Headers: []v1alpha1.AddedValue{{Name: "cE-source", Value: "others"}}}
+		}, 503, "Invalid: auth.headers: cE-source would make the call an event"},
 		"a header value that cannot be sent": {func(a *v1alpha1.Application) {
 			api(a).Auth = &v1alpha1.APIAuth{Headers: []v1alpha1.AddedValue{{Name: "X-A", Value: "a\nb"}}}
 		}, 503, "Invalid: auth.headers: the value of X-A cannot be sent"},

@@ -242,6 +242,7 @@ func TestWhatIsNoServiceIsRefused(t *testing.T) {
 		"a name that is too long":          {api(`,"credentials":{"certificateGen":{"commonName":"` + strings.Repeat("x", 65) + `"}}`), "more than 64 bytes"},
 		"a mask where nothing is stored":   {api(`,"credentials":{"basic":{"username":"u","password":"********"}}`), "write the value"},
 		"a header of the connection":       {api(`,"headers":{"Transfer-Encoding":["x"]}`), "is set by the connector itself"},
+		"a header of an event":             {api(`,"headers":{"ce-type":["order.created"]}`), "would make the call an event"},
 		"a header that splits":             {api(`,"headers":{"X-A":["a\r\nX-B: c"]}`), "cannot be sent in a header"},
 		"a header name that is none":       {api(`,"headers":{"a b":["x"]}`), "a name is letters, digits"},
 		"a header with two values":         {api(`,"headers":{"x":["a","b"]}`), "write one value"},

@@ -11,6 +11,9 @@
 // adds; never link-local, metadata, unspecified and multicast addresses. A
 // denied target stays denied whatever is allowed.
 //
+// Where Services are denied by name, their addresses are refused
+// ([Policy.WithServicesByName]).
+//
 // Where the caller has a sidecar, Services are called through it and never
 // dialed ([Policy.WithServiceProxy]).
 //

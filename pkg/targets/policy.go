@@ -40,6 +40,8 @@ type Policy struct {
 	allow    []entry
 	deny     []entry
 	resolver Resolver
+	// byName: addresses of services are called by the names of Services only.
+	byName bool
 	// serviceProxy leads to the cluster's Services; nil: they are dialed.
 	serviceProxy *url.URL
 }
@@ -106,6 +108,16 @@ func (p *Policy) Without(targets ...string) (*Policy, error) {
 	narrow := *p
 	narrow.deny = slices.Concat(p.deny, deny)
 	return &narrow, nil
+}
+
+// WithServicesByName returns a policy that refuses addresses of
+// [Config.ServiceCIDRs], whatever is allowed, unless a name of a Service (see
+// [IsService]) resolved to them: written as an address, or behind any other name,
+// a Service escapes what is denied by name.
+func (p *Policy) WithServicesByName() *Policy {
+	narrow := *p
+	narrow.byName = true
+	return &narrow
 }
 
 // IsService reports whether a host name is one of the cluster's own: every name
@@ -238,6 +250,8 @@ func (p *Policy) checkAddr(name string, addr netip.Addr, port uint16) string {
 	switch {
 	case kind == never:
 		return addr.String() + " is " + what + ", which is never called"
+	case p.byName && matchesPrefix(p.services, addr) && !IsService(name):
+		return addr.String() + " is an address of the cluster's Services: write the Service's name, such as orders.shop.svc"
 	case kind == public, matchesPrefix(p.services, addr):
 		return ""
 	case matchesAddr(p.allow, addr, port):

@@ -458,6 +458,39 @@ func TestAPolicyCanBeNarrowed(t *testing.T) {
 	require.ErrorContains(t, err, `denied target: "a b"`)
 }
 
+func TestServicesAreCalledByNameOnlyWhereThePolicySaysSo(t *testing.T) {
+	for name, want := range map[string]bool{
+		"orders.shop.svc": true, "Orders.shop.SVC.": true, "orders.shop.svc.cluster.local": true,
+		"10.96.3.4": false, "[64:ff9b::a60:304]": false, "erp.corp.example": false, "rebound.example.com": false, "event-bus": false, "orders.shop": false,
+		"orders.shop.svc.corp.example": false,
+	} {
+		wide := policy(t, targets.Config{
+			ServiceCIDRs: []string{"10.96.0.0/12"}, Allow: []string{"10.0.0.0/8", "erp.corp.example"}, Resolver: &resolver{answers: [][]string{{"10.96.3.4"}}},
+		})
+		for p, allowed := range map[*targets.Policy]bool{wide: true, wide.WithServicesByName(): want} {
+			dialed := ""
+			dial := p.DialContext(func(_ context.Context, _, address string) (net.Conn, error) {
+				dialed = address
+				return nil, errDown
+			})
+			_, err := dial(t.Context(), "tcp", strings.ToLower(name)+":80")
+			if allowed {
+				require.ErrorIs(t, err, errDown, name)
+				require.NoError(t, p.CheckURL("http://"+name+"/"), name)
+				continue
+			}
+			require.True(t, targets.IsRefused(err), "%s: %v", name, err)
+			require.ErrorContains(t, err, "write the Service's name", name)
+			require.Empty(t, dialed, name)
+			if strings.ContainsAny(name[:2], "1[") {
+				require.True(t, targets.IsRefused(p.CheckURL("http://"+name+"/")), name)
+			}
+		}
+	}
+	p := policy(t, targets.Config{ServiceCIDRs: []string{"10.96.0.0/12"}, Allow: []string{"10.0.0.0/8"}}).WithServicesByName()
+	require.NoError(t, p.CheckURL("http://10.112.0.1/"), "allowed, and no Service's")
+}
+
 func TestOnlyServicesGoThroughTheProxy(t *testing.T) {
 	direct := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "direct") }))
 	defer direct.Close()
