@@ -418,6 +418,55 @@ func TestEndpointsThatTakeNoConnectionsAreLeftAlone(t *testing.T) {
 	})
 }
 
+// TestEndpointsThatDoNotSayThatTheyTakeNoConnections, as those of a node without
+// power: the cluster waits longer for a connection than the route for an answer.
+func TestEndpointsThatDoNotSayThatTheyTakeNoConnections(t *testing.T) {
+	const cluster = "connect_timeout: 600s, outlier_detection: {split_external_local_origin_errors: true, consecutive_local_origin_failure: 2, max_ejection_percent: 50, base_ejection_time: 3600s}"
+	silent, alive, other := deaf(t), backend(t, echo), backend(t, echo)
+	for name, test := range map[string]struct {
+		route  string
+		failed int
+	}{
+		"another one is asked in time":  {"timeout: 3s, " + whatNoneHasSeen, 0},
+		"they are left alone":           {"timeout: 2s", 2},
+		"also for the timeout of a try": {"timeout: 0s, retry_policy: {retry_on: retriable-4xx, per_try_timeout: 2s}", 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, _, gateway := serveEndpoints(t, oneRoute(test.route), strings.ReplaceAll(cluster, ", outlier", "\n  outlier"), silent, alive, other)
+			failed := 0
+			for range 20 {
+				if get(t, gateway, "/").code != http.StatusOK {
+					failed++
+				}
+			}
+			require.Equal(t, test.failed, failed)
+		})
+	}
+}
+
+// deaf is an address where connections are not answered, because so many wait to be
+// accepted as may.
+func deaf(t *testing.T) string {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	require.NoError(t, err)
+	t.Cleanup(func() { syscall.Close(fd) })
+	require.NoError(t, syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	require.NoError(t, syscall.Listen(fd, 0))
+	name, err := syscall.Getsockname(fd)
+	require.NoError(t, err)
+	address := fmt.Sprintf("127.0.0.1:%d", name.(*syscall.SockaddrInet4).Port)
+	for range 16 {
+		conn, err := net.DialTimeout("tcp", address, time.Second/2)
+		if err != nil {
+			return address
+		}
+		t.Cleanup(func() { conn.Close() })
+	}
+	t.Fatal("there is always room for one more")
+	return ""
+}
+
 // serveEndpoints is serve with a cluster of several endpoints, asked by turns.
 func serveEndpoints(t *testing.T, hosts, fields string, addresses ...string) (*mesh, *node, string) {
 	t.Helper()

@@ -30,7 +30,7 @@ func (c *cluster) note(h *host, failure *upstreamError) {
 			h.health.failed.Store(0)
 			h.health.ejections.Store(0)
 		}
-	case failure.reason == compile.ReasonConnect && h.health.failed.Add(1) >= int64(rule.After):
+	case (failure.reason == compile.ReasonConnect || failure.waited) && h.health.failed.Add(1) >= int64(rule.After):
 		c.eject(h.health)
 	}
 }

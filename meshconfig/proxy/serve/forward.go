@@ -178,11 +178,11 @@ func (e *exchange) try(ctx context.Context, h *host, attempt int, body *requestB
 		header["Connection"], header["Upgrade"] = []string{"Upgrade"}, []string{e.upgrade}
 	}
 	if policy == nil || policy.PerTry == 0 {
-		return e.send(ctx, h, header, reader, length)
+		return e.send(ctx, h, header, reader, length, e.patience(policy, attempt))
 	}
 	tryCtx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(policy.PerTry, func() { cancel(errTryTimeout) })
-	resp, failure := e.send(tryCtx, h, header, reader, length)
+	resp, failure := e.send(tryCtx, h, header, reader, length, e.patience(policy, attempt))
 	if failure != nil {
 		timer.Stop()
 		cancel(nil)
@@ -191,6 +191,19 @@ func (e *exchange) try(ctx context.Context, h *host, attempt int, body *requestB
 	// The try ends with its body.
 	resp.Body = &closeHook{ReadCloser: resp.Body, hook: func() { timer.Stop(); cancel(nil) }}
 	return resp, nil
+}
+
+// patience is how long an attempt (from 0) may be without a connection, so that
+// the timeouts leave time for another endpoint; 0: as long as the cluster says.
+func (e *exchange) patience(policy *compile.RetryPolicy, attempt int) time.Duration {
+	if policy == nil || e.upgrade != "" || attempt >= policy.Attempts || !policy.Failure(compile.ReasonConnect, false) {
+		return 0
+	}
+	whole := e.route.Forward.Timeout
+	if policy.PerTry > 0 && (whole == 0 || policy.PerTry < whole) {
+		whole = policy.PerTry
+	}
+	return whole / 3
 }
 
 type closeHook struct {

@@ -77,7 +77,7 @@ func (e *exchange) shadow(c *cluster, body []byte) {
 	if body != nil {
 		reader = io.NopCloser(bytes.NewReader(body))
 	}
-	response, failure := e.send(ctx, h, e.HTTP.Header, reader, int64(len(body)))
+	response, failure := e.send(ctx, h, e.HTTP.Header, reader, int64(len(body)), 0)
 	if failure != nil {
 		e.server.log.Debug("a mirror did not answer", "cluster", e.cluster, "error", failure.err)
 		return

@@ -21,6 +21,7 @@ import (
 type upstreamError struct {
 	reason  compile.ResetReason
 	refused bool // the server said that it did nothing (HTTP/2 REFUSED_STREAM)
+	waited  bool // the time was over before there was a connection
 	err     error
 }
 
@@ -30,17 +31,21 @@ func (u *upstreamError) Error() string { return u.err.Error() }
 type attempt struct {
 	// seen: the endpoint may have read something of the request (HTTP/1). Over
 	// HTTP/2 net/http sends again only what the endpoint said that it did not do.
-	seen atomic.Bool
+	seen      atomic.Bool
+	connected bool        // there was a connection
+	patience  *time.Timer // until then there must be one; nil: no limit but the dialer's
 }
 
 var (
 	errRouteTimeout = errors.New("the route's timeout is over")
 	errTryTimeout   = errors.New("the timeout of one try is over")
+	errNotConnected = errors.New("no connection in the time that leaves some for another endpoint")
 	errStreamIdle   = errors.New("the stream was idle for too long")
 )
 
-// send makes one attempt. The answer's body must be closed.
-func (e *exchange) send(ctx context.Context, h *host, header http.Header, body io.ReadCloser, length int64) (*http.Response, *upstreamError) {
+// send makes one attempt, given up when there is no connection after patience (0:
+// the cluster's limit only). The answer's body must be closed.
+func (e *exchange) send(ctx context.Context, h *host, header http.Header, body io.ReadCloser, length int64, patience time.Duration) (*http.Response, *upstreamError) {
 	f := e.route.Forward
 	path := f.Rewrite(e.Path)
 	u := &url.URL{Scheme: "http", Host: h.Key, RawQuery: e.Query, Opaque: path}
@@ -78,15 +83,27 @@ func (e *exchange) send(ctx context.Context, h *host, header http.Header, body i
 		req.Header = once(header)
 	}
 	e.attempt = &attempt{}
+	if patience > 0 {
+		limited, giveUp := context.WithCancelCause(ctx) // ends with ctx, which bounds the answer
+		e.attempt.patience = time.AfterFunc(patience, func() { giveUp(errNotConnected) })
+		defer e.attempt.patience.Stop()
+		ctx = limited
+	}
 	resp, err := trip.RoundTrip(req.WithContext(ctx))
 	if err == nil {
 		return resp, nil
 	}
 	failure := &upstreamError{reason: compile.ReasonReset, err: err}
 	var connect errConnect
+	cause := context.Cause(ctx)
 	switch {
-	case context.Cause(ctx) != nil:
-		failure.reason, failure.err = compile.ReasonTimeout, context.Cause(ctx)
+	case errors.Is(cause, errNotConnected):
+		if failure.err = cause; !e.attempt.connected {
+			failure.reason = compile.ReasonConnect
+		}
+	case cause != nil:
+		failure.reason, failure.err = compile.ReasonTimeout, cause
+		failure.waited = !e.attempt.connected && (errors.Is(cause, errRouteTimeout) || errors.Is(cause, errTryTimeout))
 	case errors.As(err, &connect) && !e.attempt.seen.Load():
 		// Where it was seen, a kept connection broke and net/http called again in
 		// vain: the endpoint may have done what was asked.
@@ -118,7 +135,11 @@ func (e *exchange) informational(ctx context.Context) (traced context.Context, d
 	var mu sync.Mutex
 	over := false
 	traced = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(info httptrace.GotConnInfo) {
+		GotConn: func(info httptrace.GotConnInfo) { // by who sends, before anything is written
+			e.attempt.connected = true
+			if e.attempt.patience != nil {
+				e.attempt.patience.Stop()
+			}
 			if c, ok := info.Conn.(*earlyAnswerConn); ok {
 				c.begin(&e.attempt.seen)
 			}
