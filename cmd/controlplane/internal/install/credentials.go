@@ -78,6 +78,30 @@ func move(data map[string][]byte, from, to string) {
 	}
 }
 
+// restoreCredentials writes a Secret again that somebody has deleted: NATS and the
+// event bus know these credentials, and learn of others one after the other.
+func (m *maker) restoreCredentials(ctx context.Context) error {
+	last := m.credentials
+	secret := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: last.Namespace, Name: last.Name, Labels: labels()},
+		Type:       last.Type, Data: last.Data,
+	}
+	since := last.Annotations[annotationSince]
+	if since == "" {
+		since = last.CreationTimestamp.UTC().Format(time.RFC3339)
+	}
+	metav1.SetMetaDataAnnotation(&secret.ObjectMeta, annotationSince, since)
+	if err := sign(secret, secret.Data); err != nil {
+		return err
+	}
+	if err := m.client.Create(ctx, secret); err != nil {
+		return fmt.Errorf("write Secret %s again: %w", secret.Name, err)
+	}
+	m.credentials = secret
+	m.say(secret, "Restored", "deleted, and written again as it was: NATS and the event bus know these credentials; the annotation "+v1alpha1.AnnotationRotate+" has others made")
+	return nil
+}
+
 // rotateCredentials takes the step of replacing the credentials that is due, if one
 // is, and returns when to look again: NATS is told of the next user; the event bus
 // becomes that user; the last one is forgotten. Each lasts as long as it takes until

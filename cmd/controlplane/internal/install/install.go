@@ -59,6 +59,8 @@ type maker struct {
 	reader   client.Reader // past the cache: it sees what was made a moment ago
 	recorder events.EventRecorder
 	expiry   *prometheus.GaugeVec
+	// credentials are those of ours as they were seen last; one reconciler runs at a time.
+	credentials *corev1.Secret
 }
 
 // Add has manager keep what config names.
@@ -198,6 +200,9 @@ func (m *maker) keepSecret(ctx context.Context, name string) (time.Duration, err
 		if create == nil {
 			return lookAgain, nil
 		}
+		if name == m.config.Credentials && m.credentials != nil {
+			return lookAgain, m.restoreCredentials(ctx)
+		}
 		secret = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: m.config.Namespace, Name: name, Labels: labels()}, Type: kind}
 		if secret.Data, err = create(); err != nil {
 			return 0, fmt.Errorf("make Secret %s: %w", name, err)
@@ -212,6 +217,9 @@ func (m *maker) keepSecret(ctx context.Context, name string) (time.Duration, err
 	case err != nil:
 		return 0, fmt.Errorf("read Secret %s: %w", name, err)
 	case create == nil || !ours(secret, secret.Data):
+		if name == m.config.Credentials {
+			m.credentials = nil // theirs: deleting it asks for new ones
+		}
 		m.judge(secret)
 	case m.config.Authorities[name] != nil:
 		return m.renewAuthority(ctx, secret, m.config.Authorities[name])
@@ -231,7 +239,14 @@ func (m *maker) keepSecret(ctx context.Context, name string) (time.Duration, err
 		}
 		m.say(secret, "Renewed", "made anew, because "+reason)
 	default:
-		return m.rotateCredentials(ctx, secret)
+		next, err := m.rotateCredentials(ctx, secret)
+		if err == nil {
+			m.credentials = secret
+		}
+		return next, err
+	}
+	if name == m.config.Credentials && create != nil && ours(secret, secret.Data) {
+		m.credentials = secret // just made
 	}
 	return m.tellExpiry(secret, names), nil
 }

@@ -260,8 +260,42 @@ func TestWhatWasRemovedIsMadeAgain(t *testing.T) {
 			}
 			return nil
 		})
-		require.NotEqual(t, first.Data, again.Data)
+		if name == "nats" {
+			require.Equal(t, first.Data, again.Data, "NATS and the event bus know these")
+		} else {
+			require.NotEqual(t, first.Data, again.Data)
+		}
 	}
+}
+
+func TestCredentialsThatAreRemovedWhileTheyAreReplacedStayOnTheirWay(t *testing.T) {
+	i := newInstallation(t)
+	i.replica("shop.example")
+	i.await("nats", present)
+	i.annotate("nats", v1alpha1.AnnotationRotate, "now")
+	first := i.await("nats", func(s *corev1.Secret) error {
+		if len(s.Data["next-user"]) == 0 {
+			return errors.New("no next user")
+		}
+		return nil
+	})
+	i.awaitEvent("nats", "Rotation")
+	require.NoError(t, i.Delete(t.Context(), first))
+	i.await("nats", func(s *corev1.Secret) error {
+		if s.UID == first.UID {
+			return errors.New("the old one")
+		}
+		require.Equal(t, first.Data, s.Data)
+		return nil
+	})
+	i.pass(overlap)
+	i.touch("nats")
+	i.await("nats", func(s *corev1.Secret) error {
+		if string(s.Data["user"]) != string(first.Data["next-user"]) || string(s.Data["previous-user"]) != string(first.Data["user"]) {
+			return errors.New("the next one has not taken over")
+		}
+		return nil
+	})
 }
 
 func TestCertificatesAreRenewedAtHalfOfTheirLifeAndForOtherNames(t *testing.T) {
