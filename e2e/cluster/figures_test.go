@@ -82,6 +82,10 @@ func testFigures(t *testing.T, c *cluster) {
 					r := program.run(t, l)
 					t.Logf("%s, %d callers, %s: %s", test.name, callers, at, r)
 					require.Empty(t, r.Errors)
+					for status := range r.Statuses {
+						require.Equal(t, 2, status/100, "%s", r)
+					}
+					require.NotEmpty(t, r.Statuses)
 				}
 			}
 		})

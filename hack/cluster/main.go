@@ -35,7 +35,8 @@ const usage = `usage: hack/cluster/run COMMAND [--name NAME]
   node start N          start it again with what is on its disk
   node exec N COMMAND   run a command inside the node
   push FILE REFERENCE   make an image of one static program and push it, as REGISTRY/test/app:1
-  check                 say in one line what this machine lacks; exits with 77 then
+  check                 say in one line why nodes cannot run here; exits with 77 when the
+                        machine lacks a privilege or a part of the kernel
 `
 
 func main() {
@@ -48,25 +49,13 @@ func main() {
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "cluster: %v\n", err)
-		if errors.As(err, &unfit{}) {
-			os.Exit(exitUnfit)
+		if errors.As(err, &host.Lack{}) {
+			// It tells a machine that cannot run nodes from nodes that do not run;
+			// test drivers take it for "skipped".
+			os.Exit(host.ExitLack)
 		}
 		os.Exit(1)
 	}
-}
-
-// exitUnfit is the exit code that tells a machine that cannot run nodes from
-// nodes that do not run; test drivers take it for "skipped".
-const exitUnfit = 77
-
-// unfit is what a machine lacks.
-type unfit struct{ error }
-
-func check(ctx context.Context) error {
-	if err := host.Check(ctx); err != nil {
-		return unfit{err}
-	}
-	return nil
 }
 
 func run(ctx context.Context, args []string, out, progress io.Writer) error {
@@ -116,7 +105,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	case command == "push" && len(words) == 2:
 		return images.Push(ctx, images.Image{Program: words[0], Name: filepath.Base(words[0])}, words[1])
 	case command == "check" && len(words) == 0:
-		return check(ctx)
+		return host.Check(ctx)
 	case command == "up" && len(words) == 0:
 		return up(ctx, config, out)
 	case command == "down" && len(words) == 0:
@@ -134,7 +123,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 }
 
 func up(ctx context.Context, config cluster.Config, out io.Writer) error {
-	if err := check(ctx); err != nil {
+	if err := host.Check(ctx); err != nil {
 		return err
 	}
 	s, started, err := cluster.Up(ctx, config)

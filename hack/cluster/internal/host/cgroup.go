@@ -86,10 +86,10 @@ func checkCgroups() error {
 		}
 	}
 	if missing != nil {
-		return fmt.Errorf("no cgroup controller %s below %s: the kernel lacks it, or this container was not given it", strings.Join(missing, ", "), cgroupRoot)
+		return lack("no cgroup controller %s below %s: the kernel lacks it, or this container was not given it", strings.Join(missing, ", "), cgroupRoot)
 	}
 	if unix.Access(trees[0].path, unix.W_OK) != nil {
-		return fmt.Errorf("%s is read-only: inside a container it has to be a privileged one", trees[0].path)
+		return lack("%s is read-only: inside a container it has to be a privileged one", trees[0].path)
 	}
 	return nil
 }
