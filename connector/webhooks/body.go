@@ -3,8 +3,10 @@ package webhooks
 import (
 	"errors"
 	"io"
+	"net"
 	"net/http"
-	"sync/atomic"
+	"sync"
+	"time"
 )
 
 const (
@@ -13,56 +15,126 @@ const (
 	// maxMemory that the bodies of all calls have together: who has not signed
 	// anything yet can send one.
 	maxMemory = 64 << 20
-	// portion by which a body is read: who sends slowly holds what was sent.
+	// maxApplication and maxRemote are the parts of it of one application and of one
+	// address. An address may be that of a load balancer, with everybody behind it.
+	maxApplication = maxMemory / 8
+	maxRemote      = maxMemory / 2
+	// portion is where the room for a body begins whose length is not known.
 	portion = 32 << 10
 )
 
-// memory is what bodies may still take.
-type memory struct{ left int64 }
-
-func (m *memory) take(n int64) bool {
-	if atomic.AddInt64(&m.left, -n) >= 0 {
-		return true
-	}
-	atomic.AddInt64(&m.left, n)
-	return false
+// memory is what bodies take.
+type memory struct {
+	mu                    sync.Mutex
+	all                   int64
+	applications, remotes map[string]int64
 }
 
-func (m *memory) give(n int64) { atomic.AddInt64(&m.left, n) }
+func newMemory() *memory {
+	return &memory{applications: map[string]int64{}, remotes: map[string]int64{}}
+}
+
+// share is what one body takes of it.
+type share struct {
+	of                  *memory
+	application, remote string
+	held                int64
+}
+
+// add takes n bytes, or none: false.
+func (s *share) add(n int64) bool {
+	m := s.of
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.all+n > maxMemory || m.applications[s.application]+n > maxApplication || m.remotes[s.remote]+n > maxRemote {
+		return false
+	}
+	m.count(s, n)
+	return true
+}
+
+// give gives n bytes back.
+func (s *share) give(n int64) {
+	s.of.mu.Lock()
+	defer s.of.mu.Unlock()
+	s.of.count(s, -n)
+}
+
+// count is called with mu held.
+func (m *memory) count(s *share, n int64) {
+	s.held += n
+	m.all += n
+	if m.applications[s.application] += n; m.applications[s.application] == 0 {
+		delete(m.applications, s.application)
+	}
+	if m.remotes[s.remote] += n; m.remotes[s.remote] == 0 {
+		delete(m.remotes, s.remote)
+	}
+}
 
 // body reads the body of a call. release ends its use.
-func (g *Gateway) body(w http.ResponseWriter, r *http.Request) (body []byte, release func(), _ *refusal) {
+func (g *Gateway) body(w http.ResponseWriter, r *http.Request, application string) (body []byte, release func(), _ *refusal) {
 	tooLarge := refused(reasonTooLarge, http.StatusRequestEntityTooLarge, "the body is larger than 1 MiB", nil)
 	if r.ContentLength > maxBody {
 		return nil, nil, tooLarge
 	}
-	var held int64
-	release = func() { g.memory.give(held) }
-	limited := http.MaxBytesReader(w, r.Body, maxBody)
+	remote, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		remote = r.RemoteAddr
+	}
+	s := &share{of: g.memory, application: application, remote: remote}
+	release = func() { s.give(s.held) }
+	// Not every writer has deadlines: those of servers have.
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(g.config.BodyTimeout))
+	switch body, err = s.read(http.MaxBytesReader(w, r.Body, maxBody), r.ContentLength); {
+	case err == nil:
+		_ = control.SetReadDeadline(time.Time{}) // the next request has its own
+		return body, release, nil
+	case errors.Is(err, errNoRoom):
+		release()
+		return nil, nil, refused(reasonTooMany, http.StatusServiceUnavailable, "too many calls at once: try again", nil)
+	}
+	release()
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return nil, nil, tooLarge
+	}
+	return nil, nil, refused(reasonMalformed, http.StatusRequestTimeout, "the body did not come", err)
+}
+
+// errNoRoom: others hold the memory.
+var errNoRoom = errors.New("no room for the body")
+
+// read reads a body of a length; negative: it is not known.
+func (s *share) read(from io.Reader, length int64) ([]byte, error) {
+	if length >= 0 {
+		if !s.add(length) {
+			return nil, errNoRoom
+		}
+		body := make([]byte, length)
+		_, err := io.ReadFull(from, body)
+		return body, err
+	}
+	var body []byte
 	for {
-		if cap(body)-len(body) == 0 {
-			// Doubled, as append does: the old one is still there while it is copied.
-			more := max(portion, int64(cap(body)))
-			if !g.memory.take(more) {
-				release()
-				return nil, nil, refused(reasonTooMany, http.StatusServiceUnavailable, "too many calls at once: try again", nil)
+		if len(body) == cap(body) {
+			before := int64(cap(body))
+			size := max(portion, min(2*before, maxBody+1)) // one more, to see the end
+			if !s.add(size) {
+				return nil, errNoRoom
 			}
-			held += more
-			grown := make([]byte, len(body), int64(cap(body))+more)
+			grown := make([]byte, len(body), size)
 			copy(grown, body)
 			body = grown
+			s.give(before)
 		}
-		n, err := limited.Read(body[len(body):cap(body)])
+		n, err := from.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]
-		switch {
-		case errors.Is(err, io.EOF):
-			return body, release, nil
-		case err != nil:
-			release()
-			if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-				return nil, nil, tooLarge
-			}
-			return nil, nil, refused(reasonMalformed, http.StatusRequestTimeout, "the body did not come", err)
+		if errors.Is(err, io.EOF) {
+			return body, nil
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 }

@@ -27,6 +27,9 @@ const (
 	// timeout of a call: the bus has its own, which is shorter. Providers wait 5 to
 	// 30 seconds.
 	timeout = 25 * time.Second
+	// bodyTimeout is the default of [Config.BodyTimeout]: until then a call holds the
+	// memory of its body, whoever sends it.
+	bodyTimeout = 10 * time.Second
 	// retryAfter is when who is told to come again should, in seconds.
 	retryAfter = "5"
 )
@@ -66,6 +69,8 @@ type Config struct {
 	Objects client.Reader
 	// Publisher of the events.
 	Publisher Publisher
+	// BodyTimeout is how long a call's body may take to come; default 10s.
+	BodyTimeout time.Duration
 	// Now tells the time; default time.Now.
 	Now func() time.Time
 	// Log of what callers are not told; default none.
@@ -87,6 +92,9 @@ type Gateway struct {
 
 // New makes a gateway.
 func New(config Config) (*Gateway, error) {
+	if config.BodyTimeout == 0 {
+		config.BodyTimeout = bodyTimeout
+	}
 	if config.Now == nil {
 		config.Now = time.Now
 	}
@@ -94,7 +102,7 @@ func New(config Config) (*Gateway, error) {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
 	g := &Gateway{
-		config: config, memory: &memory{left: maxMemory}, atOnce: map[string]int{}, seen: map[string]map[string]*Activity{},
+		config: config, memory: newMemory(), atOnce: map[string]int{}, seen: map[string]map[string]*Activity{},
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "lambdamesh_connector_webhook_calls_total",
 			Help: "Calls of webhooks by application, webhook and result: Stored, Ignored (not one of its types), or why it was refused.",
@@ -188,7 +196,7 @@ func (g *Gateway) take(w http.ResponseWriter, r *http.Request, application strin
 		w.Header().Set("Connection", "close")
 		return false, refused(reasonNoSecret, http.StatusServiceUnavailable, "this webhook cannot be used at the moment", err)
 	}
-	body, release, refusal := g.body(w, r)
+	body, release, refusal := g.body(w, r, application)
 	if refusal != nil {
 		w.Header().Set("Connection", "close")
 		return false, refusal

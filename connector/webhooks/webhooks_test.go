@@ -1,6 +1,7 @@
 package webhooks_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -10,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -424,6 +426,73 @@ func TestOneApplicationHasABoundedShare(t *testing.T) {
 	close(g.open)
 	ended.Wait()
 	require.Equal(t, http.StatusUnauthorized, w.call(t, "orders", strings.NewReader(pull)).Code, "there is room again")
+}
+
+// Who has signed nothing holds the part of the memory of one application and of one
+// address, and all of them no more than the whole.
+func TestBodiesHaveABoundedShareOfTheMemory(t *testing.T) {
+	for name, c := range map[string]struct {
+		applications, remotes int
+		// who asks then, and the same with one part of it spared
+		refused, taken [2]int
+	}{
+		"one application": {1, 1, [2]int{0, 8}, [2]int{8, 0}},
+		"one address":     {4, 1, [2]int{8, 0}, [2]int{8, 8}},
+		"all":             {8, 8, [2]int{8, 8}, [2]int{-1, -1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := start(t)
+			for i := range 9 {
+				require.NoError(t, w.objects.Create(t.Context(), &v1alpha1.Application{
+					ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("app", i)},
+					Spec:       v1alpha1.ApplicationSpec{Webhooks: []v1alpha1.Webhook{hook("github", "hook")}},
+				}))
+			}
+			call := func(application, remote int, length int64, body io.Reader) int {
+				r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "https://hooks.example.com/", body)
+				r.ContentLength, r.RemoteAddr = length, fmt.Sprintf("192.0.2.%d:1", remote)
+				recorder := httptest.NewRecorder()
+				w.gateway.Webhook(recorder, r, fmt.Sprint("app", application), "orders")
+				return recorder.Code
+			}
+			g := gate{make(chan struct{})}
+			var begun, ended sync.WaitGroup
+			for i := range c.applications * 8 {
+				begun.Add(1)
+				ended.Go(func() { call(i/8, i%c.remotes, 1<<20, io.MultiReader(began{begun.Done}, g)) })
+			}
+			begun.Wait()
+			small := func(who [2]int) int { return call(who[0], who[1], int64(len(pull)), strings.NewReader(pull)) }
+			require.Equal(t, http.StatusServiceUnavailable, small(c.refused))
+			require.Equal(t, http.StatusServiceUnavailable, call(c.refused[0], c.refused[1], -1, strings.NewReader(pull)), "of unknown length")
+			if c.taken[0] >= 0 {
+				require.Equal(t, http.StatusUnauthorized, small(c.taken))
+			}
+			close(g.open)
+			ended.Wait()
+			require.Equal(t, http.StatusUnauthorized, small(c.refused), "there is room again")
+		})
+	}
+}
+
+func TestABodyThatDoesNotComeIsWaitedForShortly(t *testing.T) {
+	w := start(t, hook("github", "hook"))
+	gateway, err := webhooks.New(webhooks.Config{
+		Objects: w.objects, Publisher: w.bus, BodyTimeout: 50 * time.Millisecond, Registry: prometheus.NewRegistry(),
+	})
+	require.NoError(t, err)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { gateway.Webhook(w, r, "shop", "orders") }))
+	defer server.Close()
+	conn, err := net.Dial("tcp", server.Listener.Addr().String()) //nolint:noctx // a test
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
+	_, err = io.WriteString(conn, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx")
+	require.NoError(t, err)
+	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	require.NoError(t, err)
+	defer answer.Body.Close()
+	require.Equal(t, http.StatusRequestTimeout, answer.StatusCode)
 }
 
 // began tells that a body is being read.
