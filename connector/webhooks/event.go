@@ -1,7 +1,6 @@
 package webhooks
 
 import (
-	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -35,8 +34,12 @@ type delivery struct {
 	topics []string
 	// kind is the type of the event.
 	kind string
-	// id within the webhook, of what is signed; empty: the digest of kind and body.
-	id      string
+	// id within the webhook, of what is signed; empty: the digest of the body.
+	id string
+	// unsignedKind: who sends a recorded call again chooses topics and kind, and
+	// the webhook among those with its secret.
+	unsignedKind bool
+
 	subject string
 	at      time.Time
 	data    []byte
@@ -82,17 +85,19 @@ func (d *delivery) taken(hook *v1alpha1.Webhook) bool {
 
 // event is the CloudEvent of a delivery.
 func (d *delivery) event(hook *v1alpha1.Webhook, body []byte) *inbound.Event {
-	id := d.id
+	of, id := hook.Name, d.id
+	if d.unsignedKind {
+		of = hook.Provider
+	}
 	if !plainID.MatchString(id) {
-		h := sha256.New()
-		fmt.Fprintf(h, "%d:%s%d:%s", len(d.kind), d.kind, len(id), id)
+		signed := []byte(id)
 		if id == "" {
-			h.Write(body)
+			signed = body
 		}
-		id = hex.EncodeToString(h.Sum(nil))
+		id = hex.EncodeToString(digest(signed))
 	}
 	return &inbound.Event{
-		ID: hook.Name + "/" + id, Type: d.kind, Subject: d.subject, Time: d.at, ContentType: "application/json", Data: d.data,
+		ID: of + "/" + id, Type: d.kind, Subject: d.subject, Time: d.at, ContentType: "application/json", Data: d.data,
 	}
 }
 
@@ -109,6 +114,7 @@ func ofShopify(c *call) (*delivery, error) {
 	_ = json.Unmarshal(c.body, &body) // not every topic has one, of this form
 	return &delivery{
 		topics: []string{topic}, kind: "com.shopify." + strings.ReplaceAll(topic, "/", "."), subject: body.ID.String(),
+		unsignedKind: true,
 	}, nil
 }
 
@@ -128,7 +134,7 @@ func ofGitHub(c *call) (*delivery, error) {
 	if err := json.Unmarshal(c.body, &body); err != nil {
 		return nil, malformed("%v", err)
 	}
-	d := &delivery{topics: []string{event}, kind: "com.github." + event, subject: body.Repository.FullName}
+	d := &delivery{topics: []string{event}, kind: "com.github." + event, subject: body.Repository.FullName, unsignedKind: true}
 	if body.Action != "" {
 		d.topics = append(d.topics, event+"."+body.Action)
 		d.kind += "." + body.Action
