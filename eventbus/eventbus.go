@@ -18,6 +18,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/lambdamesh/lambdamesh/eventbus/admin"
@@ -288,7 +289,14 @@ func New(config Config) (*Bus, error) {
 		reviews = tokens.New(kubeClient.AuthenticationV1().TokenReviews(), func(ctx context.Context) ([]byte, error) {
 			return kubeClient.Discovery().RESTClient().Get().AbsPath("/openid/v1/jwks").Do(ctx).Raw()
 		})
-		parts = append(parts, managerComponent(mgr))
+		if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error { // as long as this replica leads
+			<-ctx.Done()
+			b.dispatcher.Drain() // and only then another one may
+			return nil
+		})); err != nil {
+			return nil, fmt.Errorf("event bus: %w", err)
+		}
+		parts = append(parts, managerComponent(mgr, config.DrainTimeout))
 	}
 
 	// Started first, stopped last: health is told from the beginning, and the
@@ -351,7 +359,9 @@ func newManager(config Config) (ctrl.Manager, error) {
 	}
 	var cached cache.Options
 	controller.ConfigureCache(&cached)
+	grace := config.DrainTimeout + managerGrace
 	mgr, err := ctrl.NewManager(config.REST, ctrl.Options{
+		GracefulShutdownTimeout:       &grace,
 		Scheme:                        scheme,
 		Cache:                         cached,
 		Logger:                        telemetry.Logr(config.Log),
@@ -368,16 +378,28 @@ func newManager(config Config) (ctrl.Manager, error) {
 	return mgr, nil
 }
 
+// managed is a component that may take its time to stop.
+type managed struct {
+	component.Component
+	stop time.Duration
+}
+
+// StopTimeout is the time Run may take to return once its context ended.
+func (m managed) StopTimeout() time.Duration { return m.stop }
+
+// managerGrace is what the manager may take to stop besides the drain.
+const managerGrace = 10 * time.Second
+
 // managerComponent is ready when the manager's caches are.
-func managerComponent(mgr ctrl.Manager) component.Component {
-	return component.New("eventbus-controller", func(ctx context.Context, ready func()) error {
+func managerComponent(mgr ctrl.Manager, drain time.Duration) component.Component {
+	return managed{stop: drain + managerGrace + time.Second, Component: component.New("eventbus-controller", func(ctx context.Context, ready func()) error {
 		go func() {
 			if mgr.GetCache().WaitForCacheSync(ctx) {
 				ready()
 			}
 		}()
 		return mgr.Start(ctx)
-	})
+	})}
 }
 
 func (b *Bus) adminServer(config Config, connections *httpserver.Metrics, reviews *tokens.Reviews, client kubernetes.Interface, directory admin.Directory) component.Component {

@@ -50,8 +50,12 @@ type world struct {
 	dir    string
 	bus    *eventbus.Bus
 	stop   func()
+	cancel func() // begins to stop
 	pushed chan pushed
-	admin  string // URL of the administrative port
+	// elected and drain are of the bus's configuration.
+	elected bool
+	drain   time.Duration
+	admin   string // URL of the administrative port
 	// refuse, if set, says what the sink answers instead of 200.
 	refuse atomic.Pointer[func(r *http.Request) int]
 }
@@ -59,13 +63,20 @@ type world struct {
 type pushed struct{ url, id string }
 
 func newWorld(t *testing.T) *world {
+	w := stillWorld(t)
+	w.start()
+	return w
+}
+
+// stillWorld is a world whose bus is not started.
+func stillWorld(t *testing.T) *world {
 	w := &world{t: t, rest: testkit.KubeAPI(t, manifests.CRDs), dir: t.TempDir(), pushed: make(chan pushed, 1000)}
 	scheme, err := kube.Scheme()
 	require.NoError(t, err)
 	w.client, err = client.New(w.rest, client.Options{Scheme: scheme})
 	require.NoError(t, err)
 	w.ns = testkit.Namespace(t, w.rest)
-	w.start()
+	w.drain = time.Second
 	return w
 }
 
@@ -95,8 +106,10 @@ func (w *world) start() {
 		MeshProxyURL:  proxy.URL,
 		Targets:       policy,
 		REST:          w.rest,
-		DrainTimeout:  time.Second,
-		Log:           log,
+		DrainTimeout:  w.drain,
+
+		LeaderElection: w.elected,
+		Log:            log,
 	})
 	require.NoError(t, err)
 	all := component.NewGroup("test", component.GroupConfig{}, nats, w.bus)
@@ -104,6 +117,7 @@ func (w *world) start() {
 	done := make(chan error, 1)
 	go func() { done <- all.Run(ctx) }()
 	stopped := false
+	w.cancel = cancel
 	w.stop = func() {
 		if !stopped {
 			stopped = true

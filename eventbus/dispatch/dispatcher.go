@@ -147,8 +147,7 @@ func (d *Dispatcher) StopTimeout() time.Duration {
 	return d.config.DrainTimeout + storeTimeout + time.Second
 }
 
-// Run reports changed stats until ctx ends, then lets pushes in flight finish
-// up to the drain timeout and gives the rest back to the broker.
+// Run reports changed stats until ctx ends, and drains then.
 func (d *Dispatcher) Run(ctx context.Context) error {
 	close(d.ready)
 	// It outlives the pushes, whose attempts it writes.
@@ -166,6 +165,14 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
+	d.Drain()
+	return nil
+}
+
+// Drain fetches no more events, lets pushes in flight finish up to the drain timeout
+// and gives the rest back to the broker: when it returns, another process may
+// dispatch. It may be called before Run's context ends, and more than once.
+func (d *Dispatcher) Drain() {
 	d.mu.Lock()
 	d.closed = true
 	d.mu.Unlock()
@@ -184,7 +191,6 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		<-done
 	}
 	d.cut()
-	return nil
 }
 
 func (d *Dispatcher) report() {
