@@ -223,7 +223,7 @@ func testNamespaces() []string {
 // kept is what the notes of the chart say that stays after helm uninstall, and what
 // Kubernetes and istiod make in every namespace.
 var kept = regexp.MustCompile(`^(- ((CustomResourceDefinition|APIService) \S+|Namespace (lambdamesh-system|` + strings.Join(testNamespaces(), "|") + `)|PersistentVolume \S+|Application(Service)? \S+)` + //nolint:gochecknoglobals // a constant
-	`|lambdamesh-system (Secret (lambdamesh-ca|nats|nats-tls|eventbus-tls|gateway-tls|connector-\S+|commerce\S*|webshop\S*)|EventType \S+|ConfigMap (lambdamesh-mesh|kube-root-ca.crt|istio-ca-root-cert|istio-ca-crl)|ServiceAccount default|PersistentVolumeClaim data-nats-\d|Gateway gateway|Lease \S+))$`)
+	`|lambdamesh-system (Secret (lambdamesh-ca|nats|nats-tls|eventbus-tls|gateway-tls|webhooks-tls|connector-\S+|commerce\S*|webshop\S*)|EventType \S+|ConfigMap (lambdamesh-mesh|kube-root-ca.crt|istio-ca-root-cert|istio-ca-crl)|ServiceAccount default|PersistentVolumeClaim data-nats-\d|Gateway gateway|Lease \S+))$`)
 
 // testRemoval: what stays is what the notes of the chart name. Nobody waits for
 // what is gone, and a second installation takes up what is there.
