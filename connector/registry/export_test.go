@@ -16,9 +16,9 @@ import (
 // Fresh is the handler without what it remembers of who asked how often.
 func (h *Handler) Fresh() *Handler { return New(h.config) }
 
-// NewInMemory makes a handler of an application commerce that stores nothing
-// outside the test.
-func NewInMemory(t *testing.T, policy *targets.Policy) *Handler {
+// NewInMemory makes a handler of an application commerce, and of others, that
+// stores nothing outside the test.
+func NewInMemory(t *testing.T, policy *targets.Policy, others ...string) *Handler {
 	t.Helper()
 	scheme, err := kube.Scheme()
 	if err != nil {
@@ -31,5 +31,10 @@ func NewInMemory(t *testing.T, policy *targets.Policy) *Handler {
 			return []string{service.Spec.Application}
 		}).
 		Build()
+	for _, name := range others {
+		if err := c.Create(t.Context(), &v1alpha1.Application{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return New(Config{Objects: c, Live: c, Client: c, Targets: policy})
 }

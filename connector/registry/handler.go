@@ -29,6 +29,9 @@ const (
 	// A body is decoded and its documents are read by that many at once: each may
 	// take some tens of MiB for a moment.
 	maxWriters = 4
+	// maxBodies of all applications together: bodies are read before there is a place
+	// among the writers, one at a time of each application.
+	maxBodies = 64 << 20
 	// Each application may ask so often; catalogs are written, not polled.
 	requestsPerSecond, requestsAtOnce = 20, 100
 	// limiters are kept for that many applications.
@@ -63,9 +66,11 @@ type Config struct {
 type Handler struct {
 	config  Config
 	writers *semaphore.Weighted
+	bodies  *semaphore.Weighted // bytes
 
 	mu     sync.Mutex
-	limits *lru.Cache // of *rate.Limiter, by application
+	limits *lru.Cache       // of *rate.Limiter, by application
+	turns  map[string]*turn // of applications that write
 }
 
 // New makes a handler.
@@ -76,7 +81,10 @@ func New(config Config) *Handler {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Handler{config: config, writers: semaphore.NewWeighted(maxWriters), limits: lru.New(limiters)}
+	return &Handler{
+		config: config, writers: semaphore.NewWeighted(maxWriters), bodies: semaphore.NewWeighted(maxBodies),
+		limits: lru.New(limiters), turns: map[string]*turn{},
+	}
 }
 
 // refusal is an answer that is not what was asked for.
@@ -100,7 +108,7 @@ func (h *Handler) Services(w http.ResponseWriter, r *http.Request, application s
 		case http.MethodGet:
 			return h.list(r.Context(), app)
 		case http.MethodPost:
-			return h.write(w, r, func(ctx context.Context, d *details) (int, any, error) { return h.create(ctx, app, d) })
+			return h.write(w, r, app.Name, func(ctx context.Context, d *details) (int, any, error) { return h.create(ctx, app, d) })
 		default:
 			return 0, nil, notAllowed(w, http.MethodGet, http.MethodPost)
 		}
@@ -114,7 +122,7 @@ func (h *Handler) Service(w http.ResponseWriter, r *http.Request, application, i
 		case http.MethodGet:
 			return h.get(r.Context(), app, id)
 		case http.MethodPut:
-			return h.write(w, r, func(ctx context.Context, d *details) (int, any, error) { return h.update(ctx, app, id, d) })
+			return h.write(w, r, app.Name, func(ctx context.Context, d *details) (int, any, error) { return h.update(ctx, app, id, d) })
 		case http.MethodDelete:
 			return h.remove(r.Context(), app, id)
 		default:
@@ -180,25 +188,86 @@ func (h *Handler) limiter(application string) *rate.Limiter {
 	return limiter
 }
 
-// write reads the body of a request and has it stored.
-func (h *Handler) write(w http.ResponseWriter, r *http.Request, store func(context.Context, *details) (int, any, error)) (int, any, error) {
+// turn lets one request of an application write after the other.
+type turn struct {
+	place   chan struct{}
+	waiting int // who has it included
+}
+
+// await waits for an application's turn. The function ends it.
+func (h *Handler) await(ctx context.Context, application string) (end func(), err error) {
+	h.mu.Lock()
+	own, ok := h.turns[application]
+	if !ok {
+		own = &turn{place: make(chan struct{}, 1)}
+		h.turns[application] = own
+	}
+	own.waiting++
+	h.mu.Unlock()
+	leave := func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if own.waiting--; own.waiting == 0 {
+			delete(h.turns, application)
+		}
+	}
+	select {
+	case own.place <- struct{}{}:
+		return func() { <-own.place; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err()
+	}
+}
+
+// write reads the body of a request and has it stored. Who sends slowly keeps its
+// own application waiting, and no other.
+func (h *Handler) write(w http.ResponseWriter, r *http.Request, application string, store func(context.Context, *details) (int, any, error)) (int, any, error) {
+	tooMany := refuse(http.StatusServiceUnavailable, "too many write at once: try again")
+	end, err := h.await(r.Context(), application)
+	if err != nil {
+		return 0, nil, tooMany
+	}
+	defer end()
+	size := int64(maxBody)
+	if r.ContentLength >= 0 {
+		size = min(size, r.ContentLength)
+	}
+	if err := h.bodies.Acquire(r.Context(), size); err != nil {
+		return 0, nil, tooMany
+	}
+	defer h.bodies.Release(size)
+	raw, err := read(w, r)
+	if err != nil {
+		return 0, nil, err
+	}
 	if err := h.writers.Acquire(r.Context(), 1); err != nil {
-		return 0, nil, refuse(http.StatusServiceUnavailable, "too many write at once: try again")
+		return 0, nil, tooMany
 	}
 	defer h.writers.Release(1)
-	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	var large *http.MaxBytesError
-	switch {
-	case errors.As(err, &large):
-		return 0, nil, refuse(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes", maxBody)
-	case err != nil:
-		return 0, nil, refuse(http.StatusBadRequest, "the body cannot be read")
-	}
 	d, err := decode(raw)
 	if err != nil {
 		return 0, nil, err
 	}
 	return store(r.Context(), d)
+}
+
+// read reads the body of a request until the time of its context.
+func read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	control := http.NewResponseController(w)
+	if until, ok := r.Context().Deadline(); ok {
+		_ = control.SetReadDeadline(until) // writers that have none are those of tests
+	}
+	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return nil, refuse(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes", maxBody)
+	case err != nil:
+		return nil, refuse(http.StatusBadRequest, "the body cannot be read")
+	}
+	_ = control.SetReadDeadline(time.Time{}) // the next request has its own
+	return raw, nil
 }
 
 // decode reads a service. Fields that are not known are left out, as clients of

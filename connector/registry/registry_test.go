@@ -472,3 +472,44 @@ func FuzzRegistry(f *testing.F) {
 		}
 	})
 }
+
+// silent is a body that says that it is read, and comes no further until the end.
+type silent struct {
+	begun func()
+	end   <-chan struct{}
+}
+
+func (s silent) Read([]byte) (int, error) {
+	s.begun()
+	<-s.end
+	return 0, io.ErrUnexpectedEOF
+}
+
+func TestWhoSendsSlowlyKeepsNoOtherApplicationWaiting(t *testing.T) {
+	h := registry.NewInMemory(t, nil, "victim", "slow0", "slow1", "slow2", "slow3")
+	end := make(chan struct{})
+	var begun, ended sync.WaitGroup
+	begun.Add(4)
+	send := func(ctx context.Context, application string, body io.Reader) int {
+		w := httptest.NewRecorder()
+		h.Services(w, httptest.NewRequestWithContext(ctx, http.MethodPost, "/"+application+"/v1/metadata/services", body), application)
+		return w.Code
+	}
+	for i := range 4 {
+		ended.Go(func() {
+			send(t.Context(), fmt.Sprint("slow", i), silent{sync.OnceFunc(begun.Done), end})
+		})
+	}
+	begun.Wait()
+	body := `{"provider":"p","name":"n","description":"d","events":{}}`
+	ok := send(t.Context(), "victim", strings.NewReader(body))
+	// Another of the same application waits for its turn.
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	own := send(gone, "slow0", strings.NewReader(body))
+	close(end)
+	ended.Wait()
+	require.Equal(t, http.StatusOK, ok)
+	require.Equal(t, http.StatusServiceUnavailable, own)
+	require.Equal(t, http.StatusOK, send(t.Context(), "slow0", strings.NewReader(body)))
+}
