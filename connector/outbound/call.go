@@ -147,7 +147,7 @@ func (c *call) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	elapsed := time.Since(begin)
 	g := c.gateway
-	g.metrics.calls.WithLabelValues(c.application, c.service, strconv.Itoa(status)).Observe(elapsed.Seconds())
+	g.metrics.calls.WithLabelValues(c.application, c.service, statusLabel(status)).Observe(elapsed.Seconds())
 	if g.log.Enabled(r.Context(), slog.LevelDebug) {
 		g.log.Debug("called", "application", c.application, "service", c.service, "method", r.Method, "status", status, "elapsed", elapsed)
 	}

@@ -364,3 +364,30 @@ func TestMetricsCountCalls(t *testing.T) {
 	}
 	require.Equal(t, []string{"lambdamesh_connector_outbound_duration_seconds", "lambdamesh_connector_outbound_refused_total"}, names)
 }
+
+// A target says what it likes: it makes no series of its own.
+func TestStatusesThatHTTPDoesNotKnowShareASeries(t *testing.T) {
+	w := newWorld(t)
+	var status atomic.Int64
+	w.commerce.handle = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(status.Load())) }
+	for _, code := range []int64{200, 404, 299, 298, 470, 471, 700, 999} {
+		status.Store(code)
+		w.get("/commerce/orders/1")
+	}
+	families, err := w.metrics.Gather()
+	require.NoError(t, err)
+	var statuses []string
+	for _, family := range families {
+		if family.GetName() != "lambdamesh_connector_outbound_duration_seconds" {
+			continue
+		}
+		for _, metric := range family.GetMetric() {
+			for _, label := range metric.GetLabel() {
+				if label.GetName() == "status" {
+					statuses = append(statuses, label.GetValue())
+				}
+			}
+		}
+	}
+	require.ElementsMatch(t, []string{"200", "404", "2xx", "4xx", "other"}, statuses)
+}

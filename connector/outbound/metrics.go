@@ -2,6 +2,8 @@ package outbound
 
 import (
 	"errors"
+	"net/http"
+	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -18,7 +20,7 @@ func newMetrics() metrics {
 	return metrics{
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "lambdamesh_connector_outbound_duration_seconds",
-			Help:    "Time from a call to the headers of its answer, by application, service and the target's status (0: none).",
+			Help:    "Time from a call to the headers of its answer, by application, service and the target's status (0: none; 2xx and the like: one that HTTP does not know).",
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 9),
 		}, []string{"application", "service", "status"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -29,6 +31,19 @@ func newMetrics() metrics {
 			Name: "lambdamesh_connector_token_refused_total",
 			Help: "Tokens that a target refused, by application and service.",
 		}, []string{"application", "service"}),
+	}
+}
+
+// statusLabel is a status, or the class of one that is not registered: a target may
+// answer with a thousand of them, and each is a histogram.
+func statusLabel(status int) string {
+	switch {
+	case status == 0 || http.StatusText(status) != "":
+		return strconv.Itoa(status)
+	case status >= 100 && status < 600:
+		return strconv.Itoa(status/100) + "xx"
+	default:
+		return "other"
 	}
 }
 
