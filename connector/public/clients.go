@@ -40,8 +40,11 @@ var (
 
 // Client is who calls.
 type Client struct {
-	// Application of the certificate. It may not exist any more.
+	// Application of the certificate.
 	Application string
+	// Exists: the application did when its certificates were looked at. One of the
+	// same name that is there a moment later is another, which does not list this.
+	Exists bool
 	// Serial number of the certificate, see [authority.Serial].
 	Serial string
 }
@@ -114,7 +117,9 @@ func (c *Clients) Revoke(client Client) {
 	maps.DeleteFunc(c.revoked, func(_ string, at time.Time) bool { return now.Sub(at) > remember })
 	c.revoked[client.Serial] = now
 	c.mu.Unlock()
-	c.closeRefused(func(other Client) bool { return other == client })
+	c.closeRefused(func(other Client) bool {
+		return other.Application == client.Application && other.Serial == client.Serial
+	})
 }
 
 // Exists tells whether there is an application of that name.
@@ -166,6 +171,7 @@ func (c *Clients) client(chains [][]*x509.Certificate) (Client, error) {
 		return client, errUnknown
 	}
 	certificates, exists := c.applications[application]
+	client.Exists = exists
 	certificate, known := certificates[client.Serial]
 	_, revoked := c.revoked[client.Serial]
 	switch {

@@ -141,6 +141,28 @@ func TestWhoIsServedWhat(t *testing.T) {
 	}
 }
 
+// What is served goes by the answer that the certificate got: a namesake that comes
+// after it does not take it over.
+func TestACertificateIsOfTheApplicationThatWasThereWhenItWasLookedAt(t *testing.T) {
+	clients, shop := paired(t)
+	client, err := clients.Of(shop)
+	require.NoError(t, err)
+	require.True(t, client.Exists)
+	clients.RemoveApplication("shop")
+	client, err = clients.Of(shop)
+	require.NoError(t, err)
+	clients.SetApplication(&v1alpha1.Application{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
+	require.False(t, client.Exists)
+	require.Equal(t, "shop", client.Application)
+
+	clients.RemoveApplication("shop")
+	for method, path := range map[string]string{"GET": "/v1/applications/management/info", "POST": "/shop/events"} {
+		b, status := serve(clients, shop, method, path)
+		require.Equal(t, http.StatusNotFound, status, path)
+		require.Empty(t, b.called, path)
+	}
+}
+
 // Whatever the path: nobody is served as another application.
 func FuzzPath(f *testing.F) {
 	for _, path := range []string{

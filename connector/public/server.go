@@ -171,7 +171,7 @@ func (c Config) paired(next func(http.ResponseWriter, *http.Request, Client)) ht
 		if !ok {
 			return
 		}
-		if !c.Clients.Exists(client.Application) {
+		if !client.Exists {
 			Refuse(w, http.StatusNotFound, "there is no application %q any more", client.Application)
 			return
 		}
@@ -187,7 +187,11 @@ func (c Config) own(next func(w http.ResponseWriter, r *http.Request, applicatio
 			return
 		}
 		asked := r.PathValue("application")
-		if !c.Clients.Exists(asked) {
+		exists := client.Exists
+		if asked != client.Application {
+			exists = c.Clients.Exists(asked)
+		}
+		if !exists {
 			Refuse(w, http.StatusNotFound, "there is no application %q", asked)
 			return
 		}
