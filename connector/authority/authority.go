@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -51,14 +52,25 @@ func Parse(data map[string][]byte) (*Authority, error) {
 		trusted: map[string]bool{}, pool: x509.NewCertPool(),
 	}
 	a.chain = append(a.chain, '\n')
-	for _, certificate := range append(certificates(data[trustedKey]), a.issuer) {
-		// Only authorities of ours: a root above them has signed others, too.
-		if certificate.IsCA && !a.trusted[string(certificate.Raw)] {
+	all := append(certificates(data[trustedKey]), a.issuer)
+	for _, certificate := range all {
+		// Only authorities of ours: what is above one of them, which some who issue
+		// intermediates put beside it, has signed others' certificates, too.
+		if certificate.IsCA && !above(certificate, all) && !a.trusted[string(certificate.Raw)] {
 			a.trusted[string(certificate.Raw)] = true
 			a.pool.AddCert(certificate)
 		}
 	}
 	return a, nil
+}
+
+// above tells whether a certificate's key signed one of the authorities, of another
+// key than its own.
+func above(certificate *x509.Certificate, authorities []*x509.Certificate) bool {
+	return slices.ContainsFunc(authorities, func(below *x509.Certificate) bool {
+		return !bytes.Equal(below.RawSubjectPublicKeyInfo, certificate.RawSubjectPublicKeyInfo) &&
+			below.CheckSignatureFrom(certificate) == nil
+	})
 }
 
 // certificates of a bundle in PEM; what cannot be read is left out.

@@ -9,9 +9,11 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/base64"
 	"encoding/pem"
+	"math/big"
 	"strings"
 	"testing"
 	"time"
@@ -197,6 +199,50 @@ func TestAnAuthorityIsRenewedWithAnOverlap(t *testing.T) {
 
 // Whatever is sent: what is signed is of the application, and of a key that may be
 // taken.
+// Who issues an intermediate writes its own root into ca.crt, as cert-manager does.
+func TestWhoSignedTheAuthorityIsNotTrusted(t *testing.T) {
+	now := time.Now()
+	sign := func(name string, key crypto.Signer, issuer *x509.Certificate, with crypto.Signer) *x509.Certificate {
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(now.UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: now, NotAfter: now.Add(time.Hour),
+			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		}
+		if issuer == nil {
+			issuer = template
+		}
+		raw, err := x509.CreateCertificate(rand.Reader, template, issuer, key.Public(), with)
+		require.NoError(t, err)
+		certificate, err := x509.ParseCertificate(raw)
+		require.NoError(t, err)
+		return certificate
+	}
+	rootKey, middleKey, key, formerKey := ecKey(t, elliptic.P256()), ecKey(t, elliptic.P256()), ecKey(t, elliptic.P256()), ecKey(t, elliptic.P256())
+	root := sign("root", rootKey, nil, rootKey)
+	middle := sign("middle", middleKey, root, rootKey)
+	issuer := sign("applications", key, middle, middleKey)
+	former := sign("applications before", formerKey, middle, middleKey)
+	private, err := x509.MarshalECPrivateKey(key.(*ecdsa.PrivateKey))
+	require.NoError(t, err)
+	written := func(all ...*x509.Certificate) (bundle []byte) {
+		for _, certificate := range all {
+			bundle = append(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Raw})...)
+		}
+		return bundle
+	}
+	a, err := authority.Parse(map[string][]byte{
+		"tls.crt": written(issuer, middle),
+		"tls.key": pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: private}),
+		"ca.crt":  written(root, middle, former, issuer),
+	})
+	require.NoError(t, err)
+	require.True(t, a.Trusts(issuer))
+	require.True(t, a.Trusts(former), "what it signed is good until it expires")
+	require.False(t, a.Trusts(middle))
+	require.False(t, a.Trusts(root))
+	_, err = sign("shop", ecKey(t, elliptic.P256()), root, rootKey).Verify(x509.VerifyOptions{Roots: a.Pool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	require.Error(t, err, "the root has signed others, too")
+}
+
 func FuzzRequest(f *testing.F) {
 	key := ecKey(f, elliptic.P256())
 	f.Add(der(f, wanted(), key), "shop")

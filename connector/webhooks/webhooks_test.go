@@ -267,11 +267,11 @@ func TestProviders(t *testing.T) {
 // Webhooks that share a secret, as those of one Shopify app do: a call recorded at
 // one is no other event at another.
 func TestARecordedCallIsOneEventAtEveryWebhookWithItsSecret(t *testing.T) {
-	created, cancelled := hook("shopify", "hook", "orders/create"), hook("shopify", "hook", "orders/cancelled")
-	cancelled.Name = "cancelled"
-	w := start(t, created, cancelled)
+	created, canceled := hook("shopify", "hook", "orders/create"), hook("shopify", "hook", "orders/canceled")
+	canceled.Name = "canceled"
+	w := start(t, created, canceled)
 	signature := base64.StdEncoding.EncodeToString(sha("hush", order))
-	for name, topic := range map[string]string{"orders": "orders/create", "cancelled": "orders/cancelled"} {
+	for name, topic := range map[string]string{"orders": "orders/create", "canceled": "orders/canceled"} {
 		answer := w.call(t, name, strings.NewReader(order), "X-Shopify-Topic", topic, "X-Shopify-Hmac-Sha256", signature)
 		require.Equal(t, http.StatusOK, answer.Code, answer.Body)
 	}
