@@ -197,8 +197,6 @@ func TestAnAuthorityIsRenewedWithAnOverlap(t *testing.T) {
 	}
 }
 
-// Whatever is sent: what is signed is of the application, and of a key that may be
-// taken.
 // Who issues an intermediate writes its own root into ca.crt, as cert-manager does.
 func TestWhoSignedTheAuthorityIsNotTrusted(t *testing.T) {
 	now := time.Now()
@@ -243,6 +241,8 @@ func TestWhoSignedTheAuthorityIsNotTrusted(t *testing.T) {
 	require.Error(t, err, "the root has signed others, too")
 }
 
+// Whatever is sent: what is signed is of the application, and of a key that may be
+// taken.
 func FuzzRequest(f *testing.F) {
 	key := ecKey(f, elliptic.P256())
 	f.Add(der(f, wanted(), key), "shop")
