@@ -62,7 +62,7 @@ func Main(ctx context.Context, event *lambda.Event) (any, error) {
 		if _, err := os.Stat(os.Getenv("GO")); err == nil {
 			return fmt.Sprint(now), nil
 		}
-		time.Sleep(5 * time.Millisecond)
+		<-time.After(5 * time.Millisecond)
 	}
 }
 `,
