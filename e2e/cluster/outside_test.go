@@ -77,6 +77,10 @@ kind: Application
 metadata: {name: outside-shop}
 ---
 apiVersion: lambdamesh.dev/v1alpha1
+kind: Application
+metadata: {name: outside-other}
+---
+apiVersion: lambdamesh.dev/v1alpha1
 kind: ApplicationBinding
 metadata: {name: outside-shop, namespace: outside}
 spec: {application: outside-shop}
@@ -87,7 +91,7 @@ metadata: {name: paired, namespace: outside}
 spec: {source: outside-shop, types: ["**"], sink: {service: {name: recorder, namespace: outside, port: 80, path: /events}}}
 `)
 	c.waitFor(t, "outside", "subscription/paired", "Ready")
-	t.Cleanup(func() { c.mustKubectl(t, "", "delete", "application", "outside-shop") })
+	t.Cleanup(func() { c.mustKubectl(t, "", "delete", "application", "outside-shop", "outside-other") })
 	dir := filepath.Join(t.TempDir(), "shop")
 	out, err := c.cli(t, "pair", "outside-shop", "--out", dir, "-n", "outside")
 	require.NoError(t, err)
@@ -106,7 +110,7 @@ spec: {source: outside-shop, types: ["**"], sink: {service: {name: recorder, nam
 		want         int
 	}{
 		"its own":               {[]tls.Certificate{pair}, "outside-shop", http.StatusAccepted},
-		"of another":            {[]tls.Certificate{pair}, "commerce", http.StatusForbidden},
+		"of another":            {[]tls.Certificate{pair}, "outside-other", http.StatusForbidden},
 		"without a certificate": {nil, "outside-shop", http.StatusForbidden},
 	} {
 		t.Run(name, func(t *testing.T) {
