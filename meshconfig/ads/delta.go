@@ -1,9 +1,7 @@
 package ads
 
 import (
-	"context"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strconv"
@@ -47,59 +45,6 @@ func newDelta(s *stream, grpc deltaStream) *delta {
 	defer s.mu.Unlock()
 	s.delta = d
 	return d
-}
-
-// run serves the stream until the client goes, its target is removed or the server
-// stops.
-func (d *delta) run(first *discoveryv3.DeltaDiscoveryRequest, stopping <-chan struct{}) error {
-	ctx := d.grpc.Context()
-	requests, ended := make(chan *discoveryv3.DeltaDiscoveryRequest), make(chan error, 1)
-	go func() {
-		for {
-			req, err := receiveDelta(d.grpc, maxRequestBytes)
-			if err != nil {
-				ended <- err
-				return
-			}
-			select {
-			case requests <- req:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	if err := d.handle(first); err != nil {
-		return err
-	}
-	renew := time.NewTimer(time.Hour)
-	defer renew.Stop()
-	for {
-		if err := d.push(); err != nil {
-			return err
-		}
-		renew.Reset(d.secrets.untilRenewal())
-		select {
-		case req := <-requests:
-			if err := d.handle(req); err != nil {
-				return err
-			}
-		case <-d.wake:
-		case <-renew.C:
-		case <-d.secrets.changed:
-			d.secrets.look()
-		case <-d.gone.Done():
-			return context.Cause(d.gone)
-		case <-stopping:
-			return status.Error(codes.Unavailable, "the server stops")
-		case err := <-ended:
-			if err == io.EOF { //nolint:errorlint // Recv returns it bare.
-				return nil
-			}
-			return err
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 }
 
 // handle takes a request: a change of a subscription, an ACK or a NACK, or both.

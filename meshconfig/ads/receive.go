@@ -77,14 +77,14 @@ func receiveInto(stream grpc.ServerStream, r *received) error {
 }
 
 // receiveFirst has a place of the namespace for it.
-func receiveFirst[R any](ctx context.Context, places *firstPlaces, namespace string, receive func() (*R, error)) (*R, error) {
+func receiveFirst[R any](ctx context.Context, places *firstPlaces, namespace string, receive func() (R, error)) (first R, err error) {
 	ctx, cancel := context.WithTimeout(ctx, firstRequestTimeout)
 	defer cancel()
 	if !places.enter(ctx, namespace) {
-		return nil, status.Error(codes.ResourceExhausted, "too many first requests are being received; come again")
+		return first, status.Error(codes.ResourceExhausted, "too many first requests are being received; come again")
 	}
 	type result struct {
-		request *R
+		request R
 		err     error
 	}
 	results := make(chan result, 1)
@@ -98,9 +98,9 @@ func receiveFirst[R any](ctx context.Context, places *firstPlaces, namespace str
 		return r.request, r.err
 	case <-ctx.Done():
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return nil, status.Error(codes.DeadlineExceeded, "no request came")
+			return first, status.Error(codes.DeadlineExceeded, "no request came")
 		}
-		return nil, ctx.Err()
+		return first, ctx.Err()
 	}
 }
 

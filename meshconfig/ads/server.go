@@ -356,40 +356,20 @@ func (s *Server) told(err error) error {
 }
 
 func (s *Server) serveWhole(grpcStream adsStream) error {
-	ctx := grpcStream.Context()
-	identity, err := authenticate(ctx, s.config.Authenticator)
-	if err != nil {
-		return err
-	}
-	first, err := receiveFirst(ctx, s.first, identity.Namespace, func() (*discoveryv3.DiscoveryRequest, error) { return receive(grpcStream, maxFirstBytes) })
-	if err != nil {
-		return err
-	}
-	st, leave, err := s.enter(ctx, identity, first.GetNode().GetId())
-	if err != nil {
-		return err
-	}
-	defer leave()
-	st.grpc, st.watches = grpcStream, map[string]*watch{}
-	return st.run(first, s.stopping)
+	receive := func(maxBytes int) (*discoveryv3.DiscoveryRequest, error) { return receive(grpcStream, maxBytes) }
+	return serve(grpcStream.Context(), s, receive, func(st *stream) protocol[*discoveryv3.DiscoveryRequest] {
+		st.grpc, st.watches = grpcStream, map[string]*watch{}
+		return st
+	})
 }
 
 func (s *Server) serveDelta(grpcStream deltaStream) error {
-	ctx := grpcStream.Context()
-	identity, err := authenticate(ctx, s.config.Authenticator)
-	if err != nil {
-		return err
+	receive := func(maxBytes int) (*discoveryv3.DeltaDiscoveryRequest, error) {
+		return receiveDelta(grpcStream, maxBytes)
 	}
-	first, err := receiveFirst(ctx, s.first, identity.Namespace, func() (*discoveryv3.DeltaDiscoveryRequest, error) { return receiveDelta(grpcStream, maxFirstBytes) })
-	if err != nil {
-		return err
-	}
-	st, leave, err := s.enter(ctx, identity, first.GetNode().GetId())
-	if err != nil {
-		return err
-	}
-	defer leave()
-	return newDelta(st, grpcStream).run(first, s.stopping)
+	return serve(grpcStream.Context(), s, receive, func(st *stream) protocol[*discoveryv3.DeltaDiscoveryRequest] {
+		return newDelta(st, grpcStream)
+	})
 }
 
 // enter makes a stream of a node that the identity may be. leave is to be called

@@ -3,12 +3,10 @@ package ads
 import (
 	"context"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strconv"
 	"sync"
-	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
@@ -47,61 +45,6 @@ func (s *stream) poke() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
-	}
-}
-
-// run serves the stream until the client goes, its target is removed or the
-// server stops.
-func (s *stream) run(first *discoveryv3.DiscoveryRequest, stopping <-chan struct{}) error {
-	ctx := s.grpc.Context()
-	requests := make(chan *discoveryv3.DiscoveryRequest)
-	ended := make(chan error, 1)
-	go func() {
-		for {
-			req, err := receive(s.grpc, maxRequestBytes)
-			if err != nil {
-				ended <- err
-				return
-			}
-			select {
-			case requests <- req:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-
-	if err := s.handle(first); err != nil {
-		return err
-	}
-	renew := time.NewTimer(time.Hour)
-	defer renew.Stop()
-	for {
-		if err := s.push(); err != nil {
-			return err
-		}
-		renew.Reset(s.secrets.untilRenewal())
-		select {
-		case req := <-requests:
-			if err := s.handle(req); err != nil {
-				return err
-			}
-		case <-s.wake:
-		case <-renew.C:
-		case <-s.secrets.changed:
-			s.secrets.look()
-		case <-s.gone.Done():
-			return context.Cause(s.gone)
-		case <-stopping:
-			return status.Error(codes.Unavailable, "the server stops")
-		case err := <-ended:
-			if err == io.EOF { //nolint:errorlint // Recv returns it bare.
-				return nil
-			}
-			return err
-		case <-ctx.Done():
-			return ctx.Err()
-		}
 	}
 }
 
